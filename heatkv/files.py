@@ -1,0 +1,210 @@
+"""Files that people hand us: read within bounds, checked before use, written whole or not at all.
+
+The loaders of schedules, scores and orders share these helpers. Each passes its own exception class, so that whatever
+is wrong with a file arrives as one error that names the file's kind, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heatkv.scales import Geometry, ScaleSchedule
+
+MAX_LAYERS = MAX_HEADS = 10_000
+MAX_SCALES = 1_024
+MAX_SIDE = 4_096
+MAX_NESTING = 16
+MAX_NAME = 200
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 60
+
+
+def shown(value: object) -> str:
+    """``value`` as a message may show it: short, on one line, without control characters."""
+    return _repr.repr(value)
+
+
+def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[ValueError]) -> bytes:
+    """The whole file, or ``error`` if it can not be read or is larger than ``limit`` bytes."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        raise error(f"cannot read {shown(os.fspath(path))}: {problem}") from problem
+    if len(data) > limit:
+        raise error(f"{shown(os.fspath(path))} is larger than {limit >> 20} MB: this is not such a file")
+    return data
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` so that a reader sees the old file or the new one, never a part of it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def parse_json(text: str | bytes, *, error: type[ValueError]) -> Any:
+    """Strict JSON: no NaN or Infinity, at most ``MAX_NESTING`` levels, every problem as ``error``."""
+
+    def refuse(constant: str) -> None:
+        raise error(f"{constant} is not a number that JSON knows")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except error:
+        raise
+    except RecursionError:
+        raise error("not usable: nested too deeply") from None
+    except ValueError as problem:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise error(f"not valid JSON: {problem}") from problem
+    if _too_deep(value):
+        raise error(f"not usable: nested more than {MAX_NESTING} levels deep")
+    return value
+
+
+def plain_json(value: Mapping[str, Any], *, what: str, error: type[ValueError]) -> dict[str, Any]:
+    """A private copy of ``value`` as it will come back from a file, or ``error`` if JSON can not hold it."""
+    if not isinstance(value, Mapping):
+        raise error(f"{what} must map names to plain values, not be {shown(value)}")
+    try:
+        text = json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise error(f"{what} must hold nothing but plain JSON values: {problem}") from problem
+    copy: dict[str, Any] = parse_json(text, error=error)
+    return copy
+
+
+def geometry_json(geometry: Geometry) -> dict[str, Any]:
+    """The fields that `Fields.geometry` reads back."""
+    return {
+        "scales": [list(size) for size in geometry.scales],
+        "layers": geometry.layers,
+        "heads": geometry.heads,
+        "head_dim": geometry.head_dim,
+    }
+
+
+class Fields:
+    """Typed, bounded access to the fields of an untrusted JSON object."""
+
+    def __init__(self, value: Any, *, format: str, version: int, error: type[ValueError]) -> None:
+        self.error = error
+        if not isinstance(value, dict):
+            raise error(f"a {format} file holds one JSON object, not {shown(value)}")
+        self.value: dict[str, Any] = value
+        if value.get("format") != format:
+            raise error(f"format is {shown(value.get('format'))}, not {format!r}: this is another kind of file")
+        found = value.get("version")
+        if type(found) is not int or found != version:
+            raise error(f"{format} version {shown(found)} is not supported; this program reads version {version}")
+
+    def get(self, key: str) -> Any:
+        if key not in self.value:
+            raise self.error(f"{key!r} is missing")
+        return self.value[key]
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self.get(key)
+        if type(value) is not int or not low <= value <= high:  # bool is an int to Python, not to us
+            raise self.error(f"{key} is {shown(value)}: it must be a whole number from {low} to {high}")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.get(key)
+        if type(value) not in (int, float) or not -1e300 < value < 1e300:
+            raise self.error(f"{key} is {shown(value)}: it must be a finite number")
+        return float(value)
+
+    def name(self, key: str) -> str:
+        return checked_name(self.get(key), what=key, error=self.error)
+
+    def sequence(self, key: str) -> list[Any]:
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise self.error(f"{key} is {shown(value)}: it must be a list")
+        return value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.get(key)
+        if not isinstance(value, dict):
+            raise self.error(f"{key} is {shown(value)}: it must be a JSON object")
+        return value
+
+    def scales(self) -> ScaleSchedule:
+        sizes = self.sequence("scales")
+        if not 1 <= len(sizes) <= MAX_SCALES:
+            raise self.error(f"scales lists {len(sizes)} scales: it must list 1 to {MAX_SCALES}")
+        for k, size in enumerate(sizes):
+            good = isinstance(size, list) and len(size) == 2
+            if not good or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
+                raise self.error(f"scales[{k}] is {shown(size)}: it must be [height, width], each 1 to {MAX_SIDE}")
+        return ScaleSchedule(tuple((h, w) for h, w in sizes))
+
+    def geometry(self) -> Geometry:
+        """Layers, heads and scales; ``head_dim`` may be absent, which reads as 0: not stated."""
+        head_dim = self.integer("head_dim", 0, 65_536) if "head_dim" in self.value else 0
+        layers = self.integer("layers", 1, MAX_LAYERS)
+        return Geometry(layers, self.integer("heads", 1, MAX_HEADS), head_dim, self.scales())
+
+
+def checked_name(value: Any, *, what: str, error: type[ValueError]) -> str:
+    """``value`` if it is a name: one printable line, not empty, not endless."""
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= MAX_NAME:
+        raise error(f"{what} is {shown(value)}: it must be a name on one line of 1 to {MAX_NAME} characters")
+    return value
+
+
+def describe(geometry: Geometry) -> str:
+    """A geometry in words, for messages."""
+    size = f" of size {geometry.head_dim}" if geometry.head_dim else ""
+    return f"{geometry.layers} layers x {geometry.heads} heads{size}, scales {geometry.scales}"
+
+
+def same_geometry(a: Geometry, b: Geometry) -> bool:
+    """Equal, where a ``head_dim`` of 0 (not stated) agrees with any."""
+    sizes_agree = a.head_dim == b.head_dim or 0 in (a.head_dim, b.head_dim)
+    return (a.layers, a.heads, a.scales) == (b.layers, b.heads, b.scales) and sizes_agree
+
+
+def as_array(value: npt.ArrayLike, *, what: str, error: type[ValueError]) -> npt.NDArray[Any]:
+    """``value`` as an array, whatever it holds; ``error`` if it is ragged."""
+    try:
+        return np.asarray(value)
+    except ValueError as problem:
+        raise error(f"{what} can not be an array: {problem}") from problem
+
+
+def is_number(value: object) -> bool:
+    """A finite real number; ``True`` is none, numpy's scalars are."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        if not containers:
+            return False
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+    return True

@@ -1,0 +1,77 @@
+"""What a policy is, and what it may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from heatkv.scales import Geometry
+from heatkv.scores import HeadScores
+
+Provenance = Literal["paper", "re-implementation", "adaptation", "reference"]
+Needs = Literal["scores", "orders", "nothing"]
+
+
+@dataclass(frozen=True)
+class PlanInput:
+    """One question to a static policy: how to spend ``budget`` on this model.
+
+    Everything is checked: the budget is feasible, orders fit the geometry, and what `Policy.needs` names is there.
+    Orders are ranked from scores where only those were given; ``orders_SN`` is None for a policy that needs nothing,
+    ``scores`` where the caller has none.
+    """
+
+    geometry: Geometry
+    budget: float
+    sink_scales: int
+    seed: int
+    scores: HeadScores | None = None
+    orders_SN: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A way to spend a budget. One file in this folder defines one, and one line of the registry lists it.
+
+    Parameters
+    ----------
+    name
+        What scripts and files call it.
+    title, summary
+        What people read: a short name, and a sentence on what it keeps.
+    provenance
+        ``paper`` (does what the paper and its code do), ``re-implementation`` (constants that the paper leaves open
+        are ours), ``adaptation`` (made for another kind of model) or ``reference`` (a yardstick).
+    needs
+        What calibration it reads: ``scores`` (attention mass by target scale), ``orders`` (rankings, which scores
+        give too) or ``nothing``.
+    drop_at
+        For a static policy: the table of `heatkv.schedule`, ``(layers, heads, scales)``, from a `PlanInput`.
+    cache
+        For a dynamic policy, which decides while it generates and has no schedule: makes its cache. A policy has
+        either of the two.
+    seeded
+        Whether the plan depends on ``seed``.
+    """
+
+    name: str
+    title: str
+    summary: str
+    provenance: Provenance
+    needs: Needs
+    drop_at: Callable[[PlanInput], npt.NDArray[np.integer]] | None = None
+    cache: Callable[..., Any] | None = None
+    seeded: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.drop_at is None) == (self.cache is None):
+            raise TypeError(f"policy {self.name!r} must define either drop_at or cache")
+
+    @property
+    def static(self) -> bool:
+        """Whether `heatkv.plan` can plan it ahead of generation."""
+        return self.drop_at is not None

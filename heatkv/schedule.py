@@ -1,0 +1,327 @@
+"""A schedule: when the cache lets go of every cell. Plain data, checked whole before anything runs on it.
+
+A cell is one (layer, head, source scale). ``drop_at_LHS[l, h, s]`` is the first target scale whose attention no longer
+reads it: K (the number of scales) means never, ``s + 1`` means that it is not even stored. While target scale t runs,
+
+- attention in layer l reads the cells with ``drop_at > t``, and its own scale;
+- right after it, layer l frees its cells with ``drop_at == t + 1`` and stores its own scale's cells with
+  ``drop_at > t + 1``; the last scale stores nothing.
+
+The cache is therefore largest after some layer of some scale, and how large is known before anything runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heatkv.files import (
+    MAX_SCALES,
+    Fields,
+    as_array,
+    checked_name,
+    describe,
+    geometry_json,
+    is_number,
+    parse_json,
+    plain_json,
+    read_bytes,
+    same_geometry,
+    shown,
+    write_atomic,
+)
+from heatkv.scales import Geometry, ScaleSchedule
+
+FORMAT = "heatkv-schedule"
+VERSION = 1
+MAX_FILE_BYTES = 32 << 20
+
+_SLACK = 1e-12  # in budgets: what rounding may cost, and what printing with 12 decimals does
+
+
+class ScheduleError(ValueError):
+    """A schedule, a budget or a schedule file that can not be used; the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Which cells the cache keeps, and until when.
+
+    Parameters
+    ----------
+    model
+        Id of the model that it was planned for.
+    geometry
+        Layers, heads and scales; a ``head_dim`` of 0 means not stated.
+    sink_scales
+        The first so many scales are never dropped.
+    policy
+        Name of the policy that planned it.
+    budget
+        Peak cached tokens as a share of the full cache's peak, in (0, 1]. The table keeps to it.
+    drop_at_LHS
+        The table described above, shape ``(layers, heads, scales)``; the last scale's own cells hold K.
+        Copied, and read-only from then on.
+    provenance
+        How it came about: plain JSON values.
+
+    Raises
+    ------
+    ScheduleError
+        If anything contradicts anything else. A ``Schedule`` that exists can be executed.
+    """
+
+    model: str
+    geometry: Geometry
+    sink_scales: int
+    policy: str
+    budget: float
+    drop_at_LHS: npt.NDArray[np.int16]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checked_name(self.model, what="model", error=ScheduleError)
+        checked_name(self.policy, what="policy", error=ScheduleError)
+        scales = self.geometry.scales
+        check_budget(self.budget, scales, self.sink_scales, model=self.model)
+        object.__setattr__(self, "budget", float(self.budget))
+        object.__setattr__(self, "sink_scales", int(self.sink_scales))
+        provenance = plain_json(self.provenance, what="provenance", error=ScheduleError)
+        object.__setattr__(self, "provenance", provenance)
+        object.__setattr__(self, "drop_at_LHS", _checked_table(self.drop_at_LHS, self.geometry, self.sink_scales))
+        limit = token_limit(self.budget, self.geometry)
+        if self.peak_tokens > limit:
+            raise ScheduleError(
+                f"drop_at caches {self.peak_tokens} tokens at its peak, more than the {limit} that budget "
+                f"{self.budget:g} allows; state a budget of {self.peak_tokens / self.geometry.full_peak_tokens:.6f} "
+                f"or drop cells earlier"
+            )
+
+    @classmethod
+    def full(cls, geometry: Geometry, model: str) -> Schedule:
+        """The full cache as a schedule: nothing is dropped, so every cached scale counts as a sink."""
+        K = len(geometry.scales)
+        never_LHS = np.full((geometry.layers, geometry.heads, K), K, np.int16)
+        return cls(model, geometry, sink_scales=K - 1, policy="full", budget=1.0, drop_at_LHS=never_LHS)
+
+    def keep(self, target: int) -> npt.NDArray[np.bool_]:
+        """The cells that attention of scale ``target`` reads, ``(layers, heads, scales)``, its own scale included."""
+        K = len(self.geometry.scales)
+        if not 0 <= target < K:
+            raise IndexError(f"there is no target scale {target}: scales count from 0 to {K - 1}")
+        keep_LHS = self.drop_at_LHS > target
+        keep_LHS[:, :, target] = True
+        keep_LHS[:, :, target + 1 :] = False
+        return keep_LHS
+
+    @cached_property
+    def removed_TS(self) -> npt.NDArray[np.int64]:
+        """Heads that no longer read source scale s when target scale t runs, ``(targets, sources)``."""
+        drop_at_NS = self.drop_at_LHS.reshape(self.geometry.slots, -1)
+        return np.stack([(drop_at_NS <= t).sum(0) for t in range(drop_at_NS.shape[1])])
+
+    @cached_property
+    def resident_tokens_TL(self) -> npt.NDArray[np.int64]:
+        """Cached tokens of one batch row, all heads of all layers, after layer l of scale t has run.
+
+        The last scale stores nothing and its row repeats what it started with: that the cache could be freed layer by
+        layer while it runs is not counted.
+        """
+        return resident_tokens(self.drop_at_LHS, self.geometry.scales)
+
+    @cached_property
+    def peak_tokens(self) -> int:
+        """The most tokens that the cache ever holds for one batch row, summed over heads."""
+        return int(self.resident_tokens_TL.max())
+
+    def check_matches(self, geometry: Geometry) -> None:
+        """Raise `ScheduleError` unless the schedule was planned for ``geometry``."""
+        if not same_geometry(self.geometry, geometry):
+            raise ScheduleError(
+                f"this schedule was planned for {self.model} ({describe(self.geometry)}) and does not fit a model "
+                f"with {describe(geometry)}; plan one for that model"
+            )
+
+    def to_json(self) -> str:
+        return (
+            json.dumps(
+                {
+                    "format": FORMAT,
+                    "version": VERSION,
+                    "model": self.model,
+                    **geometry_json(self.geometry),
+                    "sink_scales": self.sink_scales,
+                    "policy": self.policy,
+                    "budget": self.budget,
+                    "provenance": self.provenance,
+                    "drop_at": self.drop_at_LHS.tolist(),
+                }
+            )
+            + "\n"
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Schedule:
+        """Read `to_json`'s text. It may come from anyone: everything is checked before it is used.
+
+        ``head_dim`` may be absent: a schedule counts tokens, not bytes.
+        """
+        if len(text) > MAX_FILE_BYTES:
+            raise ScheduleError(f"the text is longer than {MAX_FILE_BYTES >> 20} MB: this is no schedule")
+        value = parse_json(text, error=ScheduleError)
+        fields = Fields(value, format=FORMAT, version=VERSION, error=ScheduleError)
+        geometry = fields.geometry()
+        return cls(
+            model=fields.name("model"),
+            geometry=geometry,
+            sink_scales=fields.integer("sink_scales", 0, MAX_SCALES),
+            policy=fields.name("policy"),
+            budget=fields.number("budget"),
+            drop_at_LHS=_table_from_lists(fields.sequence("drop_at"), geometry),
+            provenance=fields.mapping("provenance"),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the schedule as JSON, atomically."""
+        write_atomic(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Schedule:
+        """Read a schedule file; every problem with it is a `ScheduleError` that names the file."""
+        data = read_bytes(path, limit=MAX_FILE_BYTES, error=ScheduleError)
+        try:
+            return cls.from_json(data)
+        except ScheduleError as problem:
+            raise ScheduleError(f"{shown(os.fspath(path))}: {problem}") from problem
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        mine = (self.model, self.geometry, self.sink_scales, self.policy, self.budget, self.provenance)
+        theirs = (other.model, other.geometry, other.sink_scales, other.policy, other.budget, other.provenance)
+        return mine == theirs and np.array_equal(self.drop_at_LHS, other.drop_at_LHS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def check_sinks(scales: ScaleSchedule, sink_scales: int) -> None:
+    """Raise `ScheduleError` unless ``sink_scales`` of these scales can be sinks: the last one is never cached."""
+    most = len(scales) - 1
+    if isinstance(sink_scales, bool) or not isinstance(sink_scales, (int, np.integer)) or not 0 <= sink_scales <= most:
+        raise ScheduleError(
+            f"sink_scales is {shown(sink_scales)}: with {len(scales)} scales, of which the last is never cached, "
+            f"it must be a whole number from 0 to {most}"
+        )
+
+
+def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
+    """The share of the full peak that the sink scales alone take: no budget can be below it."""
+    check_sinks(scales, sink_scales)
+    return sum(scales.tokens[:sink_scales]) / scales.full_peak if scales.full_peak else 0.0
+
+
+def check_budget(budget: float, scales: ScaleSchedule, sink_scales: int, *, model: str = "this model") -> None:
+    """Raise `ScheduleError` unless ``budget`` is a feasible share of the full cache's peak."""
+    least = least_budget(scales, sink_scales)
+    if not is_number(budget) or not 0 < budget <= 1:
+        raise ScheduleError(
+            f"budget {shown(budget)} is not a share of the full cache's peak; choose a number above 0 and up to 1"
+        )
+    if budget + _SLACK < least:
+        raise ScheduleError(
+            f"budget {budget:g} is below the least feasible {least:.12f} for {model} with {sink_scales} sink scales; "
+            f"raise it or lower sink_scales"
+        )
+
+
+def token_limit(budget: float, geometry: Geometry) -> int:
+    """The most tokens that ``budget`` lets the cache hold, summed over heads, for one batch row."""
+    return int((budget + _SLACK) * geometry.full_peak_tokens)
+
+
+def stored_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
+    """Tokens that each layer holds once target scale t is through it: cells s <= t with ``drop_at > t + 1``.
+
+    Shape ``(targets, layers)``; the last target, which stores nothing, repeats the row before it.
+    """
+    L, _, K = drop_at_LHS.shape
+    if K == 1:
+        return np.zeros((1, L), np.int64)
+    tokens_S = np.array(scales.tokens[:-1])
+    drop_at_LHS = drop_at_LHS[:, :, :-1]
+    # A cell of scale s comes with scale s and is gone once scale drop_at - 1 is through. The last row, K - 1, only
+    # collects the cells that are never dropped. Sums stay far below 2**53, so doubles count exactly.
+    end_LHS = (drop_at_LHS.astype(np.int64) - 1) * L + np.arange(L)[:, None, None]
+    weights_LHS = np.broadcast_to(tokens_S.astype(np.float64), drop_at_LHS.shape)
+    ended_TL = np.bincount(end_LHS.ravel(), weights_LHS.ravel(), minlength=K * L).reshape(K, L)[:-1]
+    came_T = tokens_S * drop_at_LHS.shape[1]
+    stored_TL = np.cumsum(came_T[:, None] - ended_TL.astype(np.int64), axis=0)
+    return np.concatenate([stored_TL, stored_TL[-1:]])
+
+
+def resident_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
+    """Tokens that all layers hold after layer l of target scale t has run, ``(targets, layers)``.
+
+    Layers up to l already hold what is left after scale t, the later ones still what was left after t - 1.
+    """
+    after_TL = stored_tokens(drop_at_LHS, scales)
+    before_TL = np.concatenate([np.zeros_like(after_TL[:1]), after_TL[:-1]])
+    resident_TL: npt.NDArray[np.int64] = before_TL.sum(1, keepdims=True) + np.cumsum(after_TL - before_TL, axis=1)
+    return resident_TL
+
+
+def _checked_table(table: npt.ArrayLike, geometry: Geometry, sink_scales: int) -> npt.NDArray[np.int16]:
+    """``table`` as a read-only int16 copy, if it says something possible of every cell."""
+    K = len(geometry.scales)
+    array = as_array(table, what="drop_at", error=ScheduleError)
+    shape = (geometry.layers, geometry.heads, K)
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise ScheduleError(
+            f"drop_at is {array.dtype} of shape {array.shape}: it must be whole numbers of shape {shape} for "
+            f"{describe(geometry)}"
+        )
+    first_S = np.arange(1, K + 1)
+    first_S[:sink_scales] = K
+    bad = np.argwhere((array < first_S) | (array > K))
+    if len(bad):
+        layer, head, s = (int(i) for i in bad[0])
+        value = int(array[layer, head, s])
+        if s < sink_scales and s < value < K:
+            raise ScheduleError(
+                f"drop_at[{layer}][{head}][{s}] is {value}, but scale {s} is one of {sink_scales} sink scales, which "
+                f"are never dropped: it must be {K}, or sink_scales smaller"
+            )
+        raise ScheduleError(
+            f"drop_at[{layer}][{head}][{s}] is {value}: it must be from {s + 1} (never stored) to {K} (never dropped)"
+        )
+    table_LHS: npt.NDArray[np.int16] = array.astype(np.int16)
+    table_LHS.setflags(write=False)
+    return table_LHS
+
+
+def _table_from_lists(layers: list[Any], geometry: Geometry) -> npt.NDArray[np.int16]:
+    """Nested JSON lists as an array, refusing anything ragged, of the wrong size or not a small whole number."""
+    K = len(geometry.scales)
+    if len(layers) != geometry.layers:
+        raise ScheduleError(f"drop_at holds {len(layers)} layers, but layers is {geometry.layers}")
+    flat: list[int] = []
+    for i, heads in enumerate(layers):
+        if not isinstance(heads, list) or len(heads) != geometry.heads:
+            raise ScheduleError(f"drop_at[{i}] is {shown(heads)}: it must be a list of {geometry.heads} heads")
+        for j, cells in enumerate(heads):
+            if not isinstance(cells, list) or len(cells) != K:
+                raise ScheduleError(f"drop_at[{i}][{j}] is {shown(cells)}: it must be a list of {K} scales")
+            for s, value in enumerate(cells):
+                if type(value) is not int or not s < value <= K:
+                    raise ScheduleError(
+                        f"drop_at[{i}][{j}][{s}] is {shown(value)}: it must be a whole number from {s + 1} "
+                        f"(never stored) to {K} (never dropped)"
+                    )
+            flat += cells
+    return np.array(flat, np.int16).reshape(geometry.layers, geometry.heads, K)

@@ -1,0 +1,21 @@
+"""What all tests share: the conformance vectors, and steady property tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples on every run and machine; speed is no property under test.
+settings.register_profile("heatkv", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("heatkv")
+
+
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """Folder of the numbers that the official implementations gave; it lies next to the repository."""
+    folder = Path(__file__).resolve().parents[1] / ".." / "shared" / "conformance"
+    if not folder.is_dir():
+        pytest.skip("no conformance vectors: ../shared/conformance is absent")
+    return folder.resolve()

@@ -1,0 +1,364 @@
+"""Policies keep to the budget they are given, and HeatKV is the greedy schedule that the paper describes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import Problem, geometries, ordinary_problem, problems, random_orders, random_scores
+
+from heatkv import policies
+from heatkv.policies import REGISTRY, plan
+from heatkv.policies.base import PlanInput, Policy
+from heatkv.policies.heatkv import removals
+from heatkv.scales import Geometry, ScaleSchedule
+from heatkv.schedule import Schedule, ScheduleError, least_budget, token_limit
+from heatkv.scores import OrdersError, ScoresError
+
+STATIC = [name for name, policy in REGISTRY.items() if policy.static]
+SMALL = Geometry(3, 4, 8, ScaleSchedule(((1, 1), (1, 2), (3, 2), (3, 4), (5, 4), (6, 6))))
+
+
+Cell = tuple[int, int, int]  # layer, head, source scale
+
+
+def solve(problem: Problem, policy: str = "heatkv", budget: float | None = None) -> Schedule:
+    return plan(
+        problem.orders_SN,
+        problem.budget if budget is None else budget,
+        policy,
+        problem.sink_scales,
+        model="toy",
+        geometry=problem.geometry,
+    )
+
+
+def simulate(schedule: Schedule) -> list[int]:
+    """Cached tokens after every layer of every scale, as a cache would count them: one cell at a time."""
+    geometry, drop_at_LHS = schedule.geometry, schedule.drop_at_LHS
+    tokens, K = geometry.scales.tokens, len(geometry.scales)
+    held: set[Cell] = set()
+    sizes = []
+    for t in range(K - 1):
+        for layer in range(geometry.layers):
+            for head in range(geometry.heads):
+                held -= {(layer, head, s) for s in range(t) if drop_at_LHS[layer, head, s] == t + 1}
+                if drop_at_LHS[layer, head, t] > t + 1:
+                    held.add((layer, head, t))
+            sizes.append(sum(tokens[s] for *_, s in held))
+    return sizes
+
+
+def greedy_by_hand(problem: Problem) -> npt.NDArray[np.int64]:
+    """The paper's strict greedy schedule one cell and one layer at a time, in plain Python."""
+    geometry, sinks = problem.geometry, problem.sink_scales
+    L, H, K = geometry.layers, geometry.heads, len(geometry.scales)
+    tokens, full_peak = geometry.scales.tokens, geometry.scales.full_peak
+    threshold = problem.budget * geometry.slots * full_peak + 1e-6  # doubles multiply so closely
+    drop_at_LHS = np.full((L, H, K), K, np.int64)
+    gone: set[Cell] = set()
+    for t in range(sinks, K - 1):
+        incoming = geometry.scales.bounds[t + 1][0]
+        over = incoming - problem.budget * full_peak
+        count = int(np.ceil(geometry.slots * over / (incoming - sum(tokens[:sinks])))) if over > 0 else 0
+        rank_of = {
+            (int(slot) // H, int(slot) % H, s): rank
+            for s in range(sinks, t + 1)
+            for rank, slot in enumerate(problem.orders_SN[s - sinks][:count])
+        }
+        leaving = rank_of.keys() - gone
+        queue = sorted((c for c in leaving if c[2] < t), key=lambda c, rank=rank_of: (-c[0], -c[2], rank[c]))  # type: ignore[misc]
+        early: set[Cell] = set()
+        for layer in range(L):
+            written = {(i, h, s) for i in range(L) for h in range(H) for s in range(t + 1 if i <= layer else t)}
+            held = written - gone - early - {cell for cell in leaving if cell[0] <= layer}
+            while sum(tokens[s] for *_, s in held) > threshold:
+                early.add(queue[0])
+                held.discard(queue.pop(0))
+        for cell in leaving:
+            drop_at_LHS[cell] = t if cell in early else t + 1
+        gone |= leaving
+    return drop_at_LHS
+
+
+@pytest.mark.parametrize("policy", STATIC)
+@given(problem=problems())
+def test_cache_never_exceeds_budget_after_any_layer(policy: str, problem: Problem) -> None:
+    schedule = solve(problem, policy)
+    limit = problem.budget * problem.geometry.full_peak_tokens
+    assert max(simulate(schedule)) <= limit + 1e-6
+    assert schedule.resident_tokens_TL[:-1].ravel().tolist() == simulate(schedule)
+
+
+@pytest.mark.parametrize("policy", STATIC)
+@given(problem=problems())
+def test_sink_scales_are_never_dropped(policy: str, problem: Problem) -> None:
+    schedule = solve(problem, policy)
+    assert (schedule.drop_at_LHS[:, :, : problem.sink_scales] == len(problem.geometry.scales)).all()
+
+
+@pytest.mark.parametrize("policy", STATIC)
+@given(problem=problems())
+def test_what_is_dropped_never_returns(policy: str, problem: Problem) -> None:
+    schedule = solve(problem, policy)
+    for t in range(1, len(problem.geometry.scales)):
+        assert not (schedule.keep(t) & ~schedule.keep(t - 1))[:, :, :t].any()
+
+
+@pytest.mark.parametrize("policy", STATIC)
+@given(problem=problems(), share=st.floats(0, 1))
+def test_a_larger_budget_keeps_all_that_a_smaller_one_keeps_at_the_last_scale(
+    policy: str, problem: Problem, share: float
+) -> None:
+    larger = min(problem.budget + share * (1 - problem.budget), 1.0)
+    last = len(problem.geometry.scales) - 1
+    assert not (solve(problem, policy).keep(last) & ~solve(problem, policy, larger).keep(last)).any()
+
+
+@pytest.mark.parametrize("policy", STATIC)
+@given(problem=problems())
+def test_full_budget_drops_nothing(policy: str, problem: Problem) -> None:
+    schedule = solve(problem, policy, budget=1.0)
+    assert (schedule.drop_at_LHS == len(problem.geometry.scales)).all()
+    assert schedule.peak_tokens == problem.geometry.full_peak_tokens
+
+
+@pytest.mark.parametrize("policy", STATIC)
+@given(problem=problems())
+def test_a_plan_is_a_function_of_its_input(policy: str, problem: Problem) -> None:
+    assert solve(problem, policy) == solve(problem, policy)
+
+
+@pytest.mark.parametrize("policy", STATIC)
+@given(problem=problems())
+def test_a_plan_survives_a_file(policy: str, problem: Problem) -> None:
+    schedule = solve(problem, policy)
+    assert Schedule.from_json(schedule.to_json()) == schedule
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_heatkv_is_the_greedy_schedule_done_by_hand(seed: int) -> None:
+    problem = ordinary_problem(seed)
+    assert (solve(problem).drop_at_LHS == greedy_by_hand(problem)).all()
+
+
+@given(problem=problems())
+def test_heatkv_is_the_greedy_schedule_done_by_hand_in_odd_cases_too(problem: Problem) -> None:
+    assert (solve(problem).drop_at_LHS == greedy_by_hand(problem)).all()
+
+
+def test_the_ordinary_problems_are_pruned_early_at_several_layers() -> None:
+    """Else the test above would prove little."""
+    triggers = []
+    for problem in map(ordinary_problem, range(30)):
+        result = removals(problem.orders_SN, problem.budget, problem.geometry, problem.sink_scales)
+        triggers.append(len(set(result.trigger_LHS[result.trigger_LHS >= 0].tolist())))
+    assert np.mean([n >= 2 for n in triggers]) > 0.4
+
+
+@given(problem=problems())
+def test_heatkv_drops_every_prunable_scale_in_equally_many_heads(problem: Problem) -> None:
+    prunable = solve(problem).removed_TS[-1, problem.sink_scales : -1]
+    assert len(set(prunable.tolist())) <= 1
+
+
+@given(problem=problems())
+def test_heatkv_drops_the_lowest_ranks_of_every_scale(problem: Problem) -> None:
+    schedule = solve(problem)
+    for i, slots in enumerate(problem.orders_SN):
+        s, last = problem.sink_scales + i, len(problem.geometry.scales) - 1
+        kept = schedule.keep(last)[:, :, s].ravel()[slots]
+        assert (np.sort(kept) == kept).all(), f"source scale {s}"
+
+
+@given(problem=problems())
+def test_early_pruning_goes_on_only_while_the_cache_overflows(problem: Problem) -> None:
+    """At the last layer that prunes early, what had gone before it was not enough."""
+    result = removals(problem.orders_SN, problem.budget, problem.geometry, problem.sink_scales)
+    limit = problem.budget * problem.geometry.full_peak_tokens
+    tokens = np.array(problem.geometry.scales.tokens)
+    for t in range(1, len(tokens) - 1):
+        early = (result.trigger_LHS >= 0) & (result.late_LHS == t + 1)
+        if not early.any():
+            continue
+        trigger = result.trigger_LHS[early].max()
+        layer = np.arange(problem.geometry.layers)[:, None, None]
+        source = np.arange(len(tokens))
+        held = np.where(
+            layer <= trigger, (result.late_LHS > t + 1) & (source <= t), (result.late_LHS > t) & (source < t)
+        )
+        assert (held & ~(early & (result.trigger_LHS < trigger))).sum((0, 1)) @ tokens > limit
+
+
+@given(geometry=geometries, data=st.data())
+def test_the_least_budget_is_feasible_and_keeps_only_the_sinks(geometry: Geometry, data: st.DataObject) -> None:
+    sinks = data.draw(st.integers(1, len(geometry.scales) - 1))
+    least = least_budget(geometry.scales, sinks)
+    for budget in (least, float(f"{least:.12f}")):  # exactly, and as messages print it
+        schedule = plan(random_orders(geometry, sinks, 0), budget, "heatkv", sinks, model="toy", geometry=geometry)
+        assert (schedule.keep(len(geometry.scales) - 1)[:, :, sinks:-1]).sum() == 0
+        assert schedule.peak_tokens == geometry.slots * sum(geometry.scales.tokens[:sinks])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "layers", "heads", "budget"),
+    [
+        ((30, 2, 55, 43, 19, 1), 1, 5, 30 / 149),  # the least budget; of 745 it is 149.99999999999997
+        ((25, 52, 48, 37), 6, 1, 0.6),  # of 750 it is 449.99999999999994
+        ((25, 31, 1, 19), 2, 6, 0.6),
+        ((37, 6, 17, 26), 3, 2, 0.7),
+    ],
+)
+def test_rounding_of_the_budget_costs_no_token(tokens: tuple[int, ...], layers: int, heads: int, budget: float) -> None:
+    """The exact product is a whole number of tokens, and the cache may hold that many."""
+    geometry = Geometry(layers, heads, 8, ScaleSchedule(tuple((1, n) for n in tokens)))
+    assert token_limit(budget, geometry) == round(budget * geometry.full_peak_tokens)
+    for seed in range(10):
+        problem = Problem(geometry, 1, budget, random_orders(geometry, 1, seed))
+        assert (solve(problem).drop_at_LHS == greedy_by_hand(problem)).all()
+
+
+def test_the_least_budget_of_a_large_model_is_feasible_as_printed() -> None:
+    geometry = Geometry(40, 28, 128, ScaleSchedule.square([1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64]))
+    schedule = plan(None, 0.003268482490, "random", model="infinity-8b", geometry=geometry)
+    assert schedule.peak_tokens == 1120 * 21
+
+
+@given(geometry=geometries, data=st.data())
+def test_a_budget_below_the_sinks_is_refused_with_the_least_one(geometry: Geometry, data: st.DataObject) -> None:
+    sinks = data.draw(st.integers(1, len(geometry.scales) - 1))
+    budget = least_budget(geometry.scales, sinks) * data.draw(st.floats(1e-6, 0.999))
+    with pytest.raises(ScheduleError, match=f"below the least feasible 0?.* for toy with {sinks} sink scales"):
+        plan(random_orders(geometry, sinks, 0), budget, "heatkv", sinks, model="toy", geometry=geometry)
+
+
+@example(budget=float("nan"))
+@example(budget=float("inf"))
+@example(budget=-0.1)
+@example(budget=0.0)
+@example(budget=1.0000001)
+@example(budget=True)
+@example(budget="0.5")
+@example(budget=None)
+@given(budget=st.floats(max_value=0) | st.floats(min_value=1, exclude_min=True))
+def test_a_budget_that_is_no_share_is_refused(budget: float) -> None:
+    with pytest.raises(ScheduleError, match="not a share of the full cache's peak"):
+        plan(random_orders(SMALL, 3, 0), budget, model="toy", geometry=SMALL)
+
+
+@pytest.mark.parametrize("sinks", [-1, 6, 7, True, 1.5, None])
+def test_sink_scales_that_the_model_does_not_have_are_refused(sinks: int) -> None:
+    with pytest.raises(ScheduleError, match="whole number from 0 to 5"):
+        plan(None, 0.5, "random", sinks, model="toy", geometry=SMALL)
+
+
+def test_a_model_of_one_scale_has_nothing_to_drop() -> None:
+    geometry = Geometry(2, 2, 8, ScaleSchedule.square([4]))
+    assert plan(None, 0.1, "random", 0, model="toy", geometry=geometry).peak_tokens == 0
+
+
+def test_scores_and_the_orders_that_follow_from_them_give_the_same_plan() -> None:
+    scores = random_scores(SMALL, seed=1)
+    by_scores = plan(scores, 0.4)
+    by_orders = plan(scores.orders(3), 0.4, model="toy", geometry=SMALL)
+    assert (by_scores.drop_at_LHS == by_orders.drop_at_LHS).all()
+    assert by_scores.model == "toy"
+    assert by_scores.provenance == {"kind": "paper", "planned_from": "scores", "prompts": 1}
+    assert by_orders.provenance == {"kind": "paper", "planned_from": "orders"}
+
+
+def test_random_depends_on_the_seed_and_on_nothing_else() -> None:
+    one = plan(None, 0.4, "random", model="toy", geometry=SMALL, seed=1)
+    assert one == plan(random_scores(SMALL, seed=5), 0.4, "random", seed=1)
+    assert (one.drop_at_LHS != plan(None, 0.4, "random", model="toy", geometry=SMALL, seed=2).drop_at_LHS).any()
+    assert one.provenance["seed"] == 1
+
+
+def test_reverse_drops_what_heatkv_keeps_at_half_the_heads() -> None:
+    geometry = Geometry(2, 2, 8, ScaleSchedule(((1, 1), (2, 2), (3, 3))))
+    orders_SN = np.array([[3, 1, 0, 2]])
+    upright = plan(orders_SN, 0.6, "heatkv", 1, model="toy", geometry=geometry).keep(2)[:, :, 1]
+    upside_down = plan(orders_SN, 0.6, "reverse", 1, model="toy", geometry=geometry).keep(2)[:, :, 1]
+    assert upright.sum() == 2
+    assert (upright == ~upside_down).all()
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no policy 'heatvk'; choose one of heatkv, random, reverse"):
+        plan(random_scores(SMALL, seed=0), 0.5, "heatvk")
+
+
+def test_a_policy_without_its_calibration_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs the scores of a calibration, or head orders"):
+        plan(None, 0.5, model="toy", geometry=SMALL)
+
+
+def test_orders_without_a_geometry_are_refused() -> None:
+    with pytest.raises(ValueError, match="pass model and geometry"):
+        plan(random_orders(SMALL, 3, 0), 0.5)
+
+
+def test_scores_of_another_model_or_geometry_are_refused() -> None:
+    scores = random_scores(SMALL, seed=0)
+    with pytest.raises(ValueError, match="these scores are of toy, not of pocket"):
+        plan(scores, 0.5, model="pocket")
+    with pytest.raises(ScoresError, match=r"3 layers x 4 heads.* and do not fit a model with 4 layers x 4 heads"):
+        plan(scores, 0.5, geometry=Geometry(4, 4, 8, SMALL.scales))
+
+
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        (random_orders(SMALL, 2, 0), "they fit sink_scales=2"),
+        (np.zeros((2, 12), np.int64), "rank each of the 12 slots"),
+        (random_orders(SMALL, 3, 0)[:, :5], "rank each of the 12 slots"),
+        (random_orders(SMALL, 3, 0) + 0.5, "expected whole numbers"),
+        (np.arange(12), "expected whole numbers"),
+    ],
+)
+def test_orders_that_do_not_rank_every_head_once_are_refused(orders: np.ndarray, message: str) -> None:
+    with pytest.raises(OrdersError, match=message):
+        plan(orders, 0.5, model="toy", geometry=SMALL)
+
+
+def test_every_policy_says_what_it_is() -> None:
+    for name, policy in REGISTRY.items():
+        assert policy.name == name
+        assert policy.title and policy.summary.endswith(".")
+
+
+def test_a_policy_defines_a_table_or_a_cache_but_not_both() -> None:
+    with pytest.raises(TypeError, match="either drop_at or cache"):
+        Policy("idle", "Idle", "Nothing.", "reference", "nothing")
+
+
+def test_a_new_policy_takes_one_function_and_one_registry_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sinks_only(ask: PlanInput) -> npt.NDArray[np.int64]:
+        K = len(ask.geometry.scales)
+        drop_at_S = np.array([K if s in (*range(ask.sink_scales), K - 1) else s + 1 for s in range(K)])
+        return np.tile(drop_at_S, (ask.geometry.layers, ask.geometry.heads, 1))
+
+    policy = Policy("sinks", "Sinks only", "Keeps the sinks.", "reference", "nothing", drop_at=sinks_only)
+    monkeypatch.setitem(policies.REGISTRY, policy.name, policy)
+    schedule = plan(None, 0.3, "sinks", model="toy", geometry=SMALL)
+    assert schedule.policy == "sinks"
+    assert schedule.peak_tokens == 12 * (1 + 2 + 6)
+
+
+def test_a_policy_that_breaks_the_budget_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep_all(ask: PlanInput) -> npt.NDArray[np.int64]:
+        return np.full((ask.geometry.layers, ask.geometry.heads, len(ask.geometry.scales)), len(ask.geometry.scales))
+
+    policy = Policy("greedy", "Greedy", "Keeps everything.", "reference", "nothing", drop_at=keep_all)
+    monkeypatch.setitem(policies.REGISTRY, policy.name, policy)
+    with pytest.raises(ScheduleError, match="drop_at caches 492 tokens at its peak, more than the 246"):
+        plan(None, 0.5, "greedy", model="toy", geometry=SMALL)
+
+
+def test_a_dynamic_policy_has_no_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy("online", "Online", "Decides as it goes.", "adaptation", "nothing", cache=object)
+    monkeypatch.setitem(policies.REGISTRY, policy.name, policy)
+    with pytest.raises(ValueError, match="decides while it generates and has no schedule"):
+        plan(None, 0.5, "online", model="toy", geometry=SMALL)
