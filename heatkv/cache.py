@@ -1,0 +1,188 @@
+"""The one seam: ``KVCache.attend``. Models know nothing of compression, caches nothing of models.
+
+``ScheduleCache`` executes a static ``Schedule`` and frees what it drops; the full cache is the
+schedule that drops nothing. ``CalibratingCache`` (calibration.py) and ``ProbeCache`` (probe.py)
+observe it from inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heatkv.attention import Part, merge, partial_attention
+from heatkv.scales import Geometry
+from heatkv.schedule import Schedule
+
+
+class KVCache:
+    """Keys and values of the scales generated so far, for one batch of images.
+
+    ``attend`` is called once a layer a scale, layers in order, scales in order. Subclasses implement
+    ``_attend``. ``scale`` is the scale being generated (-1 before the first).
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.scale = -1
+        self.allocated_bytes = 0
+        self.peak_bytes = 0
+        self.tokens = 0
+        self._next_layer = 0
+
+    def attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        """Attention of the current scale's queries to what is cached and to their own scale.
+
+        All arguments are ``[batch, heads, tokens, head_dim]``; queries are already scaled (softmax
+        scale 1). Returns the same shape as ``q_BHND``. Raises ``ValueError`` where layers, heads or
+        tokens do not fit the geometry.
+        """
+        if layer != self._next_layer:
+            raise ValueError(f"layer {layer} attended out of turn: layer {self._next_layer} is next")
+        if layer == 0:
+            self.scale += 1
+        self._next_layer = (layer + 1) % self.geometry.layers
+        if self.scale >= len(self.geometry.scales):
+            raise ValueError(f"the cache was made for {len(self.geometry.scales)} scales; use a new one for a new image")
+        expected = (self.geometry.heads, self.geometry.scales.tokens[self.scale], self.geometry.head_dim)
+        if tuple(k_BHND.shape[1:]) != expected:
+            raise ValueError(
+                f"keys of shape {tuple(k_BHND.shape[1:])} at scale {self.scale} do not fit the geometry's "
+                f"(heads, tokens, head_dim) = {expected}"
+            )
+        return self._attend(layer, q_BHND, k_BHND, v_BHND)
+
+    @property
+    def last_scale(self) -> bool:
+        return self.scale == len(self.geometry.scales) - 1
+
+    def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _count(self, *tensors: Tensor) -> None:
+        """Book newly allocated cache tensors."""
+        self.allocated_bytes += sum(t.untyped_storage().nbytes() for t in tensors)
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+
+    def _release(self, *tensors: Tensor) -> None:
+        """Book cache tensors about to lose their last reference."""
+        self.allocated_bytes -= sum(t.untyped_storage().nbytes() for t in tensors)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Keys and values of one source scale for the heads of a layer that drop it at the same time."""
+
+    source: int
+    drop_at: int
+    heads: Tensor | None
+    k: Tensor
+    v: Tensor
+
+
+@dataclass
+class _Prefix:
+    """Scales that no head of a layer ever drops, in one buffer that each scale is written into."""
+
+    k: Tensor
+    v: Tensor
+    filled: int = 0
+
+
+class ScheduleCache(KVCache):
+    """Executes a static schedule and really frees memory.
+
+    A layer's cells are stored in groups of heads that drop them at the same target scale, so that
+    dropping is letting go of a tensor: nothing is compacted, copied or over-allocated. Allocated
+    bytes equal the schedule's count of cached tokens after every layer of every scale (before the
+    last sink scale, the buffer of the sinks is already there). Attention runs on the pieces where
+    they lie and is merged by log-sum-exp (attention.py).
+
+    What the running layer needs for the scale being generated is not part of the cache, in this
+    class as in the published accounting; the last scale is never cached, and each layer's cache is
+    released as soon as the last scale has passed it.
+    """
+
+    def __init__(self, geometry: Geometry, schedule: Schedule, *, prefix_scales: int | None = None) -> None:
+        """``prefix_scales``: leading scales kept in one buffer (default: the sinks; all if nothing is dropped)."""
+        super().__init__(geometry)
+        schedule.check_matches(geometry)
+        scales = geometry.scales
+        last = len(scales) - 1
+        self.schedule = schedule
+        never = torch.from_numpy(schedule.drop_at_LHS.astype("int64"))
+        if prefix_scales is None:
+            drops_nothing = bool((never[..., :last] == len(scales)).all())
+            prefix_scales = last if drops_nothing else schedule.sink_scales
+        self._drop_at_LHS = never
+        self._prefix_scales = prefix_scales
+        self._prefix_tokens = scales.bounds[prefix_scales][0]
+        self._prefixes: list[_Prefix | None] = [None] * geometry.layers
+        self._cells: list[list[_Cell]] = [[] for _ in range(geometry.layers)]
+
+    def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        if self.scale < self._prefix_scales:
+            return self._attend_prefix(layer, q_BHND, k_BHND, v_BHND)
+        parts = [Part(*partial_attention(q_BHND, k_BHND, v_BHND))]
+        prefix = self._prefixes[layer]
+        if prefix is not None:
+            parts.append(Part(*partial_attention(q_BHND, prefix.k, prefix.v)))
+        for cell in self._cells[layer]:
+            q = q_BHND if cell.heads is None else q_BHND[:, cell.heads]
+            parts.append(Part(*partial_attention(q, cell.k, cell.v), cell.heads))
+        self._observe(layer, parts)
+        self._drop(layer)
+        if not self.last_scale:
+            self._store(layer, k_BHND, v_BHND)
+        return merge(parts)
+
+    def _attend_prefix(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        """A scale that all heads keep: written in place behind the earlier ones, one attention call."""
+        prefix = self._prefixes[layer]
+        if prefix is None:
+            shape = (*k_BHND.shape[:2], self._prefix_tokens, k_BHND.shape[3])
+            prefix = self._prefixes[layer] = _Prefix(k_BHND.new_empty(shape), v_BHND.new_empty(shape))
+            self._count(prefix.k, prefix.v)
+        start, prefix.filled = prefix.filled, prefix.filled + k_BHND.shape[2]
+        prefix.k[:, :, start : prefix.filled] = k_BHND
+        prefix.v[:, :, start : prefix.filled] = v_BHND
+        self.tokens += k_BHND.shape[1] * k_BHND.shape[2]
+        return partial_attention(q_BHND, prefix.k[:, :, : prefix.filled], prefix.v[:, :, : prefix.filled])[0]
+
+    def _observe(self, layer: int, parts: list[Part]) -> None:
+        """For subclasses: the parts are own scale, prefix if any, then ``_cells[layer]`` in order."""
+
+    def _drop(self, layer: int) -> None:
+        """Let go of what this layer's attention has read for the last time."""
+        prefix, cells = self._prefixes[layer], self._cells[layer]
+        gone = cells if self.last_scale else [c for c in cells if c.drop_at == self.scale + 1]
+        for cell in gone:
+            self._release(cell.k, cell.v)
+            self.tokens -= cell.k.shape[1] * cell.k.shape[2]
+        self._cells[layer] = [] if self.last_scale else [c for c in cells if c.drop_at > self.scale + 1]
+        if self.last_scale and prefix is not None:
+            self._release(prefix.k, prefix.v)
+            self.tokens -= prefix.k.shape[1] * prefix.k.shape[2]
+            self._prefixes[layer] = None
+
+    def _store(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> None:
+        """Keep the scale just generated for the heads that will still read it, grouped by when they drop it."""
+        drop_at_H = self._drop_at_LHS[layer, :, self.scale]
+        for drop_at in drop_at_H.unique().tolist():
+            if drop_at <= self.scale + 1:
+                continue
+            heads = (drop_at_H == drop_at).nonzero().flatten().to(k_BHND.device)
+            all_heads = len(heads) == len(drop_at_H)
+            # index_select and contiguous copies: a view would keep the whole projection alive.
+            k = k_BHND.clone(memory_format=torch.contiguous_format) if all_heads else k_BHND.index_select(1, heads)
+            v = v_BHND.clone(memory_format=torch.contiguous_format) if all_heads else v_BHND.index_select(1, heads)
+            self._cells[layer].append(_Cell(self.scale, drop_at, None if all_heads else heads, k, v))
+            self._count(k, v)
+            self.tokens += k.shape[1] * k.shape[2]
+
+
+def full_cache(geometry: Geometry) -> ScheduleCache:
+    """The cache that keeps everything: the schedule that drops nothing."""
+    return ScheduleCache(geometry, Schedule.full(geometry, "any"))

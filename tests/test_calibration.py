@@ -1,0 +1,119 @@
+"""Calibration: the attention mass is exact, adds up, and needs no memory that grows with queries x keys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_cache import GEOMETRY, SCALES, play, random_qkv
+from tiny import tiny_model
+
+from heatkv.calibration import CalibratingCache, calibrate, calibrate_steps
+from heatkv.cache import full_cache
+from heatkv.models.infinity.text import PromptError
+from heatkv.probe import ProbeCache
+
+PROMPTS = ("red apple", "blue cat", "green tree")
+
+
+def explicit_mass(qkv: list[list[torch.Tensor]], rows: int) -> np.ndarray:
+    """Attention mass from full probability matrices."""
+    K = len(SCALES)
+    mass_LHTS = np.zeros((GEOMETRY.layers, GEOMETRY.heads, K, K))
+    for t in range(K):
+        for layer in range(GEOMETRY.layers):
+            q = qkv[t][layer][0].double()
+            k = torch.cat([qkv[s][layer][1] for s in range(t + 1)], 2).double()
+            p = (q @ k.transpose(-1, -2)).softmax(-1)[:rows]
+            for s, (start, end) in enumerate(SCALES.bounds[: t + 1]):
+                mass_LHTS[layer, :, t, s] = p[..., start:end].sum(-1).mean(-1).sum(0).numpy()
+    return mass_LHTS
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_mass_equals_the_sum_of_the_probabilities(rows: int) -> None:
+    qkv = random_qkv(GEOMETRY, 2)
+    cache = CalibratingCache(GEOMETRY, rows=rows)
+    play(cache, qkv)
+    np.testing.assert_allclose(cache.mass_LHTS, explicit_mass(qkv, rows), atol=1e-6)
+    np.testing.assert_allclose(cache.mass_LHTS.sum(-1), rows, atol=1e-6)
+
+
+def test_attention_under_calibration_equals_the_full_cache() -> None:
+    qkv = random_qkv(GEOMETRY, 2)
+    for a, b in zip(play(CalibratingCache(GEOMETRY), qkv), play(full_cache(GEOMETRY), qkv), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_calibration_forms_no_array_of_queries_times_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor made while calibrating is at most one attention output in float32 (B H N D) large."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for item in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(item, torch.Tensor):
+                    largest = max(largest, item.numel() * item.element_size())
+            return result
+
+    qkv = random_qkv(GEOMETRY, 2)
+    cache = CalibratingCache(GEOMETRY, rows=1)
+    queries = SCALES.tokens[-1]
+    keys = SCALES.total
+    output = 2 * GEOMETRY.heads * queries * GEOMETRY.head_dim * 4
+    assert 2 * GEOMETRY.heads * queries * keys * 4 > output, "the check would miss a probability matrix"
+    with Watch():
+        for per_layer in qkv:
+            for layer, tensors in enumerate(per_layer):
+                q, k, v = tensors[0], tensors[1], tensors[2]
+                largest = 0
+                cache.attend(layer, q, k, v)
+                assert largest <= output
+
+
+def test_calibration_is_deterministic_and_merges() -> None:
+    model = tiny_model()
+    together = calibrate(model, PROMPTS, seed=5)
+    again = calibrate(model, PROMPTS, seed=5)
+    assert np.array_equal(together.mass_sum_LHTS, again.mass_sum_LHTS)
+    first, second = calibrate(model, PROMPTS[:1], seed=5), calibrate(model, PROMPTS[1:], seed=6)
+    merged = first.merge(second)
+    assert merged.prompts == together.prompts
+    np.testing.assert_allclose(merged.mass_sum_LHTS, together.mass_sum_LHTS, atol=1e-9)
+
+
+def test_calibration_does_not_depend_on_the_batch() -> None:
+    model = tiny_model()
+    one, all_at_once = calibrate(model, PROMPTS), calibrate(model, PROMPTS, batch=3)
+    np.testing.assert_allclose(one.mass_sum_LHTS, all_at_once.mass_sum_LHTS, atol=1e-4)
+
+
+def test_calibration_reports_each_prompt_and_refuses_bad_ones_before_running() -> None:
+    model = tiny_model()
+    assert [scores.count for scores in calibrate_steps(model, PROMPTS)] == [1, 2, 3]
+    with pytest.raises(PromptError, match="zebra"):
+        next(calibrate_steps(model, ["red apple", "zebra"]))
+    with pytest.raises(ValueError, match="at least one prompt"):
+        calibrate(model, [])
+
+
+def test_probed_attention_sums_to_the_calibrated_mass() -> None:
+    qkv = random_qkv(GEOMETRY, 2)
+    calibrating = CalibratingCache(GEOMETRY, rows=1)
+    probe = ProbeCache(GEOMETRY, [(1, 2), (2, 0)])
+    play(calibrating, qkv)
+    for a, b in zip(play(probe, qkv), play(full_cache(GEOMETRY), qkv), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    for layer, head in probe.heads:
+        for t, p_QN in enumerate(probe.attention[layer, head]):
+            mass = [float(p_QN[:, start:end].sum(-1).mean()) for start, end in SCALES.bounds[: t + 1]]
+            np.testing.assert_allclose(mass, calibrating.mass_LHTS[layer, head, t, : t + 1], atol=1e-5)
+
+
+def test_probing_a_head_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="no head 9"):
+        ProbeCache(GEOMETRY, [(0, 9)])
