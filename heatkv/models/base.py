@@ -1,0 +1,111 @@
+"""What a generative model offers to the rest of the library, and the noise it samples with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from heatkv.cache import KVCache
+from heatkv.scales import Geometry
+
+# (scale, shape without the batch) -> uniform numbers in [0, 1), float32 on the CPU
+Noise = Callable[[int, tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    ``guidance`` 1 is plain conditional generation (batch of 1 instead of 2); ``temperature`` divides
+    the logits; ``top_k`` 0 and ``top_p`` 0 mean no cut.
+    """
+
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance <= 50:
+            raise ValueError(f"guidance {self.guidance} is outside 0 to 50")
+        if not 0 < self.temperature <= 50:
+            raise ValueError(f"temperature {self.temperature} is outside 0 to 50 (0 excluded)")
+        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_k {self.top_k} must be 0 or more and top_p {self.top_p} between 0 and 1")
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance != 1.0
+
+
+@dataclass(frozen=True)
+class ScaleTokens:
+    """What a model yields after each scale: what it drew there and the sum of all scales so far.
+
+    ``tokens`` is ``[B, N, bits]`` (bool, bitwise models) or ``[B, N]`` (indices of a codebook);
+    ``latent`` is ``[B, d, H, W]`` at the size of the last scale.
+    """
+
+    scale: int
+    tokens: Tensor
+    latent: Tensor
+
+
+class GenerativeModel(Protocol):
+    """A visual autoregressive model, ready to run."""
+
+    id: str
+    geometry: Geometry
+    sampling: Sampling
+    examples: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype, which is also the dtype of cached keys and values."""
+        ...
+
+    def check_prompt(self, prompt: str) -> str | None:
+        """A note for the user (unknown words) or None. Raises ``PromptError`` where nothing can be made of it."""
+        ...
+
+    def run(self, prompts: Sequence[str], noise: Noise, cache: KVCache, sampling: Sampling) -> Iterator[ScaleTokens]:
+        """Generate one image a prompt, scale by scale, with the given cache.
+
+        The cache sees ``len(prompts)`` rows, twice as many with guidance (conditional rows first).
+        """
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels ``[B, height, width, 3]`` (uint8, CPU) of a sum of scales, complete or not."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Facts for people: parameters, licence, source."""
+        ...
+
+
+def seeded_noise(seeds: Sequence[int]) -> Noise:
+    """Noise that depends on a row's seed and the scale alone.
+
+    Two runs with the same seeds draw the same numbers whatever their caches did in between, so their
+    images differ by the cache only. Drawn on the CPU: the same on every device.
+    """
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed} is outside 0 to {2**32 - 1}")
+
+    def noise(scale: int, shape: tuple[int, ...]) -> Tensor:
+        rows = []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + scale)
+            rows.append(torch.rand(shape, generator=generator))
+        return torch.stack(rows)
+
+    return noise

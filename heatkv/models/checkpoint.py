@@ -1,0 +1,173 @@
+"""Weights on disk: safetensors (single or sharded with an index) and PyTorch files, never unpickling code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from heatkv.files import write_atomic
+
+MAX_SHARD_BYTES = 9_500_000
+INDEX_NAME = "model.safetensors.index.json"
+INDEX_PATTERNS = ("*.safetensors.index.json", "*.bin.index.json")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+# Where published files keep their state dict: training checkpoints, autoencoders; else it lies bare.
+NESTED = (("trainer", "gpt_fsdp"), ("vae",))
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used; the message says which file and what to do."""
+
+
+def save_shards(state: dict[str, Tensor], folder: Path, max_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write ``model-0000i-of-0000n.safetensors`` and their index, each file below ``max_bytes`` where tensors allow."""
+    from safetensors.torch import save
+
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    weight_map = {}
+    for old in folder.glob("model-*.safetensors"):
+        old.unlink()
+    for i, shard in enumerate(shards):
+        name = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        write_atomic(folder / name, save(shard, metadata={"format": "pt"}))
+        weight_map |= dict.fromkeys(shard, name)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": weight_map}
+    write_atomic(folder / INDEX_NAME, (json.dumps(index, indent=0) + "\n").encode())
+
+
+def load_file(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file, mapped into memory where the format allows.
+
+    Published nestings of the state dict are undone. Raises ``CheckpointError`` for missing, broken or
+    unsafe files.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file as load_safetensors
+
+        try:
+            return load_safetensors(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+    with path.open("rb") as file:
+        mappable = file.read(2) == b"PK"  # the zip format; older files are read whole
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds pickled objects other than tensors; it was not loaded because that could run code. "
+            "Convert it to safetensors on a machine you trust"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable PyTorch file ({error}); fetch it again") from error
+    return state_dict_in(content, path)
+
+
+def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name in what a PyTorch file holds, wherever it nests them."""
+    for keys in NESTED:
+        inner = content
+        for key in keys:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            content = inner
+            break
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        holds = f"{type(content).__name__} with {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path} holds no state dict, but a {holds}")
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def find_index(folder: Path) -> Path | None:
+    """The index of a folder of shards; safetensors first."""
+    return next((path for pattern in INDEX_PATTERNS for path in sorted(folder.glob(pattern))), None)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file, or from a folder with an index of shards."""
+    if not path.is_dir():
+        return load_file(path)
+    index = find_index(path)
+    if index is None:
+        raise CheckpointError(f"{path} holds no index of shards, {' or '.join(INDEX_PATTERNS)}")
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = sorted({str(file) for file in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a shard index ({error!r})") from error
+    if any("/" in shard or "\\" in shard for shard in shards):
+        raise CheckpointError(f"{index} names files outside its folder")
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        state |= load_file(path / shard)
+    missing = sorted(set(weight_map) - set(state))
+    if missing:
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors that its index names, first {missing[0]}")
+    return state
+
+
+def place(
+    make: Callable[[], M],
+    state: dict[str, Tensor],
+    source: Path,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype] = lambda name: torch.float32,
+    *,
+    allow_unused: bool = False,
+) -> tuple[M, tuple[str, ...]]:
+    """Build a module straight from its weights: nothing is initialised, no tensor exists twice.
+
+    Parameters
+    ----------
+    make
+        Makes the module (run on the meta device: buffers that are not in the state dict have to be
+        set by the caller afterwards).
+    state
+        Tensors by the module's names.
+    source
+        Where they come from, for messages.
+    device, dtype_of
+        Where tensors go and, by name, in which dtype.
+    allow_unused
+        Whether tensors that the module has no place for are left out; otherwise they are an error.
+
+    Returns
+    -------
+    The module in evaluation mode without gradients, and the names that were left out.
+    """
+    with torch.device("meta"):
+        module = make()
+    placed = {name: tensor.detach().to(device, dtype_of(name), copy=True) for name, tensor in state.items()}
+    try:
+        result = module.load_state_dict(placed, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} does not fit: {error}") from error
+    if result.missing_keys:
+        raise CheckpointError(f"{source} is incomplete: it lacks {some(result.missing_keys)}")
+    if result.unexpected_keys and not allow_unused:
+        raise CheckpointError(f"{source} holds tensors that the model has no place for: {some(result.unexpected_keys)}")
+    return module.eval().requires_grad_(False), tuple(result.unexpected_keys)
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names and how many there are."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

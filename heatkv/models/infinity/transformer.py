@@ -1,0 +1,282 @@
+"""The Infinity transformer: next-scale prediction of bits under a text condition.
+
+Parameter names follow the published state dict, with ``block_chunks.{c}.module.{m}`` flattened to
+``blocks.{i}`` (see ``checkpoint.py``). The same module trains the bundled model and runs the
+official weights: self-attention goes through ``KVCache.attend`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatkv.cache import KVCache
+from heatkv.models.infinity.rope import rope_table, rotate
+from heatkv.scales import Geometry, ScaleSchedule
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of an Infinity transformer.
+
+    ``bits`` is the number of bits a token predicts; ``text_width`` and ``text_maxlen`` describe the
+    text features; ``rope_grid`` is the grid to which rotary positions are normalised (the last
+    scale of the full-size schedule, also for shorter ones).
+    """
+
+    depth: int
+    width: int
+    heads: int
+    bits: int
+    text_width: int
+    text_maxlen: int
+    rope_grid: tuple[int, int]
+    max_scales: int = 15
+    mlp_ratio: float = 4.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Features of a batch of prompts, padded: ``features_BNC`` and ``mask_BN`` (True = a real token)."""
+
+    features_BNC: Tensor
+    mask_BN: Tensor
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """What the blocks need of the text, computed once per image: pooled vector, modulation, features."""
+
+    pooled_BC: Tensor
+    modulation_B16C: Tensor
+    features_BNC: Tensor
+    mask_B11N: Tensor | None
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + 1e-6) * self.weight).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention with a learned temperature per head and rotary positions."""
+
+    MAX_LOG_TEMPERATURE = math.log(100.0)
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BNC: Tensor, rope: Tensor, cache: KVCache, layer: int) -> Tensor:
+        B, N, C = x_BNC.shape
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x_BNC, self.mat_qkv.weight, bias.to(self.mat_qkv.weight.dtype))
+        q, k, v = qkv.view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        temperature = self.scale_mul_1H11.float().clamp(max=self.MAX_LOG_TEMPERATURE).exp()
+        # Norm and rotation in float32 whatever the compute dtype; the cache gets the compute dtype.
+        q = rotate(F.normalize(q.float(), dim=-1, eps=1e-12) * temperature, rope).to(v.dtype)
+        k = rotate(F.normalize(k.float(), dim=-1, eps=1e-12), rope).to(v.dtype)
+        out = cache.attend(layer, q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(B, N, C))
+
+
+class CrossAttention(nn.Module):
+    """Attention from image tokens to the text of their own prompt."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_q = nn.Linear(width, width)
+        self.mat_kv = nn.Linear(width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BNC: Tensor, text: TextCondition) -> Tensor:
+        B, N, C = x_BNC.shape
+        q = self.mat_q(x_BNC).view(B, N, self.heads, -1).transpose(1, 2)
+        k, v = keys_and_values(text.features_BNC, self.mat_kv.weight, self.v_bias, self.heads)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text.mask_B11N)
+        return self.proj(out.transpose(1, 2).reshape(B, N, C))
+
+
+def keys_and_values(text_BNC: Tensor, weight: Tensor, v_bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Project text to keys (no bias by design) and values, each ``[B, heads, N, D]``."""
+    bias = torch.cat([torch.zeros_like(v_bias), v_bias]).to(weight.dtype)
+    kv = F.linear(text_BNC, weight, bias)
+    k, v = kv.view(*kv.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return k, v
+
+
+class AttentionPool(nn.Module):
+    """Pool the text to one vector with learned queries (the published ``text_proj_for_sos.ca``)."""
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.heads = max(1, text_width // (64 if width > 4096 else 128))
+        self.mat_q = nn.Parameter(torch.randn(1, self.heads, width // self.heads) * 0.02)
+        self.mat_kv = nn.Linear(text_width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, text_BNC: Tensor, mask_B11N: Tensor | None) -> Tensor:
+        B = text_BNC.shape[0]
+        k, v = keys_and_values(text_BNC, self.mat_kv.weight, self.v_bias, self.heads)
+        q = self.mat_q.to(k.dtype).expand(B, -1, -1).unsqueeze(2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11N)
+        return self.proj(out.reshape(B, -1))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward; the text modulates the first and the last."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
+        self.sa = SelfAttention(width, config.heads)
+        self.ca_norm = nn.LayerNorm(width, eps=1e-6)
+        self.ca = CrossAttention(width, config.heads)
+        self.ffn = FeedForward(width, round(width * config.mlp_ratio / 256) * 256)
+
+    def forward(self, x_BNC: Tensor, rope: Tensor, text: TextCondition, cache: KVCache, layer: int) -> Tensor:
+        modulation = (self.ada_gss + text.modulation_B16C).to(x_BNC.dtype)
+        gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
+        x_BNC = x_BNC + self.sa(layer_norm(x_BNC) * (1 + scale1) + shift1, rope, cache, layer) * gain1
+        x_BNC = x_BNC + self.ca(self.ca_norm(x_BNC), text)
+        return x_BNC + self.ffn(layer_norm(x_BNC) * (1 + scale2) + shift2) * gain2
+
+
+class AdaptiveNorm(nn.Module):
+    """Norm in front of the head, scaled and shifted by the pooled text."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x_BNC: Tensor, pooled_BC: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(pooled_BC).view(len(pooled_BC), 1, 2, -1).unbind(2)
+        return layer_norm(x_BNC) * (1 + scale) + shift
+
+
+class TextPoolHolder(nn.Module):
+    """Keeps the published key ``text_proj_for_sos.ca``."""
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.ca = AttentionPool(text_width, width)
+
+
+class InfinityTransformer(nn.Module):
+    """Blocks, embeddings and the bitwise head of the Infinity family.
+
+    ``forward`` runs the tokens of one or more consecutive scales; what they may attend to is
+    decided by the cache alone (one scale at a time when generating, all scales under a
+    block-causal mask when training).
+    """
+
+    def __init__(self, config: TransformerConfig, scales: ScaleSchedule) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.scales = scales
+        self.cfg_uncond = nn.Parameter(torch.randn(config.text_maxlen, config.text_width) / config.text_width**0.5)
+        self.pos_start = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.text_norm = RMSNorm(config.text_width)
+        self.text_proj_for_sos = TextPoolHolder(config.text_width, width)
+        self.text_proj_for_ca = nn.Sequential(
+            nn.Linear(config.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.lvl_embed = nn.Embedding(config.max_scales, width)
+        self.word_embed = nn.Linear(config.bits, width)
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_nm = AdaptiveNorm(width)
+        self.head = nn.Linear(width, 2 * config.bits)
+        table = rope_table(scales, config.head_dim, config.rope_grid)
+        self.register_buffer("rope", table, persistent=False)
+        level = torch.cat([torch.full((n,), k) for k, n in enumerate(scales.tokens)])
+        self.register_buffer("level", level, persistent=False)
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.config.depth, self.config.heads, self.config.head_dim, self.scales)
+
+    def unconditional(self, mask_BN: Tensor) -> TextFeatures:
+        """Learned features of "no prompt", with the lengths of the given prompts."""
+        rows, n = mask_BN.shape
+        return TextFeatures(self.cfg_uncond[:n].expand(rows, -1, -1), mask_BN)
+
+    def condition(self, text: TextFeatures) -> TextCondition:
+        """Normalise, pool and project text features once for all scales."""
+        mask = None if bool(text.mask_BN.all()) else text.mask_BN[:, None, None, :]
+        features = self.text_norm(text.features_BNC)
+        pooled = self.text_proj_for_sos.ca(features, mask)
+        modulation = self.shared_ada_lin(pooled.float()).view(len(pooled), 1, 6, -1)
+        return TextCondition(pooled, modulation, self.text_proj_for_ca(features), mask)
+
+    def embed(self, codes_BNd: Tensor | None, text: TextCondition) -> Tensor:
+        """First-scale token from the pooled text (``codes_BNd`` is None), later ones from codes."""
+        if codes_BNd is None:
+            return text.pooled_BC[:, None, :] + self.pos_start
+        return self.word_embed(codes_BNd)
+
+    def forward(
+        self,
+        x_BNC: Tensor,
+        first_token: int,
+        text: TextCondition,
+        cache: KVCache,
+        after_layer: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states ``[B, N, C]`` of the tokens ``first_token .. first_token + N``.
+
+        ``after_layer(layer, hidden)`` may replace the hidden states between blocks (guidance on
+        hidden states).
+        """
+        span = slice(first_token, first_token + x_BNC.shape[1])
+        x_BNC = x_BNC + self.lvl_embed(self.level[span]).to(x_BNC.dtype)
+        for layer, block in enumerate(self.blocks):
+            x_BNC = block(x_BNC, self.rope[:, span], text, cache, layer)
+            if after_layer is not None:
+                x_BNC = after_layer(layer, x_BNC)
+        return x_BNC
+
+    def logits(self, hidden_BNC: Tensor, text: TextCondition) -> Tensor:
+        """Logits ``[B, N, bits, 2]`` in float32; the last axis is (bit = 0, bit = 1)."""
+        out = F.linear(
+            self.head_nm(hidden_BNC.float(), text.pooled_BC.float()), self.head.weight.float(), self.head.bias.float()
+        )
+        return out.view(*out.shape[:2], self.config.bits, 2)

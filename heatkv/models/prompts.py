@@ -1,0 +1,19 @@
+"""What every family asks of a prompt."""
+
+from __future__ import annotations
+
+MAX_PROMPT_CHARACTERS = 1000
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be used; the message says why and what to do."""
+
+
+def check_prompt(prompt: str) -> str:
+    """The prompt without surrounding white space. Raises ``PromptError`` if empty or too long."""
+    text = prompt.strip()
+    if not text:
+        raise PromptError("the prompt is empty: write a few words, for example `red apple`")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise PromptError(f"the prompt has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are read")
+    return text
