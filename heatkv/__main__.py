@@ -1,0 +1,5 @@
+import sys
+
+from heatkv.cli import main
+
+sys.exit(main())

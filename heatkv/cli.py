@@ -1,0 +1,310 @@
+"""The command line: ``python -m heatkv models | generate | calibrate | plan | compare``.
+
+A bad argument or file ends with exit code 2 and one line on stderr. With ``--json``, stdout holds one
+JSON object and nothing else; progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from heatkv.files import shown, write_atomic
+
+MAX_PROMPT_LINES = 100_000
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_writable(path: Path) -> Path:
+    """Fail before the work, not after it, where the output can not be written."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file name to write to")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
+    return path
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; empty lines are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file of prompts: {error}") from error
+    prompts = [line.strip() for line in lines[:MAX_PROMPT_LINES] if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts: write one a line")
+    return prompts
+
+
+def list_of(kind: type, text: str) -> list[Any]:
+    try:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} is not a comma-separated list of {kind.__name__} values") from error
+
+
+def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.models import list_models
+
+    rows = [
+        {
+            "id": m.id, "family": m.family, "layers": m.geometry.layers, "heads": m.geometry.heads,
+            "scales": [list(size) for size in m.geometry.scales], "on_disk": m.on_disk, "summary": m.summary,
+        }
+        for m in list_models()
+    ]  # fmt: skip
+    if not arguments.json:
+        for row in rows:
+            state = "on disk" if row["on_disk"] else "no weights here"
+            print(f"{row['id']:<14} {row['layers']:>2} x {row['heads']:>2} heads  {state:<16} {row['summary']}")
+    return {"models": rows}
+
+
+def load_model(arguments: argparse.Namespace) -> Any:
+    import torch
+
+    from heatkv.models import load
+
+    dtype = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[arguments.dtype]
+    return load(arguments.model, arguments.device, dtype)
+
+
+def load_scores(arguments: argparse.Namespace) -> Any:
+    from heatkv.models import bundled_scores
+    from heatkv.scores import HeadScores
+
+    return HeadScores.load(arguments.scores) if arguments.scores else bundled_scores(arguments.model)
+
+
+def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from PIL.PngImagePlugin import PngInfo
+
+    from heatkv.generate import generate
+    from heatkv.models import find_folder
+    from heatkv.policies import plan
+    from heatkv.schedule import Schedule
+
+    out = check_writable(arguments.out)
+    find_folder(arguments.model)
+    if arguments.schedule and arguments.budget is not None:
+        raise ValueError("give either --budget or --schedule, not both")
+    schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
+    if arguments.budget is not None:
+        schedule = plan(load_scores(arguments), arguments.budget, arguments.policy)
+    model = load_model(arguments)
+    result = generate(model, arguments.prompt, arguments.seed, schedule)
+    if result.note:
+        say(f"note: {result.note}")
+    about = PngInfo()
+    facts = {"prompt": result.prompt, "seed": result.seed, "model": result.model, "policy": result.policy, "budget": result.budget}
+    for key, value in facts.items():
+        about.add_itxt(key, str(value))
+    buffer = io.BytesIO()
+    result.image.save(buffer, "png", pnginfo=about)
+    write_atomic(out, buffer.getvalue())
+    report = {
+        **facts,
+        "kv_bytes_peak": result.kv_bytes_peak,
+        "kv_bytes_theoretical": result.kv_bytes_theoretical,
+        "kv_bytes_full": result.kv_bytes_full,
+        "process_bytes_peak": result.process_bytes_peak,
+        "seconds": round(result.seconds, 4),
+        "scales": [
+            {"scale": e.scale, "tokens": e.tokens, "kv_bytes": e.kv_bytes, "seconds": round(e.seconds, 4)}
+            for e in result.scales
+        ],
+        "note": result.note,
+        "out": str(out),
+    }
+    if not arguments.json:
+        share = result.kv_bytes_peak / result.kv_bytes_full
+        print(f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({share:.1%} of the full cache's peak)")
+    return report
+
+
+def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.calibration import calibrate_steps
+    from heatkv.models import ASSETS
+
+    out = check_writable(arguments.out)
+    prompts = read_prompts(arguments.prompts or ASSETS / "prompts" / "calibration.txt")
+    model = load_model(arguments)
+    started = time.perf_counter()
+    scores = None
+    for scores in calibrate_steps(model, prompts, arguments.seed, batch=arguments.batch):
+        say(f"calibrated {scores.count} of {len(prompts)} prompts")
+    assert scores is not None
+    scores.save(out)
+    seconds = time.perf_counter() - started
+    if not arguments.json:
+        print(f"{out}: {scores.count} prompts in {seconds:.1f} s")
+    return {"model": model.id, "prompts": scores.count, "seed": arguments.seed, "seconds": round(seconds, 3), "out": str(out)}
+
+
+def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.models import find_geometry
+    from heatkv.policies import plan
+    from heatkv.schedule import least_budget
+    from heatkv.scores import HeadScores, load_orders
+
+    out = check_writable(arguments.out)
+    if arguments.orders:
+        if not arguments.model:
+            raise ValueError("--orders needs --model: orders do not say which model they are of")
+        geometry = find_geometry(arguments.model)
+        source: Any = load_orders(arguments.orders, geometry, arguments.sink_scales)
+        model = arguments.model
+    else:
+        source = HeadScores.load(arguments.scores)
+        geometry, model = source.geometry, source.model
+    started = time.perf_counter()
+    schedule = plan(
+        source, arguments.budget, arguments.policy, arguments.sink_scales,
+        model=model, geometry=geometry, seed=arguments.seed,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    schedule.save(out)
+    if not arguments.json:
+        print(f"{out}: {schedule.peak_tokens} of {geometry.full_peak_tokens} cached tokens at the peak")
+    return {
+        "model": schedule.model,
+        "policy": schedule.policy,
+        "budget": schedule.budget,
+        "least_budget": least_budget(geometry.scales, arguments.sink_scales),
+        "sink_scales": schedule.sink_scales,
+        "peak_tokens": schedule.peak_tokens,
+        "full_peak_tokens": geometry.full_peak_tokens,
+        "removed_per_source": schedule.removed_TS.tolist(),
+        "seconds": round(seconds, 5),
+        "out": str(out),
+    }
+
+
+def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from heatkv.compare import compare, markdown_table
+    from heatkv.models import load
+
+    out = check_writable(arguments.out)
+    prompts = read_prompts(arguments.prompts)
+    budgets, policies = list_of(float, arguments.budgets), list_of(str, arguments.policies)
+    if not budgets or not policies:
+        raise ValueError("give at least one budget and one policy")
+    scores = load_scores(arguments)
+    model = load_model(arguments)
+    low = load(arguments.model, arguments.device, torch.bfloat16) if model.dtype != torch.bfloat16 else None
+    result = compare(
+        model, prompts, scores, budgets, policies, low_precision=low, repetitions=arguments.seeds,
+        orders=arguments.orders_count, batch=arguments.batch, progress=say,
+    )  # fmt: skip
+    result["machine"] = machine()
+    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+    if not arguments.json:
+        print(markdown_table(result))
+    return {**result, "out": str(out)}
+
+
+def machine() -> str:
+    """The machine a number was measured on, for tables."""
+    import os
+    import platform
+
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{os.cpu_count()} cores of {name}, torch {torch.__version__}"
+
+
+def make_parser() -> OneLineParser:
+    parser = OneLineParser(prog="python -m heatkv", description="Head-specific KV-cache budgets for visual autoregressive models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Any, what: str, *, model: bool = True) -> OneLineParser:
+        sub: OneLineParser = commands.add_parser(name, help=what, description=what)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+        if model:
+            sub.add_argument("--model", default="pocket", help="model name (see `models`) or folder")
+            sub.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+            sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="compute dtype (default: by device)")
+        return sub
+
+    command("models", cmd_models, "list the models", model=False)
+
+    sub = command("generate", cmd_generate, "generate one image")
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--budget", type=float, help="share of the full cache's peak, for example 0.3 (default: full cache)")
+    sub.add_argument("--policy", default="heatkv")
+    sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
+    sub.add_argument("--schedule", type=Path, help="a schedule file instead of a budget")
+    sub.add_argument("--out", type=Path, required=True, help="PNG file to write")
+
+    sub = command("calibrate", cmd_calibrate, "measure where every head looks")
+    sub.add_argument("--prompts", type=Path, help="text file, one prompt a line (default: the bundled ones)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--batch", type=int, default=1, help="prompts at a time")
+    sub.add_argument("--out", type=Path, required=True, help="scores file to write (safetensors)")
+
+    sub = command("plan", cmd_plan, "plan a schedule for a budget", model=False)
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--scores", type=Path, help="scores file of `calibrate`")
+    source.add_argument("--orders", type=Path, help="head orders in the published JSON format (needs --model)")
+    sub.add_argument("--model", help="model of the orders, for example infinity-2b; its weights are not needed")
+    sub.add_argument("--budget", type=float, required=True)
+    sub.add_argument("--policy", default="heatkv")
+    sub.add_argument("--sink-scales", type=int, default=3)
+    sub.add_argument("--seed", type=int, default=0, help="for policies that roll dice")
+    sub.add_argument("--out", type=Path, required=True, help="schedule file to write (JSON)")
+
+    sub = command("compare", cmd_compare, "compare policies with the full cache over many prompts")
+    sub.add_argument("--prompts", type=Path, required=True, help="text file, one prompt a line; none used for calibration")
+    sub.add_argument("--budgets", default="0.5,0.3,0.2,0.1")
+    sub.add_argument("--policies", default="heatkv,random,reverse")
+    sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
+    sub.add_argument("--seeds", type=int, default=2, help="seeds a prompt")
+    sub.add_argument("--random-orders", dest="orders_count", type=int, default=5, help="orders that `random` is averaged over")
+    sub.add_argument("--batch", type=int, default=8, help="images at a time")
+    sub.add_argument("--out", type=Path, required=True, help="results file to write (JSON)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        arguments = make_parser().parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    try:
+        report = arguments.run(arguments)
+    except (ValueError, OSError, MemoryError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        say(f"error: {message}")
+        return 2
+    except KeyboardInterrupt:
+        say("cancelled")
+        return 130
+    if arguments.json:
+        print(json.dumps(report))
+    return 0

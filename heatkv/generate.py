@@ -1,0 +1,169 @@
+"""Generation: an iterator over scales, and the image with its costs at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from heatkv.cache import KVCache, ScheduleCache, full_cache
+from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
+from heatkv.schedule import Schedule
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class ScaleEvent:
+    """One scale done. ``kv_bytes`` is what the cache holds now, ``tokens`` its cached tokens (heads x rows apart).
+
+    ``bits`` are the tokens just drawn (``[N, bits]`` bool or ``[N]`` indices); ``pixels`` is the image
+    so far, where previews were asked for (always after the last scale).
+    """
+
+    scale: int
+    tokens: int
+    kv_bytes: int
+    seconds: float
+    bits: npt.NDArray[np.generic] = field(repr=False)
+    pixels: npt.NDArray[np.uint8] | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An image and what it cost.
+
+    Memory is reported in three numbers: ``kv_bytes_theoretical`` (the schedule's peak of cached
+    tokens), ``kv_bytes_peak`` (the most that was allocated for cached keys and values, measured) and
+    ``process_bytes_peak`` (everything: weights, activations, the interpreter; the high-water mark of
+    the process on CPU, of the device's allocator on CUDA; None where the system does not tell).
+    """
+
+    model: str
+    prompt: str
+    seed: int
+    policy: str
+    budget: float
+    pixels: npt.NDArray[np.uint8] = field(repr=False)
+    bits: tuple[npt.NDArray[np.generic], ...] = field(repr=False)
+    scales: tuple[ScaleEvent, ...] = field(repr=False)
+    seconds: float
+    kv_bytes_peak: int
+    kv_bytes_theoretical: int
+    kv_bytes_full: int
+    process_bytes_peak: int | None
+    note: str | None = None
+
+    @property
+    def image(self) -> Image:
+        """The image as a PIL image."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels)
+
+
+def full_bytes(model: GenerativeModel, sampling: Sampling) -> int:
+    """Bytes of the full cache at its peak for one image, both rows of a guided image included."""
+    size = model.dtype.itemsize
+    rows = 2 if sampling.guided else 1
+    return model.geometry.kv_bytes(model.geometry.full_peak_tokens, batch=rows, key_bytes=size, value_bytes=size)
+
+
+def process_bytes_peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def generate_events(
+    model: GenerativeModel,
+    prompt: str,
+    seed: int,
+    cache: KVCache,
+    sampling: Sampling | None = None,
+    previews: bool = False,
+) -> Iterator[ScaleEvent]:
+    """Generate one image, one event a scale. Stop iterating to cancel.
+
+    Raises ``PromptError`` for a prompt that says nothing to the model, ``ValueError`` for a seed out of range.
+    """
+    model.check_prompt(prompt)
+    sampling = sampling or model.sampling
+    last = len(model.geometry.scales) - 1
+    tokens_before = 0
+    started = time.perf_counter()
+    for step in model.run([prompt], seeded_noise([seed]), cache, sampling):
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        seconds = time.perf_counter() - started
+        # The last scale releases the cache; its event reports what was held while it ran.
+        tokens_before = cache.tokens if step.scale < last else tokens_before
+        size = model.geometry.kv_bytes(
+            tokens_before, batch=2 if sampling.guided else 1,
+            key_bytes=model.dtype.itemsize, value_bytes=model.dtype.itemsize,
+        )  # fmt: skip
+        pixels = model.decode(step.latent)[0].numpy() if previews or step.scale == last else None
+        yield ScaleEvent(step.scale, tokens_before, size, seconds, step.tokens[0].cpu().numpy(), pixels)
+        started = time.perf_counter()
+
+
+def collect(
+    model: GenerativeModel,
+    prompt: str,
+    seed: int,
+    cache: KVCache,
+    schedule: Schedule | None,
+    events: list[ScaleEvent],
+    sampling: Sampling,
+) -> Generation:
+    """The ``Generation`` of a finished run from its events."""
+    pixels = events[-1].pixels
+    if pixels is None or len(events) != len(model.geometry.scales):
+        raise ValueError(f"the run ended after {len(events)} of {len(model.geometry.scales)} scales: there is no image yet")
+    full = full_bytes(model, sampling)
+    share = schedule.peak_tokens / model.geometry.full_peak_tokens if schedule else 1.0
+    return Generation(
+        model=model.id,
+        prompt=prompt,
+        seed=seed,
+        policy=schedule.policy if schedule else "full",
+        budget=schedule.budget if schedule else 1.0,
+        pixels=pixels,
+        bits=tuple(event.bits for event in events),
+        scales=tuple(events),
+        seconds=sum(event.seconds for event in events),
+        kv_bytes_peak=cache.peak_bytes,
+        kv_bytes_theoretical=round(full * share),
+        kv_bytes_full=full,
+        process_bytes_peak=process_bytes_peak(model.device),
+        note=model.check_prompt(prompt),
+    )
+
+
+def generate(
+    model: GenerativeModel,
+    prompt: str,
+    seed: int = 0,
+    schedule: Schedule | None = None,
+    sampling: Sampling | None = None,
+) -> Generation:
+    """Generate one image with the full cache or under a schedule.
+
+    Raises ``PromptError``, or ``ValueError`` for a schedule of another geometry or a seed out of range.
+    """
+    sampling = sampling or model.sampling
+    cache = ScheduleCache(model.geometry, schedule) if schedule else full_cache(model.geometry)
+    events = list(generate_events(model, prompt, seed, cache, sampling))
+    return collect(model, prompt, seed, cache, schedule, events, sampling)
