@@ -1,0 +1,201 @@
+"""Stage 1: the bitwise autoencoder, trained to reconstruct pictures through its own bits."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, ResidualBlock
+from heatkv.scales import ScaleSchedule
+from heatkv.training import data, loop
+
+SCALES = ScaleSchedule.square(range(1, 9))
+FIRST_STEPS = tuple(0.5 * 0.85**k for k in range(len(SCALES)))
+CONFIG = AutoencoderConfig(
+    base_width=48, width_mult=(1, 2, 4), bits=16, stride=8, normalize=True, norm_groups=8, patch=2, steps=FIRST_STEPS
+)
+
+
+@dataclass(frozen=True)
+class TokenizerRun:
+    """Settings of a tokenizer training run; defaults are the CPU recipe."""
+
+    steps: int = 3000
+    batch: int = 48
+    learning_rate: float = 2e-3
+    commitment: float = 0.4
+    truncate: float = 0.1
+    evaluate_every: int = 300
+    seed: int = 0
+
+
+def to_model(images: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 ``[B, H, W, 3]`` to float in [-1, 1], channels last."""
+    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def to_uint8(image_B3HW: Tensor) -> np.ndarray:
+    return ((image_B3HW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 over a 4-level pyramid plus L1 of the gradients over 3 levels: colours and edges."""
+    loss = (y - x).abs().mean()
+    for _ in range(3):
+        loss = loss + ((y[:, :, 1:] - y[:, :, :-1]) - (x[:, :, 1:] - x[:, :, :-1])).abs().mean()
+        loss = loss + ((y[..., 1:] - y[..., :-1]) - (x[..., 1:] - x[..., :-1])).abs().mean()
+        y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+        loss = loss + (y - x).abs().mean()
+    return loss
+
+
+def quantize_for_training(
+    model: Autoencoder, latent: Tensor, truncate: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Straight-through quantisation and the commitment loss.
+
+    A share ``truncate`` of the pictures keeps only its first scales, so that coarse scales alone
+    decode to something. The step of each scale follows the mean size of what it has to code.
+    """
+    quantizer = model.quantizer
+    scales = len(quantizer.scales)
+    rows = len(latent)
+    cut = torch.randint(3, scales + 1, (rows,), generator=generator)
+    kept = torch.where(torch.rand(rows, generator=generator) < truncate, cut, scales).to(latent.device)
+    target, total = latent.detach(), torch.zeros_like(latent)
+    residual = target
+    for k in range(scales):
+        bits = quantizer.residual_bits(residual, k)
+        with torch.no_grad():
+            size = F.adaptive_avg_pool2d(residual, quantizer.maps[k]).abs().mean()
+            quantizer.code_size_S[k].lerp_(size, 0.01)
+        code = quantizer.upsample(quantizer.code(bits, k)) * (k < kept)[:, None, None, None]
+        total, residual = total + code, residual - code
+    complete = (kept == scales)[:, None, None, None]
+    commitment = ((latent - total).square() * complete).sum(1).mean()
+    return total + (latent - target), commitment
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)))
+
+
+@torch.no_grad()
+def reconstruct(model: Autoencoder, x: Tensor) -> Tensor:
+    device_type = x.device.type
+    with torch.autocast(device_type, torch.bfloat16):
+        latent = model.encode(x)
+    _, total = model.quantizer.quantize(latent)
+    with torch.autocast(device_type, torch.bfloat16):
+        return model.decode(total)
+
+
+def evaluate(model: Autoencoder, dataset: data.Dataset, device: torch.device, sheet: Path | None) -> dict[str, float]:
+    """Reconstruction PSNR on a sample of training pictures and on all held-out ones (dB)."""
+    trained, held_out = dataset.split()
+    result = {}
+    for name, index in (("train", trained[::20]), ("held_out", held_out)):
+        values = []
+        for chunk in np.array_split(index, max(1, len(index) // 64)):
+            x = to_model(dataset.images[chunk], device)
+            values.append(psnr(reconstruct(model, x), x))
+        result[name] = torch.cat(values).mean().item()
+    if sheet:
+        x = to_model(dataset.images[held_out[:: max(1, len(held_out) // 32)][:32]], device)
+        rows = np.concatenate([to_uint8(x), to_uint8(reconstruct(model, x))])
+        Image.fromarray(np.concatenate([np.concatenate(list(r), 1) for r in np.array_split(rows, 4)])).save(sheet)
+    return result
+
+
+def new_model(config: AutoencoderConfig = CONFIG) -> Autoencoder:
+    model = Autoencoder(SCALES, config)
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):  # every block starts as the identity
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+    return model.to(memory_format=torch.channels_last)
+
+
+def current_config(model: Autoencoder) -> AutoencoderConfig:
+    """The configuration with the code steps as trained."""
+    steps = model.quantizer.code_size_S * model.config.bits**0.5
+    return replace(model.config, steps=tuple(round(float(s), 6) for s in steps))
+
+
+def train(dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.device) -> Path:
+    """Train (or resume from ``folder/tokenizer.pt``) and return the checkpoint's path."""
+    path = folder / "tokenizer.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(run.seed)
+    model = new_model().to(device)
+    average = copy.deepcopy(model).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), run.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    step = 0
+    history: list[dict[str, float]] = []
+    if path.exists():
+        state = loop.load_checkpoint(path)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        model.quantizer.code_size_S.copy_(state["code_size_S"])
+        step, history = state["step"], state["history"]
+        print(f"resuming at step {step}", flush=True)
+    trained, _ = dataset.split()
+    started, losses = time.time(), torch.zeros(2)
+    first = step
+    while step < run.steps:
+        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps)
+        pick = torch.randint(len(trained), (run.batch,), generator=generator).numpy()
+        x = to_model(dataset.images[trained[pick]], device)
+        if torch.rand((), generator=generator) < 0.5:
+            x = x.flip(3)
+        with torch.autocast(device.type, torch.bfloat16):
+            latent = model.encode(x)
+        total, commitment = quantize_for_training(model, latent, run.truncate, generator)
+        with torch.autocast(device.type, torch.bfloat16):
+            y = model.decoder(total)
+        loss = reconstruction_loss(y.float(), x)
+        (loss + run.commitment * commitment).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loop.update_average(average, model, step, 0.998)
+        average.quantizer.code_size_S.copy_(model.quantizer.code_size_S)
+        step += 1
+        losses += torch.tensor([loss.item(), commitment.item()])
+        if step % 50 == 0:
+            rate = (step - first) * run.batch / (time.time() - started)
+            print(f"step {step}: loss {losses[0] / 50:.4f} commitment {losses[1] / 50:.4f}, {rate:.0f} images/s", flush=True)
+            losses.zero_()
+        if step % run.evaluate_every == 0 or step == run.steps:
+            result = evaluate(average, dataset, device, folder / "tokenizer.png")
+            history.append({"step": step, **result})
+            steps = [round(s, 2) for s in current_config(average).steps]
+            print(f"step {step}: PSNR train {result['train']:.2f} held-out {result['held_out']:.2f} dB, code steps {steps}", flush=True)
+            loop.save_checkpoint(path, {
+                "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
+                "code_size_S": model.quantizer.code_size_S, "step": step, "history": history,
+                "config": asdict(current_config(model)), "run": asdict(run),
+            })  # fmt: skip
+    return path
+
+
+def load_trained(path: Path) -> Autoencoder:
+    """The averaged tokenizer of a checkpoint, in evaluation mode."""
+    state = loop.load_checkpoint(path)
+    config = state["config"]
+    config = AutoencoderConfig(**{**config, "width_mult": tuple(config["width_mult"]), "steps": tuple(config["steps"])})
+    model = Autoencoder(SCALES, config)
+    model.load_state_dict(state["average"])
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)

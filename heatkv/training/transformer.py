@@ -1,0 +1,297 @@
+"""Stage 2: the transformer, trained to predict the bits of every scale from those before and the prompt."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatkv.cache import KVCache
+from heatkv.models.infinity.autoencoder import Autoencoder, BitQuantizer
+from heatkv.models.infinity.text import Vocabulary, WordEncoder, split_words
+from heatkv.models.infinity.transformer import InfinityTransformer, SelfAttention, TextFeatures, TransformerConfig
+from heatkv.scales import ScaleSchedule
+from heatkv.training import data, loop, tokenizer
+
+MAX_WORDS = 16
+
+
+@dataclass(frozen=True)
+class TransformerRun:
+    """Settings of a transformer training run; defaults are the CPU recipe.
+
+    Half of the steps see only the first ``short_scales`` scales in larger batches, which is cheap
+    and teaches layout first. ``flip`` is the largest share of bits flipped in the model's input (the
+    residual is recomputed, so that later scales learn to correct); ``forget`` the largest share of
+    input tokens blanked, so that what is not seen must be remembered from earlier scales.
+    """
+
+    steps: int = 5000
+    batch: int = 32
+    short_batch: int = 96
+    short_scales: int = 5
+    learning_rate: float = 2e-3
+    temperature_rate: float = 1e-2
+    start_temperature: float = 8.0
+    flip: float = 0.25
+    forget: float = 0.4
+    depth: int = 8
+    width: int = 256
+    heads: int = 8
+    evaluate_every: int = 500
+    seed: int = 0
+
+
+class TeacherForcing(KVCache):
+    """The first ``count`` scales at once: every token sees its own scale and the scales before it."""
+
+    def __init__(self, scales: ScaleSchedule, count: int, device: torch.device) -> None:
+        level = torch.cat([torch.full((n,), k) for k, n in enumerate(scales.tokens[:count])]).to(device)
+        self.mask_NN = level[:, None] >= level[None, :]
+        # The small scales go together under a mask, each larger one alone over what it may see.
+        coarse = max(1, min(count, 5))
+        self.ends = [scales.bounds[k][1] for k in range(coarse - 1, count)]
+
+    def attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        if q_BHND.device.type != "cpu":
+            return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, attn_mask=self.mask_NN, scale=1.0)
+        # Plain products: the fused CPU kernel's backward pass takes twice as long at these sizes.
+        outs, start = [], 0
+        for end in self.ends:
+            logits = q_BHND[:, :, start:end] @ k_BHND[:, :, :end].transpose(-1, -2)
+            if start == 0:
+                logits = logits.masked_fill(~self.mask_NN[:end, :end], float("-inf"))
+            outs.append(logits.softmax(-1) @ v_BHND[:, :, :end])
+            start = end
+        return torch.cat(outs, dim=2)
+
+
+class TextToBits(nn.Module):
+    """Text encoder and transformer as one trainable module."""
+
+    def __init__(self, vocabulary: Vocabulary, config: TransformerConfig, scales: ScaleSchedule) -> None:
+        super().__init__()
+        self.text = WordEncoder(vocabulary, config.text_width, config.text_maxlen)
+        self.transformer = InfinityTransformer(config, scales)
+
+    def forward(self, ids_BN: Tensor, drop_B: Tensor, codes_BNd: Tensor, cache: KVCache) -> Tensor:
+        """Logits ``[B, N, bits, 2]`` for all scales; ``drop_B`` rows see the learned empty prompt."""
+        model = self.transformer
+        text = self.text(ids_BN)
+        empty = model.unconditional(text.mask_BN)
+        features = torch.where(drop_B[:, None, None], empty.features_BNC.to(text.features_BNC.dtype), text.features_BNC)
+        condition = model.condition(TextFeatures(features, text.mask_BN))
+        start = model.embed(None, condition)
+        x = torch.cat([start, model.embed(codes_BNd, condition).to(start.dtype)], 1)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.bfloat16()  # halves the memory traffic of everything between the matrix products
+        return model.logits(model(x, 0, condition, cache), condition)
+
+
+def make_vocabulary(dataset: data.Dataset) -> Vocabulary:
+    words = {w for e in dataset.emoji for text in (e.label, *e.tags) for w in split_words(text)}
+    return Vocabulary(tuple(sorted(words | set(data.STYLES))))
+
+
+def training_prompt(emoji: data.Emoji, rng: random.Random) -> str:
+    """A way to ask for a picture: label, label and keyword, or keywords; the style is named or implied.
+
+    Without a style word most pictures shown are fluent, so that is what a bare prompt will mean.
+    """
+    kind = rng.random()
+    if kind < 0.6 or not emoji.tags:
+        text = emoji.label
+    elif kind < 0.83:
+        text = f"{emoji.label} {rng.choice(emoji.tags)}"
+    else:
+        text = " ".join(rng.sample(emoji.tags, min(len(emoji.tags), rng.randint(2, 4))))
+    named = rng.random() < (0.4 if emoji.style == "fluent" else 0.9)
+    return f"{emoji.style} {text}" if named else text
+
+
+@torch.no_grad()
+def teacher_inputs(
+    quantizer: BitQuantizer, latent: Tensor, scales: int, flip: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Inputs ``[B, N - t_0, d]`` of all scales but the first, and the bits ``[B, N, d]`` to predict.
+
+    Flipped bits go into the running sum, and the bits to predict are those of the residual that the
+    flipped sum leaves: the model learns to repair its own mistakes.
+    """
+    residual, total = latent, torch.zeros_like(latent)
+    inputs, targets = [], []
+    for k in range(scales):
+        if k > 0:
+            inputs.append(quantizer.next_input(total, k))
+        bits = quantizer.residual_bits(residual, k)
+        targets.append(bits)
+        if flip > 0:
+            rate = torch.rand(len(bits), 1, 1, generator=generator) * flip
+            bits = bits ^ (torch.rand(bits.shape, generator=generator) < rate).to(bits.device)
+        code = quantizer.upsample(quantizer.code(bits, k))
+        total, residual = total + code, residual - code
+    return torch.cat(inputs, 1), torch.cat(targets, 1)
+
+
+def forget_tokens(codes_BNd: Tensor, forget: float, generator: torch.Generator) -> Tensor:
+    """Blank a random share (up to ``forget``) of the input tokens in half of the rows."""
+    rows = len(codes_BNd)
+    rate = torch.rand(rows, 1, generator=generator) * forget * (torch.rand(rows, 1, generator=generator) < 0.5)
+    kept = torch.rand(codes_BNd.shape[:2], generator=generator) >= rate
+    return codes_BNd * kept.to(codes_BNd.device).unsqueeze(-1)
+
+
+def bit_loss(logits: Tensor, bits: Tensor, scales: ScaleSchedule, count: int) -> Tensor:
+    """Cross entropy, every scale weighted by its side length (a compromise of per token and per scale)."""
+    log_odds = logits[..., 1] - logits[..., 0]
+    per_token = F.binary_cross_entropy_with_logits(log_odds, bits.float(), reduction="none").mean((0, 2))
+    weight = torch.cat([torch.full((n,), 1 / math.sqrt(n)) for n in scales.tokens[:count]]).to(logits.device)
+    return (per_token * weight).sum() / weight.sum()
+
+
+def make_optimizers(model: TextToBits, run: TransformerRun) -> list[tuple[torch.optim.Optimizer, list[float]]]:
+    """Muon for the matrices of the blocks, AdamW for the rest, temperatures at a rate of their own."""
+    blocks = [p for n, p in model.transformer.blocks.named_parameters() if p.ndim == 2]
+    temperatures = [m.scale_mul_1H11 for m in model.modules() if isinstance(m, SelfAttention)]
+    taken = {id(p) for p in blocks + temperatures}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    rates = [run.learning_rate, run.temperature_rate]
+    groups = [{"params": rest, "weight_decay": 0.0}, {"params": temperatures, "weight_decay": 0.0}]
+    muon = torch.optim.Muon(blocks, run.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [(muon, rates[:1]), (torch.optim.AdamW(groups, rates[0], betas=(0.9, 0.95)), rates)]
+
+
+@torch.no_grad()
+def encode_all(autoencoder: Autoencoder, dataset: data.Dataset, device: torch.device) -> Tensor:
+    latents = []
+    for first in range(0, len(dataset.images), 128):
+        x = tokenizer.to_model(dataset.images[first : first + 128], device)
+        with torch.autocast(device.type, torch.bfloat16):
+            latents.append(autoencoder.encode(x))
+    return torch.cat(latents).contiguous()
+
+
+@torch.no_grad()
+def evaluate(
+    model: TextToBits, quantizer: BitQuantizer, latents: Tensor, dataset: data.Dataset, count: int = 256
+) -> tuple[list[float], float]:
+    """Share of bits predicted right from true earlier scales and the label, per scale and in all."""
+    device, scales = latents.device, quantizer.scales
+    pick = torch.arange(0, len(latents), max(1, len(latents) // count))[:count]
+    codes, bits = teacher_inputs(quantizer, latents[pick], len(scales), 0.0, torch.Generator())
+    prompts = [f"{dataset.emoji[i].style} {dataset.emoji[i].label}" for i in pick.tolist()]
+    ids = word_ids(model.text, prompts).to(device)
+    cache = TeacherForcing(scales, len(scales), device)
+    with torch.autocast(device.type, torch.bfloat16):
+        logits = model(ids, torch.zeros(len(ids), dtype=torch.bool, device=device), codes, cache)
+    right_N = (logits.argmax(-1).bool() == bits).float().mean((0, 2))
+    return [right_N[a:b].mean().item() for a, b in scales.bounds], right_N.mean().item()
+
+
+def word_ids(encoder: WordEncoder, prompts: list[str]) -> Tensor:
+    rows = [torch.tensor(encoder.known_and_unknown(p)[0] or [1]) for p in prompts]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def new_model(dataset: data.Dataset, scales: ScaleSchedule, bits: int, run: TransformerRun) -> TextToBits:
+    config = TransformerConfig(
+        depth=run.depth, width=run.width, heads=run.heads, bits=bits, text_width=run.width, text_maxlen=MAX_WORDS,
+        rope_grid=(64, 64), max_scales=len(scales),
+    )  # fmt: skip
+    model = TextToBits(make_vocabulary(dataset), config, scales)
+    with torch.no_grad():
+        for block in model.transformer.blocks:
+            for residual in (block.sa.proj, block.ca.proj, block.ffn.fc2):  # every block starts as the identity
+                residual.weight.zero_()
+                residual.bias.zero_()
+            block.ada_gss[:, :, :2] = 1.0  # gains
+            block.sa.scale_mul_1H11.fill_(math.log(run.start_temperature))
+        model.transformer.shared_ada_lin[1].weight.zero_()
+        model.transformer.shared_ada_lin[1].bias.zero_()
+        model.transformer.head_nm.ada_lin[1].weight.zero_()
+        model.transformer.head_nm.ada_lin[1].bias.zero_()
+        nn.init.normal_(model.transformer.lvl_embed.weight, std=0.1)
+        nn.init.normal_(model.transformer.word_embed.weight, std=0.5)
+        nn.init.normal_(model.text.embedding.weight, std=0.2)
+    return model
+
+
+def train(
+    dataset: data.Dataset, folder: Path, run: TransformerRun, device: torch.device, stop_after: int | None = None
+) -> Path:
+    """Train (or resume from ``folder/transformer.pt``) and return the checkpoint's path.
+
+    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is.
+    """
+    path = folder / "transformer.pt"
+    torch.manual_seed(run.seed)
+    autoencoder = tokenizer.load_trained(folder / "tokenizer.pt").to(device)
+    quantizer = autoencoder.quantizer
+    scales = quantizer.scales
+    latents = encode_all(autoencoder, dataset, device)
+    model = new_model(dataset, scales, autoencoder.config.token_bits, run).to(device)
+    average = copy.deepcopy(model).eval()
+    optimizers = make_optimizers(model, run)
+    step, history = 0, []
+    if path.exists():
+        state = loop.load_checkpoint(path)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, history = state["step"], state["history"]
+        print(f"resuming at step {step}", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(latents)} pictures", flush=True)
+    if device.type == "cuda":
+        model.compile()
+    caches = {k: TeacherForcing(scales, k, device) for k in (run.short_scales, len(scales))}
+    fluent = torch.tensor([2.0 if e.style == "fluent" else 1.0 for e in dataset.emoji])
+    last = min(run.steps, step + stop_after) if stop_after else run.steps
+    started, first, seen = time.time(), step, 0
+    losses: dict[int, list[Tensor]] = {k: [] for k in caches}
+    while step < last:
+        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        rng = random.Random(run.seed * 1_000_003 + step)
+        for optimizer, rates in optimizers:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * loop.learning_rate(step, run.steps)
+        count, batch = (run.short_scales, run.short_batch) if step % 2 else (len(scales), run.batch)
+        pick = torch.multinomial(fluent, batch, generator=generator)
+        codes, bits = teacher_inputs(quantizer, latents[pick.to(device)], count, run.flip, generator)
+        codes = forget_tokens(codes, run.forget, generator)
+        ids = word_ids(model.text, [training_prompt(dataset.emoji[i], rng) for i in pick.tolist()]).to(device)
+        drop = (torch.rand(batch, generator=generator) < 0.1).to(device)
+        with loop.attention_kernels(device):
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(ids, drop, codes, caches[count])
+            loss = bit_loss(logits, bits, scales, count)
+            loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, _ in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loop.update_average(average, model, step, 0.998)
+        losses[count].append(loss.detach())
+        step, seen = step + 1, seen + batch
+        if step % 50 == 0:
+            means = ", ".join(f"{k} scales {torch.stack(v).mean():.4f}" for k, v in losses.items() if v)
+            losses = {k: [] for k in caches}
+            pace = (time.time() - started) / (step - first)
+            print(f"step {step}: loss {means}; {pace:.2f} s/step, {seen / (time.time() - started):.0f} samples/s", flush=True)
+        if step % run.evaluate_every == 0 or step == last:
+            per_scale, mean = evaluate(average, quantizer, latents, dataset)
+            history.append({"step": step, "bit_accuracy": mean, "per_scale": per_scale})
+            print(f"step {step}: bit accuracy {mean:.4f}, per scale {' '.join(f'{a:.3f}' for a in per_scale)}", flush=True)
+            loop.save_checkpoint(path, {
+                "model": model.state_dict(), "average": average.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers], "step": step, "history": history,
+                "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words), "run": asdict(run),
+            })  # fmt: skip
+    return path
