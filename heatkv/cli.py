@@ -80,7 +80,20 @@ def load_model(arguments: argparse.Namespace) -> Any:
     from heatkv.models import load
 
     dtype = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[arguments.dtype]
-    return load(arguments.model, arguments.device, dtype)
+    return load(arguments.model, check_device(arguments.device), dtype)
+
+
+def check_device(name: str | None) -> str | None:
+    """The device, if it is one and is here. Raises ``ValueError`` otherwise."""
+    import torch
+
+    if name is None:
+        return None
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {shown(name)} can not be used here: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def load_scores(arguments: argparse.Namespace) -> Any:
@@ -207,7 +220,7 @@ def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("give at least one budget and one policy")
     scores = load_scores(arguments)
     model = load_model(arguments)
-    low = load(arguments.model, arguments.device, torch.bfloat16) if model.dtype != torch.bfloat16 else None
+    low = load(arguments.model, check_device(arguments.device), torch.bfloat16) if model.dtype != torch.bfloat16 else None
     result = compare(
         model, prompts, scores, budgets, policies, low_precision=low, repetitions=arguments.seeds,
         orders=arguments.orders_count, batch=arguments.batch, progress=say,
