@@ -1,9 +1,9 @@
 """HeatKV: head-specific KV-cache budgets for visual autoregressive image models.
 
-    model    = heatkv.load("pocket")
-    scores   = heatkv.calibrate(model, prompts)
-    schedule = heatkv.plan(scores, budget=0.2)
-    result   = heatkv.generate(model, "red apple", schedule=schedule)
+model    = heatkv.load("pocket")
+scores   = heatkv.calibrate(model, prompts)
+schedule = heatkv.plan(scores, budget=0.2)
+result   = heatkv.generate(model, "red apple", schedule=schedule)
 """
 
 from heatkv.calibration import calibrate

@@ -123,7 +123,13 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     if result.note:
         say(f"note: {result.note}")
     about = PngInfo()
-    facts = {"prompt": result.prompt, "seed": result.seed, "model": result.model, "policy": result.policy, "budget": result.budget}
+    facts = {
+        "prompt": result.prompt,
+        "seed": result.seed,
+        "model": result.model,
+        "policy": result.policy,
+        "budget": result.budget,
+    }
     for key, value in facts.items():
         about.add_itxt(key, str(value))
     buffer = io.BytesIO()
@@ -145,7 +151,9 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if not arguments.json:
         share = result.kv_bytes_peak / result.kv_bytes_full
-        print(f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({share:.1%} of the full cache's peak)")
+        print(
+            f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({share:.1%} of the full peak)"
+        )
     return report
 
 
@@ -165,7 +173,13 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if not arguments.json:
         print(f"{out}: {scores.count} prompts in {seconds:.1f} s")
-    return {"model": model.id, "prompts": scores.count, "seed": arguments.seed, "seconds": round(seconds, 3), "out": str(out)}
+    return {
+        "model": model.id,
+        "prompts": scores.count,
+        "seed": arguments.seed,
+        "seconds": round(seconds, 3),
+        "out": str(out),
+    }
 
 
 def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -220,7 +234,9 @@ def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("give at least one budget and one policy")
     scores = load_scores(arguments)
     model = load_model(arguments)
-    low = load(arguments.model, check_device(arguments.device), torch.bfloat16) if model.dtype != torch.bfloat16 else None
+    low = (
+        load(arguments.model, check_device(arguments.device), torch.bfloat16) if model.dtype != torch.bfloat16 else None
+    )
     result = compare(
         model, prompts, scores, budgets, policies, low_precision=low, repetitions=arguments.seeds,
         orders=arguments.orders_count, batch=arguments.batch, progress=say,
@@ -251,7 +267,9 @@ def machine() -> str:
 
 
 def make_parser() -> OneLineParser:
-    parser = OneLineParser(prog="python -m heatkv", description="Head-specific KV-cache budgets for visual autoregressive models.")
+    parser = OneLineParser(
+        prog="python -m heatkv", description="Head-specific KV-cache budgets for visual autoregressive models."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Any, what: str, *, model: bool = True) -> OneLineParser:
@@ -269,7 +287,9 @@ def make_parser() -> OneLineParser:
     sub = command("generate", cmd_generate, "generate one image")
     sub.add_argument("--prompt", required=True)
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--budget", type=float, help="share of the full cache's peak, for example 0.3 (default: full cache)")
+    sub.add_argument(
+        "--budget", type=float, help="share of the full cache's peak, for example 0.3 (default: full cache)"
+    )
     sub.add_argument("--policy", default="heatkv")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--schedule", type=Path, help="a schedule file instead of a budget")
@@ -293,12 +313,16 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--out", type=Path, required=True, help="schedule file to write (JSON)")
 
     sub = command("compare", cmd_compare, "compare policies with the full cache over many prompts")
-    sub.add_argument("--prompts", type=Path, required=True, help="text file, one prompt a line; none used for calibration")
+    sub.add_argument(
+        "--prompts", type=Path, required=True, help="text file, one prompt a line; none used for calibration"
+    )
     sub.add_argument("--budgets", default="0.5,0.3,0.2,0.1")
     sub.add_argument("--policies", default="heatkv,random,reverse")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--seeds", type=int, default=2, help="seeds a prompt")
-    sub.add_argument("--random-orders", dest="orders_count", type=int, default=5, help="orders that `random` is averaged over")
+    sub.add_argument(
+        "--random-orders", dest="orders_count", type=int, default=5, help="orders that `random` is averaged over"
+    )
     sub.add_argument("--batch", type=int, default=8, help="images at a time")
     sub.add_argument("--out", type=Path, required=True, help="results file to write (JSON)")
     return parser

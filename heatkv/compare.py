@@ -119,7 +119,9 @@ def check_request(model: GenerativeModel, prompts: Sequence[str], scores: HeadSc
         model.check_prompt(prompt)
     shared = sorted(set(prompts) & set(scores.prompts))
     if shared:
-        raise ValueError(f"{len(shared)} prompts were used for calibration, first {shared[0]!r}: compare on other prompts")
+        raise ValueError(
+            f"{len(shared)} prompts were used for calibration, first {shared[0]!r}: compare on other prompts"
+        )
     for policy in policies:
         find(policy)
 
@@ -161,8 +163,7 @@ def compare(
     sample = Sample.of(prompts, repetitions, batch)
     plans = {
         (policy, budget): [
-            plan(scores, budget, policy, sink_scales, seed=seed)
-            for seed in range(orders if find(policy).seeded else 1)
+            plan(scores, budget, policy, sink_scales, seed=seed) for seed in range(orders if find(policy).seeded else 1)
         ]
         for policy in policies
         for budget in budgets

@@ -131,7 +131,9 @@ def collect(
     """The ``Generation`` of a finished run from its events."""
     pixels = events[-1].pixels
     if pixels is None or len(events) != len(model.geometry.scales):
-        raise ValueError(f"the run ended after {len(events)} of {len(model.geometry.scales)} scales: there is no image yet")
+        raise ValueError(
+            f"the run ended after {len(events)} of {len(model.geometry.scales)} scales: there is no image yet"
+        )
     full = full_bytes(model, sampling)
     share = schedule.peak_tokens / model.geometry.full_peak_tokens if schedule else 1.0
     return Generation(

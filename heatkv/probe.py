@@ -30,7 +30,8 @@ class ProbeCache(ScheduleCache):
         for layer, head in heads:
             if not (0 <= layer < geometry.layers and 0 <= head < geometry.heads):
                 raise ValueError(
-                    f"there is no head {head} in layer {layer}: the model has {geometry.layers} layers of {geometry.heads} heads"
+                    f"there is no head {head} in layer {layer}: the model has {geometry.layers} layers "
+                    f"of {geometry.heads} heads"
                 )
         self.heads = frozenset(heads)
         self.attention: dict[tuple[int, int], list[Tensor]] = {key: [] for key in heads}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from strategies import Problem, problems
 from torch import Tensor
 
 from heatkv.attention import Part, merge, part_weights, partial_attention, tiled_attention
@@ -16,7 +17,6 @@ from heatkv.cache import KVCache, ScheduleCache, full_cache
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, least_budget
-from strategies import Problem, problems
 
 SCALES = ScaleSchedule(((1, 1), (1, 2), (2, 2), (2, 3), (3, 4), (4, 4)))
 GEOMETRY = Geometry(layers=3, heads=4, head_dim=8, scales=SCALES)
@@ -46,7 +46,10 @@ def random_qkv(geometry: Geometry, batch: int, seed: int = 0, dtype: torch.dtype
     """[scale][layer] -> tensor [3, B, H, N, D]."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        [torch.randn(3, batch, geometry.heads, n, geometry.head_dim, generator=generator).to(dtype) for _ in range(geometry.layers)]
+        [
+            torch.randn(3, batch, geometry.heads, n, geometry.head_dim, generator=generator).to(dtype)
+            for _ in range(geometry.layers)
+        ]
         for n in geometry.scales.tokens
     ]
 
@@ -77,7 +80,10 @@ def test_attention_equals_masked_attention(budget: float, sinks: int, batch: int
 def test_attention_equals_masked_attention_in_every_dtype_and_head_size(head_dim: int, dtype: torch.dtype) -> None:
     geometry = Geometry(2, 3, head_dim, SCALES)
     schedule = random_schedule(geometry, 0.5, 2)
-    qkv = [[t * torch.tensor([head_dim**-0.5, 1, 1]).to(dtype).view(3, 1, 1, 1, 1) for t in s] for s in random_qkv(geometry, 2, 1, dtype)]
+    qkv = [
+        [t * torch.tensor([head_dim**-0.5, 1, 1]).to(dtype).view(3, 1, 1, 1, 1) for t in s]
+        for s in random_qkv(geometry, 2, 1, dtype)
+    ]
     got, expected = play(ScheduleCache(geometry, schedule), qkv), play(MaskedReference(geometry, schedule), qkv)
     tolerance = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     for a, b in zip(got, expected, strict=True):

@@ -8,8 +8,8 @@ import torch
 from test_cache import GEOMETRY, SCALES, play, random_qkv
 from tiny import tiny_model
 
-from heatkv.calibration import CalibratingCache, calibrate, calibrate_steps
 from heatkv.cache import full_cache
+from heatkv.calibration import CalibratingCache, calibrate, calibrate_steps
 from heatkv.models.infinity.text import PromptError
 from heatkv.probe import ProbeCache
 

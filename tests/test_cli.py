@@ -40,10 +40,23 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err
 
 
-def test_generate_reports_the_keys_scripts_rely_on(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_reports_the_keys_scripts_rely_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "a.png"
     full = run(capsys, "generate", "--model", model, "--prompt", "red apple", "--seed", 3, "--out", out)
-    assert {"model", "prompt", "seed", "policy", "budget", "kv_bytes_peak", "kv_bytes_full", "seconds", "scales", "out"} <= set(full)
+    assert {
+        "model",
+        "prompt",
+        "seed",
+        "policy",
+        "budget",
+        "kv_bytes_peak",
+        "kv_bytes_full",
+        "seconds",
+        "scales",
+        "out",
+    } <= set(full)
     assert [set(s) for s in full["scales"]] == [{"scale", "tokens", "kv_bytes", "seconds"}] * 6
     with Image.open(out) as image:
         assert image.size == (12, 12)
@@ -53,34 +66,61 @@ def test_generate_reports_the_keys_scripts_rely_on(model: Path, tmp_path: Path, 
     assert half["kv_bytes_full"] == full["kv_bytes_peak"] and half["policy"] == "heatkv"
 
 
-def test_calibrate_plan_and_generate_go_together(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_plan_and_generate_go_together(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts, scores, schedule, image = (tmp_path / n for n in ("p.txt", "s.safetensors", "s.json", "a.png"))
     prompts.write_text("red apple\n\nblue cat\n")
     assert run(capsys, "calibrate", "--model", model, "--prompts", prompts, "--out", scores)["prompts"] == 2
     planned = run(capsys, "plan", "--scores", scores, "--budget", 0.4, "--out", schedule)
-    keys = {"model", "policy", "budget", "least_budget", "sink_scales", "peak_tokens", "full_peak_tokens", "removed_per_source", "seconds", "out"}
+    keys = {
+        "model",
+        "policy",
+        "budget",
+        "least_budget",
+        "sink_scales",
+        "peak_tokens",
+        "full_peak_tokens",
+        "removed_per_source",
+        "seconds",
+        "out",
+    }
     assert keys <= set(planned)
     assert planned["peak_tokens"] <= 0.4 * planned["full_peak_tokens"]
     assert np.array(planned["removed_per_source"]).shape == (6, 6)
-    with_file = run(capsys, "generate", "--model", model, "--prompt", "red apple", "--schedule", schedule, "--out", image)
+    with_file = run(
+        capsys, "generate", "--model", model, "--prompt", "red apple", "--schedule", schedule, "--out", image
+    )
     assert with_file["budget"] == 0.4 and with_file["kv_bytes_peak"] <= 0.4 * with_file["kv_bytes_full"]
 
 
-def test_published_orders_are_planned_without_weights(conformance: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_orders_are_planned_without_weights(
+    conformance: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     orders = conformance / "orders" / "infinity_2b.json"
-    planned = run(capsys, "plan", "--orders", orders, "--model", "infinity-2b", "--budget", 0.1, "--out", tmp_path / "s.json")
+    planned = run(
+        capsys, "plan", "--orders", orders, "--model", "infinity-2b", "--budget", 0.1, "--out", tmp_path / "s.json"
+    )
     assert planned["removed_per_source"][12][3:12] == [463] * 9
     assert planned["full_peak_tokens"] == 3_289_600 and planned["least_budget"] == pytest.approx(21 / 6425)
 
 
-def test_compare_gives_rows_references_and_intervals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_gives_rows_references_and_intervals(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("green tree\na picture of a cat\nblue tree\n")
     result = run(
-        capsys, "compare", "--model", model, "--prompts", prompts, "--budgets", "0.6,0.3", "--policies", "heatkv,random",
+        capsys, "compare", "--model", model, "--prompts", prompts, "--budgets", "0.6,0.3",
+        "--policies", "heatkv,random",
         "--random-orders", 2, "--batch", 2, "--out", tmp_path / "r.json",
     )  # fmt: skip
-    assert [(r["policy"], r["budget"]) for r in result["rows"]] == [("heatkv", 0.6), ("heatkv", 0.3), ("random", 0.6), ("random", 0.3)]
+    assert [(r["policy"], r["budget"]) for r in result["rows"]] == [
+        ("heatkv", 0.6),
+        ("heatkv", 0.3),
+        ("random", 0.6),
+        ("random", 0.3),
+    ]
     for row in result["rows"]:
         assert row["n"] == (12 if row["policy"] == "random" else 6)
         assert row["kv_bytes_peak"] <= row["budget"] * result["kv_bytes_full"]
@@ -91,7 +131,9 @@ def test_compare_gives_rows_references_and_intervals(model: Path, tmp_path: Path
     assert json.loads((tmp_path / "r.json").read_text())["rows"] == result["rows"]
 
 
-def test_evaluation_on_calibration_prompts_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_on_calibration_prompts_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("green tree\nred apple\n")
     out = tmp_path / "r.json"
@@ -130,7 +172,9 @@ def test_bad_arguments_end_with_one_clear_line(
     assert not list(tmp_path.iterdir()), "something was written"
 
 
-def test_output_that_can_not_be_written_fails_before_the_work(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_that_can_not_be_written_fails_before_the_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ("generate", "--model", model, "--prompt", "red apple", "--out")
     assert "no folder" in fails(capsys, *arguments, tmp_path / "none" / "a.png")
     assert "is a folder" in fails(capsys, *arguments, tmp_path)
@@ -154,10 +198,14 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
     assert out.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_schedule_of_another_model_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_schedule_of_another_model_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "s.json"
     Schedule.full(tiny_model((1, 2, 3)).geometry, "other").save(other)
-    message = fails(capsys, "generate", "--model", model, "--prompt", "red apple", "--schedule", other, "--out", tmp_path / "a.png")
+    message = fails(
+        capsys, "generate", "--model", model, "--prompt", "red apple", "--schedule", other, "--out", tmp_path / "a.png"
+    )
     assert "does not fit" in message
 
 

@@ -107,7 +107,7 @@ def test_seeds_out_of_range_are_refused(seed: int) -> None:
 
 @pytest.mark.parametrize("settings", [{"guidance": float("nan")}, {"temperature": 0.0}, {"top_p": 2.0}, {"top_k": -1}])
 def test_sampling_out_of_range_is_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="guidance|temperature|top_"):
+    with pytest.raises(ValueError, match=r"guidance|temperature|top_"):
         Sampling(**settings)  # type: ignore[arg-type]
 
 

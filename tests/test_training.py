@@ -28,7 +28,9 @@ SMALL = TransformerRun(steps=4, batch=2, short_batch=3, depth=2, width=64, heads
 def dataset() -> data.Dataset:
     rng = np.random.default_rng(0)
     labels = [f"thing{i}" for i in range(90)] + ["red apple", "cat face"]
-    emoji = tuple(data.Emoji(label, ("tag", "round"), style, f"{i:x}") for i, label in enumerate(labels) for style in data.STYLES)
+    emoji = tuple(
+        data.Emoji(label, ("tag", "round"), style, f"{i:x}") for i, label in enumerate(labels) for style in data.STYLES
+    )
     return data.Dataset(rng.integers(0, 256, (len(emoji), 64, 64, 3), dtype=np.uint8), emoji)
 
 
@@ -50,7 +52,9 @@ def test_stages_resume_from_their_checkpoints(trained: Path) -> None:
         assert [entry["step"] for entry in state["history"]] == [2, 4]
 
 
-def test_resuming_gives_the_weights_of_an_uninterrupted_run(dataset: data.Dataset, trained: Path, tmp_path: Path) -> None:
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(
+    dataset: data.Dataset, trained: Path, tmp_path: Path
+) -> None:
     (tmp_path / "tokenizer.pt").write_bytes((trained / "tokenizer.pt").read_bytes())
     transformer.train(dataset, tmp_path, SMALL, CPU)
     resumed, straight = (loop.load_checkpoint(f / "transformer.pt")["model"] for f in (trained, tmp_path))
@@ -82,7 +86,9 @@ def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:
     optimizers = transformer.make_optimizers(model, SMALL)
     losses = []
     for _ in range(30):
-        loss = transformer.bit_loss(model(ids, torch.zeros(2, dtype=torch.bool), codes, cache), bits, autoencoder.quantizer.scales, 3)
+        loss = transformer.bit_loss(
+            model(ids, torch.zeros(2, dtype=torch.bool), codes, cache), bits, autoencoder.quantizer.scales, 3
+        )
         loss.backward()
         for optimizer, _ in optimizers:
             optimizer.step()

@@ -44,7 +44,11 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (("data", "fetch and prepare the pictures"), ("tokenizer", "stage 1"), ("transformer", "stage 2")):
+    for name, what in (
+        ("data", "fetch and prepare the pictures"),
+        ("tokenizer", "stage 1"),
+        ("transformer", "stage 2"),
+    ):
         command = commands.add_parser(name, help=what)
         command.add_argument("--folder", type=Path, required=True, help="where data and checkpoints live")
         command.add_argument("--dry-run", action="store_true", help="a few tiny steps, to see that everything runs")

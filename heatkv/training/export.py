@@ -37,9 +37,7 @@ def export(folder: Path, destination: Path, name: str) -> None:
         "transformer_steps": state["step"],
         "bit_accuracy": state["history"][-1],
     }
-    save_folder(
-        InfinityModel(name, model.text, model.transformer, autoencoder, SAMPLING, EXAMPLES, facts), destination
-    )
+    save_folder(InfinityModel(name, model.text, model.transformer, autoencoder, SAMPLING, EXAMPLES, facts), destination)
 
 
 def calibrate_bundled(model: GenerativeModel, prompts: Sequence[str], destination: Path) -> None:
@@ -64,5 +62,3 @@ def sample_sheet(
         draw.text((x + 4, y + 2), label[: side // 6], fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
-
-

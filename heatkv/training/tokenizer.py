@@ -176,13 +176,19 @@ def train(dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.
         losses += torch.tensor([loss.item(), commitment.item()])
         if step % 50 == 0:
             rate = (step - first) * run.batch / (time.time() - started)
-            print(f"step {step}: loss {losses[0] / 50:.4f} commitment {losses[1] / 50:.4f}, {rate:.0f} images/s", flush=True)
+            print(
+                f"step {step}: loss {losses[0] / 50:.4f} commitment {losses[1] / 50:.4f}, {rate:.0f} images/s",
+                flush=True,
+            )
             losses.zero_()
         if step % run.evaluate_every == 0 or step == run.steps:
             result = evaluate(average, dataset, device, folder / "tokenizer.png")
             history.append({"step": step, **result})
             steps = [round(s, 2) for s in current_config(average).steps]
-            print(f"step {step}: PSNR train {result['train']:.2f} held-out {result['held_out']:.2f} dB, code steps {steps}", flush=True)
+            print(
+                f"step {step}: PSNR train {result['train']:.2f} held-out {result['held_out']:.2f} dB, code {steps}",
+                flush=True,
+            )
             loop.save_checkpoint(path, {
                 "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
                 "code_size_S": model.quantizer.code_size_S, "step": step, "history": history,

@@ -31,6 +31,7 @@ class TransformerRun:
     and teaches layout first. ``flip`` is the largest share of bits flipped in the model's input (the
     residual is recomputed, so that later scales learn to correct); ``forget`` the largest share of
     input tokens blanked, so that what is not seen must be remembered from earlier scales.
+    ``fluent_weight`` is how often a fluent picture is drawn for one of another style.
     """
 
     steps: int = 5000
@@ -42,6 +43,7 @@ class TransformerRun:
     start_temperature: float = 8.0
     flip: float = 0.25
     forget: float = 0.4
+    fluent_weight: float = 5.0
     depth: int = 8
     width: int = 256
     heads: int = 8
@@ -252,7 +254,7 @@ def train(
     if device.type == "cuda":
         model.compile()
     caches = {k: TeacherForcing(scales, k, device) for k in (run.short_scales, len(scales))}
-    fluent = torch.tensor([2.0 if e.style == "fluent" else 1.0 for e in dataset.emoji])
+    fluent = torch.tensor([run.fluent_weight if e.style == "fluent" else 1.0 for e in dataset.emoji])
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     started, first, seen = time.time(), step, 0
     losses: dict[int, list[Tensor]] = {k: [] for k in caches}
@@ -284,14 +286,20 @@ def train(
             means = ", ".join(f"{k} scales {torch.stack(v).mean():.4f}" for k, v in losses.items() if v)
             losses = {k: [] for k in caches}
             pace = (time.time() - started) / (step - first)
-            print(f"step {step}: loss {means}; {pace:.2f} s/step, {seen / (time.time() - started):.0f} samples/s", flush=True)
+            print(
+                f"step {step}: loss {means}; {pace:.2f} s/step, {seen / (time.time() - started):.0f} samples/s",
+                flush=True,
+            )
         if step % run.evaluate_every == 0 or step == last:
             per_scale, mean = evaluate(average, quantizer, latents, dataset)
             history.append({"step": step, "bit_accuracy": mean, "per_scale": per_scale})
-            print(f"step {step}: bit accuracy {mean:.4f}, per scale {' '.join(f'{a:.3f}' for a in per_scale)}", flush=True)
+            print(
+                f"step {step}: bit accuracy {mean:.4f}, per scale {' '.join(f'{a:.3f}' for a in per_scale)}", flush=True
+            )
             loop.save_checkpoint(path, {
                 "model": model.state_dict(), "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers], "step": step, "history": history,
-                "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words), "run": asdict(run),
+                "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words),
+                "run": asdict(run),
             })  # fmt: skip
     return path
