@@ -16,7 +16,7 @@ from heatkv.models.infinity.transformer import TransformerConfig
 from heatkv.training import loop, tokenizer, transformer
 
 SAMPLING = Sampling(guidance=2.0, temperature=0.5)
-EXAMPLES = ("red apple", "cat face", "rocket", "sunflower", "octopus", "pizza", "noto rainbow", "twemoji ghost")
+EXAMPLES = ("red apple", "cat face", "rainbow", "umbrella", "panda", "cherries", "twemoji red heart", "noto bicycle")
 SUMMARY = "Text to 64 x 64 emoji in three styles; trained from scratch by this repository"
 
 
