@@ -138,6 +138,7 @@ def test_dropped_cells_are_really_freed() -> None:
         if t < len(SCALES) - 1:
             for layer, cells in enumerate(cache._cells):
                 seen += [(layer, c.drop_at, weakref.ref(c.k)) for c in cells if c.source == t]
+            del cells  # the test itself must not keep them
     gc.collect()
     assert seen and all(reference() is None for _, _, reference in seen)
 
