@@ -58,10 +58,21 @@ class ScaleTokens:
 class GenerativeModel(Protocol):
     """A visual autoregressive model, ready to run."""
 
-    id: str
-    geometry: Geometry
-    sampling: Sampling
-    examples: tuple[str, ...]
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it is sampled unless asked otherwise."""
+        ...
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """Prompts worth a try."""
+        ...
 
     @property
     def device(self) -> torch.device: ...

@@ -202,6 +202,11 @@ def word_ids(encoder: WordEncoder, prompts: list[str]) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
+def zero(linear: nn.Module) -> None:
+    for parameter in linear.parameters():
+        nn.init.zeros_(parameter)
+
+
 def new_model(dataset: data.Dataset, scales: ScaleSchedule, bits: int, run: TransformerRun) -> TextToBits:
     config = TransformerConfig(
         depth=run.depth, width=run.width, heads=run.heads, bits=bits, text_width=run.width, text_maxlen=MAX_WORDS,
@@ -209,16 +214,13 @@ def new_model(dataset: data.Dataset, scales: ScaleSchedule, bits: int, run: Tran
     )  # fmt: skip
     model = TextToBits(make_vocabulary(dataset), config, scales)
     with torch.no_grad():
-        for block in model.transformer.blocks:
+        for block in model.transformer.layers:
             for residual in (block.sa.proj, block.ca.proj, block.ffn.fc2):  # every block starts as the identity
-                residual.weight.zero_()
-                residual.bias.zero_()
+                zero(residual)
             block.ada_gss[:, :, :2] = 1.0  # gains
             block.sa.scale_mul_1H11.fill_(math.log(run.start_temperature))
-        model.transformer.shared_ada_lin[1].weight.zero_()
-        model.transformer.shared_ada_lin[1].bias.zero_()
-        model.transformer.head_nm.ada_lin[1].weight.zero_()
-        model.transformer.head_nm.ada_lin[1].bias.zero_()
+        zero(model.transformer.shared_ada_lin[1])
+        zero(model.transformer.head_nm.ada_lin[1])
         nn.init.normal_(model.transformer.lvl_embed.weight, std=0.1)
         nn.init.normal_(model.transformer.word_embed.weight, std=0.5)
         nn.init.normal_(model.text.embedding.weight, std=0.2)

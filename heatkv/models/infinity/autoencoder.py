@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,9 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], groups: int) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.downsample: nn.Conv2d | None = None
+        self.upsample: nn.Conv2d | None = None
+        self.block = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
 
     def run_blocks(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -116,8 +119,9 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(image, self.patch))
         for level in self.down:
+            assert isinstance(level, Level)
             x = level.run_blocks(x)
-            if hasattr(level, "downsample"):
+            if level.downsample is not None:
                 x = level.downsample(F.pad(x, (0, 1, 0, 1)))
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
@@ -142,8 +146,9 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         x = self.mid(self.conv_in(latent))
         for level in reversed(list(self.up)):
+            assert isinstance(level, Level)
             x = level.run_blocks(x)
-            if hasattr(level, "upsample"):
+            if level.upsample is not None:
                 x = level.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
@@ -160,6 +165,8 @@ class BitQuantizer(nn.Module):
 
     Works in token maps of the transformer (h x w) or, with ``patchify``, of twice that size.
     """
+
+    code_size_S: Tensor
 
     def __init__(self, scales: ScaleSchedule, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -207,6 +208,9 @@ class InfinityTransformer(nn.Module):
     block-causal mask when training).
     """
 
+    rope: Tensor
+    level: Tensor
+
     def __init__(self, config: TransformerConfig, scales: ScaleSchedule) -> None:
         super().__init__()
         width = config.width
@@ -229,6 +233,15 @@ class InfinityTransformer(nn.Module):
         self.register_buffer("rope", table, persistent=False)
         level = torch.cat([torch.full((n,), k) for k, n in enumerate(scales.tokens)])
         self.register_buffer("level", level, persistent=False)
+
+    @property
+    def layers(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype: that of the blocks."""
+        return self.layers[0].sa.mat_qkv.weight.dtype
 
     @property
     def geometry(self) -> Geometry:
@@ -268,7 +281,7 @@ class InfinityTransformer(nn.Module):
         """
         span = slice(first_token, first_token + x_BNC.shape[1])
         x_BNC = x_BNC + self.lvl_embed(self.level[span]).to(x_BNC.dtype)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.layers):
             x_BNC = block(x_BNC, self.rope[:, span], text, cache, layer)
             if after_layer is not None:
                 x_BNC = after_layer(layer, x_BNC)
