@@ -1,36 +1,68 @@
-"""Models by name: what ships with the repository and what lies in a folder."""
+"""Models by name: what ships with the repository, what is published elsewhere, and what lies in a folder."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from heatkv.files import shown
+from heatkv.models import hub
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.models.checkpoint import CheckpointError
+from heatkv.models.folder import identify
+from heatkv.models.hub import Files
 from heatkv.models.infinity import model as infinity
-from heatkv.models.presets import PRESETS, Preset
-from heatkv.scales import Geometry
+from heatkv.models.infinity import official as infinity_official
+from heatkv.models.infinity.scales import SIZES
+from heatkv.models.memory import Estimate, NotEnoughMemory, choose_offload, estimate
+from heatkv.models.presets import PRESETS, Preset, find_preset
+from heatkv.models.var import official as var_official
+from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 BUNDLED = ASSETS / "models"
 
-__all__ = ["CheckpointError", "GenerativeModel", "Preset", "Sampling", "find_geometry", "list_models", "load", "seeded_noise"]
+__all__ = [
+    "CheckpointError", "GenerativeModel", "NotEnoughMemory", "Preset", "Sampling", "bundled_scores", "download",
+    "find_folder", "find_geometry", "list_models", "load", "seeded_noise",
+]  # fmt: skip
+
+# Family -> how its published files become a model. A further family is one more line.
+Builder = Callable[[Preset, Files, torch.device, torch.dtype, bool], GenerativeModel]
+BUILDERS: dict[str, Builder] = {"infinity": infinity_official.build, "var": var_official.build}
 
 
 @dataclass(frozen=True)
 class Listing:
-    """One line of ``python -m heatkv models``."""
+    """One line of ``python -m heatkv models``.
+
+    ``where`` is the folder or file of the transformer, if all parts are on this machine; ``missing`` names
+    what is not, ``download_bytes`` is about how much that is. ``sizes`` are the choices after a colon, as in
+    ``infinity-2b:0.25M``.
+    """
 
     id: str
     family: str
     geometry: Geometry
     on_disk: bool
     summary: str
+    where: Path | None = None
+    missing: tuple[str, ...] = ()
+    download_bytes: int = 0
+    sizes: tuple[str, ...] = ()
+
+    @property
+    def memory(self) -> Estimate | None:
+        """What one guided image takes in bfloat16 on a GPU; None for the bundled models, which fit everywhere."""
+        preset = PRESETS.get(self.id)
+        return estimate(preset, torch.device("cuda"), torch.bfloat16) if preset else None
 
 
 def bundled_folders() -> dict[str, Path]:
@@ -38,35 +70,91 @@ def bundled_folders() -> dict[str, Path]:
 
 
 def list_models() -> list[Listing]:
-    """The bundled models, then the presets whose weights are elsewhere."""
+    """The bundled models, then the published ones; says of each what is on this machine."""
     listings = []
     for name, folder in bundled_folders().items():
         config = read_config(folder)
-        listings.append(Listing(name, config["family"], config_geometry(config), True, config["facts"].get("summary", "")))
-    for preset in PRESETS.values():
-        listings.append(Listing(preset.id, preset.family, preset.geometry, False, preset.summary))
-    return listings
+        summary = config["facts"].get("summary", "")
+        listings.append(Listing(name, config["family"], config_geometry(config), True, summary, folder))
+    return listings + [listing_of(preset) for preset in PRESETS.values()]
+
+
+def listing_of(preset: Preset) -> Listing:
+    files = hub.find_files(preset)
+    missing = hub.missing_parts(preset, files)
+    return Listing(
+        id=preset.id,
+        family=preset.family,
+        geometry=preset.geometry,
+        on_disk=not missing,
+        summary=preset.summary,
+        where=None if missing else files.transformer,
+        missing=tuple(f"{w.local_name} ({w.repo or 'not published'})" for w in missing.values()),
+        download_bytes=sum(weights.size for weights in missing.values()),
+        sizes=tuple(SIZES) if preset.size else (),
+    )
 
 
 def unknown_model(name: str) -> ValueError:
     known = [*bundled_folders(), *PRESETS]
-    return ValueError(f"there is no model {name!r}; choose one of {', '.join(known)}, or give a model folder")
+    return ValueError(f"there is no model {shown(name)}; choose one of {', '.join(known)}, or give a model folder")
 
 
-def find_folder(name_or_path: str | Path) -> Path:
-    """The folder of a bundled model or of a path. Raises ``ValueError`` naming what there is."""
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for a file, or with a null byte
+        return False
+
+
+def bundled_folder(name_or_path: str | Path) -> Path | None:
+    """The folder in this program's own format that a name or path stands for, if any."""
     folders = bundled_folders()
     if str(name_or_path) in folders:
         return folders[str(name_or_path)]
-    if str(name_or_path) in PRESETS:
-        raise ValueError(
-            f"the weights of {name_or_path} are not on this machine: its geometry can be planned for "
-            f"(`plan --orders FILE --model {name_or_path}`), generating needs the weights in a model folder"
-        )
     path = Path(name_or_path)
-    if (path / "config.json").is_file():
-        return path
-    raise unknown_model(str(name_or_path))
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return path if isinstance(config, dict) and config.get("format") == infinity.FORMAT else None
+
+
+def find_official(name_or_path: str | Path) -> tuple[Preset, Files]:
+    """A published model by name, or official files by path, and where its parts are (some may be missing).
+
+    Both may end in a size and a ratio: ``infinity-2b:0.25M``, ``/weights:1M:1.5``. Raises ``ValueError``.
+    """
+    if preset := find_preset(str(name_or_path)):
+        return preset, hub.find_files(preset)
+    path, size, ratio = Path(name_or_path), "", "1.0"
+    sizes = "|".join(map(re.escape, SIZES))
+    if not exists(path) and (match := re.fullmatch(rf"(.+?):({sizes})(?::([\d.:]+))?", str(name_or_path))):
+        path, size, ratio = Path(match[1]), match[2], match[3] or "1.0"
+    if not exists(path):
+        raise unknown_model(str(name_or_path))
+    if path.is_dir() and not any(path.iterdir()):
+        raise CheckpointError(f"the folder {path} is empty: put a model's files into it")
+    return identify(path, size, ratio)
+
+
+def find_folder(name_or_path: str | Path) -> Path:
+    """The folder in which a model's weights lie. Raises ``ValueError`` that says what is missing."""
+    if folder := bundled_folder(name_or_path):
+        return folder
+    preset, files = find_official(name_or_path)
+    return available_files(preset, files).parent
+
+
+def available_files(preset: Preset, files: Files) -> Path:
+    """The transformer's path, if all parts are there."""
+    missing = hub.missing_parts(preset, files)
+    if missing or files.transformer is None:
+        raise ValueError(
+            f"{hub.how_to_get(preset, missing)}. Without weights its budgets can be planned: "
+            f"`plan --orders FILE --model {preset.id}`"
+        )
+    return files.transformer
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -85,8 +173,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def config_geometry(config: dict[str, Any]) -> Geometry:
-    from heatkv.scales import ScaleSchedule
-
     transformer = config["transformer"]
     scales = ScaleSchedule(tuple((int(h), int(w)) for h, w in config["scales"]))
     return Geometry(transformer["depth"], transformer["heads"], transformer["width"] // transformer["heads"], scales)
@@ -94,9 +180,11 @@ def config_geometry(config: dict[str, Any]) -> Geometry:
 
 def find_geometry(name_or_path: str | Path) -> Geometry:
     """Geometry of a model by name, without loading (or having) its weights."""
-    if str(name_or_path) in PRESETS:
-        return PRESETS[str(name_or_path)].geometry
-    return config_geometry(read_config(find_folder(name_or_path)))
+    if preset := find_preset(str(name_or_path)):
+        return preset.geometry
+    if folder := bundled_folder(name_or_path):
+        return config_geometry(read_config(folder))
+    return find_official(name_or_path)[0].geometry
 
 
 def default_device() -> torch.device:
@@ -108,17 +196,46 @@ def default_device() -> torch.device:
 
 
 def load(
-    name_or_path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    name_or_path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    offload: bool | None = None,
 ) -> GenerativeModel:
     """Load a model by registry name or from a folder, ready to run.
 
-    ``device`` defaults to CUDA, MPS or CPU, whichever is there first; ``dtype`` to bfloat16 on CUDA
-    and float32 elsewhere. Raises ``ValueError`` for unknown names, ``CheckpointError`` for bad files.
+    Nothing is downloaded (``download`` does that).
+
+    Parameters
+    ----------
+    name_or_path
+        ``pocket``, ``var-d16``, ``infinity-2b``, ``infinity-2b:0.25M:1.5`` (size and height / width), a model
+        folder, a folder with official files, or the official transformer's file.
+    device
+        Default: CUDA, MPS or CPU, whichever is there first.
+    dtype
+        Of the blocks and the cache. Default: bfloat16 on CUDA, float32 elsewhere.
+    offload
+        Whether text encoder, transformer and decoder take turns on the device. Default: only if they do
+        not fit together.
+
+    Raises
+    ------
+    ValueError
+        Unknown names and missing weights; the message says what to download and where to put it.
+    CheckpointError
+        Bad files, or files that do not belong together.
+    NotEnoughMemory
+        The model does not fit on the device.
     """
-    folder = find_folder(name_or_path)
-    config = read_config(folder)
     device = torch.device(device) if device else default_device()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    folder = bundled_folder(name_or_path)
+    if folder is None:
+        preset, files = find_official(name_or_path)
+        available_files(preset, files)
+        offload = choose_offload(preset, device, dtype, offload)
+        return BUILDERS[preset.family](preset, files, device, dtype, offload)
+    config = read_config(folder)
     try:
         return infinity.load_folder(folder, config, device, dtype)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -127,9 +244,21 @@ def load(
         raise CheckpointError(f"{folder} does not hold a complete model: {error}") from error
 
 
+def download(name: str, report: Callable[[str], object] = print) -> Listing:
+    """Fetch what is missing of a published model into the hub's cache (see ``hub.download``)."""
+    preset = find_preset(name)
+    if preset is None:
+        raise unknown_model(name)
+    hub.download(preset, report)
+    return listing_of(PRESETS[preset.id.partition(":")[0]])
+
+
 def bundled_scores(name_or_path: str | Path) -> HeadScores:
     """The calibration that ships in a model's folder."""
-    path = find_folder(name_or_path) / "scores.safetensors"
+    folder = bundled_folder(name_or_path) or find_folder(name_or_path)
+    path = folder / "scores.safetensors"
     if not path.is_file():
-        raise ValueError(f"no calibration in {path.parent}; run `python -m heatkv calibrate --model {name_or_path}` first")
+        raise ValueError(
+            f"no calibration in {path.parent}; run `python -m heatkv calibrate --model {name_or_path}` first"
+        )
     return HeadScores.load(path)

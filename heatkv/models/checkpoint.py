@@ -40,7 +40,7 @@ def save_shards(state: dict[str, Tensor], folder: Path, max_bytes: int = MAX_SHA
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for old in folder.glob("model-*.safetensors"):
         old.unlink()
     for i, shard in enumerate(shards):
@@ -91,14 +91,31 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
             content = inner
             break
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        holds = f"{type(content).__name__} with {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path} holds no state dict, but a {holds}")
+        named = f" with {list(content)[:5]}" if isinstance(content, dict) else ""
+        raise CheckpointError(f"{path} holds no state dict, but a {type(content).__name__}{named}")
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def find_index(folder: Path) -> Path | None:
     """The index of a folder of shards; safetensors first."""
     return next((path for pattern in INDEX_PATTERNS for path in sorted(folder.glob(pattern))), None)
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """File of every tensor. Raises ``CheckpointError`` for anything that is not an index."""
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a shard index ({error!r})") from error
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names, which lie next to it."""
+    shards = sorted(set(read_index(index).values()))
+    if any("/" in shard or "\\" in shard for shard in shards):
+        raise CheckpointError(f"{index} names files outside its folder")
+    return shards
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -108,17 +125,10 @@ def load_state(path: Path) -> dict[str, Tensor]:
     index = find_index(path)
     if index is None:
         raise CheckpointError(f"{path} holds no index of shards, {' or '.join(INDEX_PATTERNS)}")
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        shards = sorted({str(file) for file in weight_map.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a shard index ({error!r})") from error
-    if any("/" in shard or "\\" in shard for shard in shards):
-        raise CheckpointError(f"{index} names files outside its folder")
     state: dict[str, Tensor] = {}
-    for shard in shards:
+    for shard in shard_names(index):
         state |= load_file(path / shard)
-    missing = sorted(set(weight_map) - set(state))
+    missing = sorted(set(read_index(index)) - set(state))
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} tensors that its index names, first {missing[0]}")
     return state

@@ -1,28 +1,210 @@
-"""Geometries of published models, so that budgets can be planned and explored without their weights."""
+"""Published models by name: what belongs together, where it is published and how it is run.
+
+A further model of a known family is one more entry in ``PRESETS``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from heatkv.files import shown
+from heatkv.models.base import Sampling
+from heatkv.models.infinity.autoencoder import AutoencoderConfig
+from heatkv.models.infinity.scales import SIZES, find_ratio, published_scales, rope_grid
+from heatkv.models.infinity.transformer import TransformerConfig
+from heatkv.models.var.layout import SCALES as VAR_SCALES
+from heatkv.models.var.transformer import VarConfig
+from heatkv.models.var.vqvae import VqvaeConfig
 from heatkv.scales import Geometry, ScaleSchedule
 
-INFINITY_1M = ScaleSchedule.square((1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
+
+@dataclass(frozen=True)
+class Weights:
+    """Published weights: a file, a folder of shards or (``name`` empty) a whole repository of the hub.
+
+    ``size`` is about what has to be downloaded, in bytes. ``patterns`` choose files of a folder or
+    repository. ``repo`` is empty for weights that are not published.
+    """
+
+    repo: str
+    name: str
+    size: int
+    patterns: tuple[str, ...] = ()
+
+    @property
+    def local_name(self) -> str:
+        """What the file or folder is called when it lies in a folder of its own."""
+        return self.name or self.repo.rpartition("/")[2]
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.patterns)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model by name: its family and geometry, and a line for people."""
+    """A published model.
+
+    ``text`` is None for models that need no text encoder; ``text_parameters`` counts what is loaded of
+    it. ``size`` and ``ratio`` name the published scales (Infinity) and are empty where there is no choice.
+    """
 
     id: str
     family: str
-    geometry: Geometry
     summary: str
+    scales: ScaleSchedule
+    transformer_config: TransformerConfig | VarConfig
+    autoencoder_config: AutoencoderConfig | VqvaeConfig
+    transformer: Weights
+    autoencoder: Weights
+    text: Weights | None = None
+    text_parameters: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    examples: tuple[str, ...] = ()
+    size: str = ""
+    ratio: str = ""
+    licence: str = ""
 
+    @property
+    def geometry(self) -> Geometry:
+        shape = self.transformer_config
+        return Geometry(shape.depth, shape.heads, shape.head_dim, self.scales)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        shape = self.autoencoder_config
+        stride = shape.stride * (2 if isinstance(shape, AutoencoderConfig) and shape.patchify else 1)
+        h, w = self.scales[len(self.scales) - 1]
+        return h * stride, w * stride
+
+    def at(self, size: str, ratio: str = "1.0") -> Preset:
+        """The model at another published size and aspect ratio; its name says which.
+
+        Raises ``ValueError`` for sizes and ratios that are not published, or a model without a choice.
+        """
+        if not self.size or not isinstance(self.transformer_config, TransformerConfig):
+            h, w = self.image_size
+            raise ValueError(f"{self.id} has one size, {h} x {w}: name it without `:{size}`")
+        ratio = find_ratio(ratio)
+        if (size, ratio) == (self.size, self.ratio):
+            return self
+        scales = published_scales(size, ratio)
+        config = replace(self.transformer_config, rope_grid=rope_grid(ratio))
+        name = f"{self.id}:{size}" + ("" if ratio == "1.0" else f":{ratio}")
+        result = replace(self, id=name, scales=scales, transformer_config=config, size=size, ratio=ratio)
+        h, w = result.image_size
+        return replace(result, summary=f"{self.summary.rpartition(', ')[0]}, {h} x {w}")
+
+
+VAR_REPO, INFINITY_REPO = "FoundationVision/var", "FoundationVision/Infinity"
+VAR_AUTOENCODER = Weights(VAR_REPO, "vae_ch160v4096z32.pth", 436_000_000)
+T5_FILES = ("config.json", "tokenizer*", "spiece.model", "special_tokens_map.json", "model*.safetensors*")
+T5_XL = Weights("google/flan-t5-xl", "", 11_400_000_000, T5_FILES)
+SHARD_FILES = ("*.safetensors", "*.bin", "*.json")
+BITS_32 = AutoencoderConfig(128, (1, 2, 4, 4, 4), bits=32, stride=16)
+BITS_56 = AutoencoderConfig(128, (1, 2, 4, 4), bits=14, stride=8, patchify=True)
+INFINITY_SAMPLING = Sampling(guidance=3.0, temperature=1.0, top_k=900, top_p=0.97)
+INFINITY_EXAMPLES = (
+    "a red fox resting in fresh snow at dawn",
+    "an old lighthouse on a cliff, oil painting",
+    "a bowl of ramen on a wooden table, close-up photograph",
+    "a glass teapot shaped like an elephant",
+)
+
+
+def var(depth: int, side: int, parameters: str, transformer_bytes: int) -> Preset:
+    """A VAR model: width and heads follow from the depth."""
+    return Preset(
+        id=f"var-d{depth}",
+        family="var",
+        summary=f"VAR d{depth} ({parameters}), classes of ImageNet, {side} x {side}",
+        scales=VAR_SCALES[side],
+        transformer_config=VarConfig(depth, 64 * depth, depth, shared_modulation=side == 512),
+        autoencoder_config=VqvaeConfig(),
+        transformer=Weights(VAR_REPO, f"var_d{depth}.pth", transformer_bytes),
+        autoencoder=VAR_AUTOENCODER,
+        # Guidance grows from 1 to 5 over the scales: the published cfg of 4.
+        sampling=Sampling(guidance=5.0, top_k=900, top_p=0.95),
+        examples=("golden retriever", "volcano", "espresso", "balloon", "macaw", "lakeside"),
+        licence="MIT (published by FoundationVision)",
+    )
+
+
+def infinity(
+    id: str, summary: str, shape: tuple[int, int, int], size: str, transformer: Weights,
+    autoencoder: Weights, autoencoder_config: AutoencoderConfig,
+) -> Preset:  # fmt: skip
+    """An Infinity model of ``shape`` (depth, width, heads), square and of a published size unless asked otherwise."""
+    depth, width, heads = shape
+    side = 16 * published_scales(size).sizes[-1][0]
+    config = TransformerConfig(
+        depth, width, heads, bits=autoencoder_config.token_bits, text_width=2048, text_maxlen=512, rope_grid=rope_grid()
+    )
+    return Preset(
+        id=id,
+        family="infinity",
+        summary=f"{summary}, {side} x {side}",
+        scales=published_scales(size),
+        transformer_config=config,
+        autoencoder_config=autoencoder_config,
+        transformer=transformer,
+        autoencoder=autoencoder,
+        text=T5_XL,
+        text_parameters=1_223_527_424,
+        sampling=INFINITY_SAMPLING,
+        examples=INFINITY_EXAMPLES,
+        size=size,
+        ratio="1.0",
+        licence="MIT (published by FoundationVision); text encoder Apache-2.0",
+    )
+
+
+D32REG = Weights(INFINITY_REPO, "infinity_vae_d32reg.pth", 442_000_000)
+D32 = Weights(INFINITY_REPO, "infinity_vae_d32.pth", 442_000_000)
+D56 = Weights(INFINITY_REPO, "infinity_vae_d56_f8_14_patchify.pth", 440_000_000)
 
 PRESETS: dict[str, Preset] = {
     preset.id: preset
     for preset in (
-        Preset("infinity-2b", "infinity", Geometry(32, 16, 128, INFINITY_1M), "Infinity 2B, text to image, 1024 x 1024"),
-        Preset("infinity-8b", "infinity", Geometry(40, 28, 128, INFINITY_1M), "Infinity 8B, text to image, 1024 x 1024"),
+        var(16, 256, "310M", 1_240_000_000),
+        var(20, 256, "601M", 2_400_000_000),
+        var(24, 256, "1.03B", 4_130_000_000),
+        var(30, 256, "2.01B", 8_040_000_000),
+        var(36, 512, "2.35B", 9_400_000_000),
+        infinity(
+            "infinity-125m", "Infinity 125M (weights not published), text to image", (12, 768, 8), "0.06M",
+            Weights("", "infinity_125m.pth", 500_000_000), D32, BITS_32,
+        ),
+        infinity(
+            "infinity-2b", "Infinity 2B, text to image", (32, 2048, 16), "1M",
+            Weights(INFINITY_REPO, "infinity_2b_reg.pth", 8_900_000_000), D32REG, BITS_32,
+        ),
+        infinity(
+            "infinity-8b-512", "Infinity 8B, text to image", (40, 3584, 28), "0.25M",
+            Weights(INFINITY_REPO, "infinity_8b_512x512_weights", 33_600_000_000, SHARD_FILES), D56, BITS_56,
+        ),
+        infinity(
+            "infinity-8b", "Infinity 8B, text to image", (40, 3584, 28), "1M",
+            Weights(INFINITY_REPO, "infinity_8b_weights", 33_600_000_000, SHARD_FILES), D56, BITS_56,
+        ),
     )
-}
+}  # fmt: skip
+
+
+def find_preset(name: str) -> Preset | None:
+    """The preset of a name such as ``infinity-2b`` or, at another size and ratio, ``infinity-2b:0.25M:1.5``.
+
+    None for other names; raises ``ValueError`` where only the size or ratio is wrong.
+    """
+    base, _, variant = name.partition(":")
+    if base not in PRESETS:
+        return None
+    preset = PRESETS[base]
+    if not variant:
+        return preset
+    size, _, ratio = variant.partition(":")
+    if size not in SIZES:
+        sizes = ", ".join(SIZES)
+        raise ValueError(f"{shown(name)}: after the first colon comes a size, one of {sizes}, and then a ratio")
+    return preset.at(size, ratio or preset.ratio)

@@ -12,7 +12,9 @@ from heatkv.models.infinity.autoencoder import AutoencoderConfig
 from heatkv.models.infinity.transformer import TransformerConfig
 
 # Buffers that published files may carry and that follow from the configuration.
-DERIVED = re.compile(r"(^|\.)(zero_k_bias|lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen)$")
+DERIVED = re.compile(
+    r"(^|\.)(zero_k_bias|lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen)$"
+)
 
 
 def transformer_state(state: dict[str, Tensor], text_maxlen: int | None = None) -> dict[str, Tensor]:
@@ -51,7 +53,7 @@ def resized_rows(rows_NC: Tensor, n: int) -> Tensor:
 
 
 def autoencoder_state(state: dict[str, Tensor], *, with_encoder: bool = True) -> dict[str, Tensor]:
-    """A published autoencoder state dict (with or without wrapped convolutions and norms) as ``Autoencoder`` names it."""
+    """A published autoencoder state dict as ``Autoencoder`` names it; convolutions and norms may be wrapped."""
     parts = ("encoder.", "decoder.") if with_encoder else ("decoder.",)
     return {
         re.sub(r"(\.(conv|norm))+\.(weight|bias)$", r".\3", key): tensor

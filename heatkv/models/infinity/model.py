@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,27 @@ from heatkv.models.base import Noise, Sampling, ScaleTokens
 from heatkv.models.checkpoint import load_state, save_shards
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from heatkv.models.infinity.sampling import Guidance, generate_scales
-from heatkv.models.infinity.text import Vocabulary, WordEncoder
-from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
+from heatkv.models.infinity.text import TextEncoder, Vocabulary, WordEncoder
+from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
+from heatkv.models.offload import Stages
 from heatkv.scales import Geometry, ScaleSchedule
 
 
 @dataclass
 class InfinityModel:
-    """A text-to-image model of the Infinity family (see ``GenerativeModel`` for the interface)."""
+    """A text-to-image model of the Infinity family (see ``GenerativeModel`` for the interface).
+
+    With ``stages`` text encoder, transformer and decoder take turns on the device.
+    """
 
     id: str
-    text: WordEncoder
+    text: TextEncoder
     transformer: InfinityTransformer
     autoencoder: Autoencoder
     sampling: Sampling
     examples: tuple[str, ...] = ()
     facts: dict[str, Any] | None = None
+    stages: Stages | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -40,11 +45,11 @@ class InfinityModel:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.pos_start.device
+        return self.stages.device if self.stages else self.transformer.pos_start.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.blocks[0].sa.mat_qkv.weight.dtype
+        return self.transformer.dtype
 
     def check_prompt(self, prompt: str) -> str | None:
         return self.text.check(prompt)
@@ -54,13 +59,16 @@ class InfinityModel:
         scales = len(self.geometry.scales)
         guidance = Guidance((sampling.guidance,) * scales, (sampling.temperature,) * scales, sampling.top_p)
         text = self.text.encode(prompts)
-        text = replace(text, features_BNC=text.features_BNC.to(self.dtype))
-        yield from generate_scales(
-            self.transformer, self.autoencoder.quantizer, text, None, cache, guidance, noise
-        )
+        text = TextFeatures(text.features_BNC.to(self.device, torch.float32), text.mask_BN.to(self.device))
+        self._use("transformer")
+        for step in generate_scales(self.transformer, self.autoencoder.quantizer, text, None, cache, guidance, noise):
+            yield step
+            if step.scale < scales - 1:  # a preview may have had its turn
+                self._use("transformer")
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:
+        self._use("decoder")
         weight = next(self.autoencoder.decoder.parameters())
         pixels = (self.autoencoder.decode(latent.to(weight.dtype)) + 1) / 2 * 255
         return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu()
@@ -69,16 +77,25 @@ class InfinityModel:
         return {
             "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
             "decoder_parameters": sum(p.numel() for p in self.autoencoder.decoder.parameters()),
-            "words": len(self.text.vocabulary.words),
+            **self.text.about(),
             **(self.facts or {}),
         }
+
+    def _use(self, part: str) -> None:
+        if self.stages:
+            self.stages.use(part)
 
 
 FORMAT, VERSION = "heatkv-model", 1
 
 
 def save_folder(model: InfinityModel, folder: Path) -> None:
-    """Write ``config.json`` and float16 safetensors shards of less than 10 MB (decoder only)."""
+    """Write ``config.json`` and float16 safetensors shards of less than 10 MB (decoder only).
+
+    Raises ``ValueError`` for a model with an external text encoder.
+    """
+    if not isinstance(model.text, WordEncoder):
+        raise ValueError(f"{model.id} reads text with {type(model.text).__name__}, which a model folder can not hold")
     config = {
         "format": FORMAT,
         "version": VERSION,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,9 @@ def generate_scales(
     if guidance.active:
         text = pad_and_stack(text, negative or model.unconditional(text.mask_BN))
     condition = model.condition(text)
+    dtype = model.dtype
+    # The condition is float32; the blocks read it in their own dtype.
+    condition = replace(condition, features_BNC=condition.features_BNC.to(dtype))
     halves = 2 if guidance.active else 1
     latent: Tensor | None = None
 
@@ -94,7 +97,7 @@ def generate_scales(
             return x
 
         codes = None if latent is None else quantizer.next_input(latent, k).repeat(halves, 1, 1)
-        x = model.embed(codes, condition).to(condition.features_BNC.dtype)
+        x = model.embed(codes, condition).to(dtype)
         logits = model.logits(model(x, start, condition, cache, after_layer), condition) / temperature
         on_logits = guidance.active and not guidance.hidden_layers
         logits = guide(logits, strength) if on_logits else logits[:rows]

@@ -6,6 +6,7 @@ the largest list's last scale.
 
 from __future__ import annotations
 
+from heatkv.files import shown
 from heatkv.scales import ScaleSchedule
 
 # Scales of each size, by its approximate number of pixels.
@@ -49,13 +50,13 @@ def find_ratio(ratio: str) -> str:
             return name
     except (ValueError, ZeroDivisionError):
         pass
-    raise ValueError(f"aspect ratio {ratio!r} (height / width) is not one of {', '.join(sorted(FULL, key=float))}")
+    raise ValueError(f"aspect ratio {shown(ratio)} (height / width) is not one of {', '.join(sorted(FULL, key=float))}")
 
 
 def published_scales(size: str = "1M", ratio: str = "1.0") -> ScaleSchedule:
     """Scales of a published size and aspect ratio. Raises ``ValueError`` for others."""
     if size not in SIZES:
-        raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
+        raise ValueError(f"size {shown(size)} is not one of {', '.join(SIZES)}")
     return ScaleSchedule(FULL[find_ratio(ratio)].sizes[: SIZES[size]])
 
 

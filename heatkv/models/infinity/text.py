@@ -6,27 +6,31 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from heatkv.models.infinity.transformer import TextFeatures
+from heatkv.models.prompts import PromptError, check_prompt
 
-MAX_PROMPT_CHARACTERS = 1000
-
-
-class PromptError(ValueError):
-    """A prompt that cannot be used; the message says why and what to do."""
+__all__ = ["PromptError", "TextEncoder", "Vocabulary", "WordEncoder", "check_prompt", "split_words"]
 
 
-def check_prompt(prompt: str) -> str:
-    """The prompt without surrounding white space. Raises ``PromptError`` if empty or too long."""
-    text = prompt.strip()
-    if not text:
-        raise PromptError("the prompt is empty: write a few words, for example `red apple`")
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise PromptError(f"the prompt has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are read")
-    return text
+class TextEncoder(Protocol):
+    """What a model asks of its text encoder."""
+
+    def check(self, prompt: str) -> str | None:
+        """A note for the user, or None. Raises ``PromptError`` where nothing can be made of the prompt."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of prompts, one row each. Raises ``PromptError`` (see ``check``)."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Facts for people."""
+        ...
 
 
 def split_words(text: str) -> list[str]:
@@ -93,3 +97,6 @@ class WordEncoder(nn.Module):
             self.check(prompt)
             rows.append(torch.tensor(self.known_and_unknown(prompt)[0]))
         return self(nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.position.device))
+
+    def about(self) -> dict[str, Any]:
+        return {"words": len(self.vocabulary.words)}

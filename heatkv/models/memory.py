@@ -1,0 +1,176 @@
+"""How much memory a model needs, before anything is loaded, and whether it is there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
+from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
+from heatkv.models.presets import Preset
+from heatkv.models.var.transformer import VarConfig, VarTransformer
+from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
+from heatkv.scales import ScaleSchedule
+
+GB = 1e9
+RUNTIME_BYTES = 300_000_000  # kernels and their workspace, small tensors
+DECODER_MAPS = 5  # feature maps of full resolution that a decoder holds at once
+
+
+class NotEnoughMemory(ValueError):
+    """The model does not fit; the message has the numbers and what to do."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on the device by part, for one guided image with the full cache.
+
+    ``work`` is what the running part needs besides: the current scale's activations, or the decoder's
+    feature maps, whichever is more.
+    """
+
+    text: int
+    transformer: int
+    autoencoder: int
+    cache: int
+    transformer_work: int
+    decoder_work: int
+
+    @property
+    def whole(self) -> int:
+        """With all parts on the device."""
+        weights = self.text + self.transformer + self.autoencoder
+        return RUNTIME_BYTES + weights + max(self.cache + self.transformer_work, self.decoder_work)
+
+    @property
+    def staged(self) -> int:
+        """With the parts taking turns."""
+        stages = (
+            self.text, self.transformer + self.cache + self.transformer_work, self.autoencoder + self.decoder_work
+        )  # fmt: skip
+        return RUNTIME_BYTES + max(stages)
+
+    def __str__(self) -> str:
+        parts = [("text encoder", self.text), ("transformer", self.transformer), ("autoencoder", self.autoencoder)]
+        work = max(self.transformer_work, self.decoder_work)
+        parts += [("full cache", self.cache), ("working memory", work)]
+        return ", ".join(f"{name} {size / GB:.1f}" for name, size in parts if size)
+
+
+def text_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the text encoder: float16 as published on CUDA, else the transformer's."""
+    return torch.float16 if device.type == "cuda" else dtype
+
+
+def estimate(preset: Preset, device: torch.device, dtype: torch.dtype) -> Estimate:
+    """What one guided image of ``preset`` takes on ``device`` with blocks and cache in ``dtype``."""
+    shape, scales = preset.transformer_config, preset.scales
+    blocks, rest = transformer_parameters(shape, scales)
+    h, w = preset.image_size
+    size, tokens = dtype.itemsize, max(scales.tokens)
+    # Two rows of hidden states, projections, feed-forward and float32 logits of the largest scale.
+    outputs = shape.vocabulary if isinstance(shape, VarConfig) else 2 * shape.bits
+    activations = 2 * tokens * (16 * shape.width * size + 3 * 4 * outputs + 8 * shape.width)
+    image = preset.autoencoder_config
+    # In float16, T5 keeps one matrix of every layer, a quarter of its weights, in float32.
+    text_bytes = 2.5 if text_dtype(device, dtype) == torch.float16 else text_dtype(device, dtype).itemsize
+    return Estimate(
+        text=round(preset.text_parameters * text_bytes),
+        transformer=blocks * size + rest * 4,
+        autoencoder=4 * decoder_parameters(image),
+        cache=preset.geometry.kv_bytes(preset.geometry.full_peak_tokens, batch=2, key_bytes=size, value_bytes=size),
+        transformer_work=activations,
+        decoder_work=DECODER_MAPS * 4 * h * w * image.base_width * widest(image),
+    )
+
+
+def widest(config: AutoencoderConfig | VqvaeConfig) -> int:
+    """The width of the first block at full resolution relative to the base width."""
+    return config.width_mult[1] if len(config.width_mult) > 1 else config.width_mult[0]
+
+
+@lru_cache(maxsize=64)
+def transformer_parameters(config: TransformerConfig | VarConfig, scales: ScaleSchedule) -> tuple[int, int]:
+    """Parameters in the blocks and outside them."""
+    one: VarTransformer | InfinityTransformer
+    with torch.device("meta"):
+        if isinstance(config, VarConfig):
+            one = VarTransformer(replace(config, depth=1), scales)
+        else:
+            one = InfinityTransformer(replace(config, depth=1), scales)
+    block = sum(p.numel() for p in one.blocks.parameters())
+    return block * config.depth, sum(p.numel() for p in one.parameters()) - block
+
+
+@lru_cache(maxsize=16)
+def decoder_parameters(config: AutoencoderConfig | VqvaeConfig) -> int:
+    scales = ScaleSchedule.square([1])
+    with torch.device("meta"):
+        model: nn.Module
+        if isinstance(config, VqvaeConfig):
+            model = Vqvae(scales, config, with_encoder=False)
+        else:
+            model = Autoencoder(scales, config, with_encoder=False)
+    return sum(p.numel() for p in model.parameters())
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes free on ``device``; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
+    free = [size for size in (_free_of_system(), _free_of_container()) if size is not None]
+    return min(free, default=None)
+
+
+def _free_of_system() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def _free_of_container() -> int | None:
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def choose_offload(preset: Preset, device: torch.device, dtype: torch.dtype, offload: bool | None) -> bool:
+    """Whether the parts have to take turns on ``device``; ``offload`` None leaves the choice to the estimate.
+
+    Raises ``NotEnoughMemory`` with the numbers where the model does not fit either way.
+    """
+    need, free = estimate(preset, device, dtype), available(device)
+    stageable = device.type != "cpu"
+    if free is None or (not offload and need.whole <= free):
+        return bool(offload) and stageable
+    if stageable and offload is not False and need.staged <= free:
+        return True
+    least = need.staged if stageable else need.whole
+    remedies = []
+    if stageable and offload is False and need.staged <= free:
+        remedies.append("allow staged offload")
+    elif preset.size not in ("", "0.06M"):
+        remedies.append(f"choose a smaller size such as {preset.id.partition(':')[0]}:0.25M")
+    if dtype == torch.float32:
+        remedies.append("load it in bfloat16")
+    remedies.append("choose a smaller model or another device")
+    raise NotEnoughMemory(
+        f"{preset.id} needs about {least / GB:.1f} GB on {device.type} for one image ({need}; in GB"
+        f"{', parts taking turns' if stageable else ''}) and {free / GB:.1f} GB are free: {', or '.join(remedies)}"
+    )
