@@ -45,7 +45,9 @@ class KVCache:
             self.scale += 1
         self._next_layer = (layer + 1) % self.geometry.layers
         if self.scale >= len(self.geometry.scales):
-            raise ValueError(f"the cache was made for {len(self.geometry.scales)} scales; use a new one for a new image")
+            raise ValueError(
+                f"the cache was made for {len(self.geometry.scales)} scales; use a new one for a new image"
+            )
         expected = (self.geometry.heads, self.geometry.scales.tokens[self.scale], self.geometry.head_dim)
         if tuple(k_BHND.shape[1:]) != expected:
             raise ValueError(
@@ -53,6 +55,11 @@ class KVCache:
                 f"(heads, tokens, head_dim) = {expected}"
             )
         return self._attend(layer, q_BHND, k_BHND, v_BHND)
+
+    @property
+    def planned_tokens(self) -> int:
+        """The most tokens it will hold for one batch row, summed over heads, as far as is known in advance."""
+        return self.geometry.full_peak_tokens
 
     @property
     def last_scale(self) -> bool:
@@ -121,6 +128,10 @@ class ScheduleCache(KVCache):
         self._prefix_tokens = scales.bounds[prefix_scales][0]
         self._prefixes: list[_Prefix | None] = [None] * geometry.layers
         self._cells: list[list[_Cell]] = [[] for _ in range(geometry.layers)]
+
+    @property
+    def planned_tokens(self) -> int:
+        return self.schedule.peak_tokens
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         if self.scale < self._prefix_scales:

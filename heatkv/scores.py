@@ -38,6 +38,7 @@ MAX_FILE_BYTES = 256 << 20
 MAX_ORDERS_BYTES = 64 << 20
 
 _TENSOR = "mass_sum_LHTS"
+_EXTRAS = ("change_sum_LHTS", "spread_sum_LH")  # in files since they are measured; older files lack them
 _ROW_SLACK = 1e-2  # attention in half precision sums to 1 only so closely
 
 
@@ -69,6 +70,13 @@ class HeadScores:
         How many prompts were summed.
     metadata
         Anything else worth keeping, plain JSON values: seed, guidance, dtype, date.
+    change_sum_LHTS
+        Sum over prompts of how much the attention output of the layer would change at target scale t if the head did
+        without source scale s: squared change over the squared output of all heads, ``(layers, heads, scales,
+        scales)``, zero for ``s >= t``. None where it was not measured.
+    spread_sum_LH
+        Sum over prompts of the variance, over the queries of the last scale, of what a key receives, summed over keys:
+        low where all queries read the same keys, ``(layers, heads)``. None where it was not measured.
     """
 
     model: str
@@ -77,6 +85,8 @@ class HeadScores:
     prompts: tuple[str, ...]
     count: int
     metadata: dict[str, Any] = field(default_factory=dict)
+    change_sum_LHTS: npt.NDArray[np.float64] | None = None
+    spread_sum_LH: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.model, what="model", error=ScoresError)
@@ -88,6 +98,9 @@ class HeadScores:
         object.__setattr__(self, "prompts", prompts)
         object.__setattr__(self, "metadata", plain_json(self.metadata, what="metadata", error=ScoresError))
         object.__setattr__(self, "mass_sum_LHTS", _checked_mass(self.mass_sum_LHTS, self.geometry, self.count))
+        for name in _EXTRAS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _checked_extra(name, getattr(self, name), self.mass_sum_LHTS.shape))
 
     @cached_property
     def mass_LHTS(self) -> npt.NDArray[np.float64]:
@@ -95,6 +108,16 @@ class HeadScores:
         mass_LHTS = self.mass_sum_LHTS / self.count
         mass_LHTS.setflags(write=False)
         return mass_LHTS
+
+    @cached_property
+    def change_LHTS(self) -> npt.NDArray[np.float64] | None:
+        """Mean over prompts of `change_sum_LHTS`."""
+        return None if self.change_sum_LHTS is None else self.change_sum_LHTS / self.count
+
+    @cached_property
+    def spread_LH(self) -> npt.NDArray[np.float64] | None:
+        """Mean over prompts of `spread_sum_LH`."""
+        return None if self.spread_sum_LH is None else self.spread_sum_LH / self.count
 
     def scas(self, sink_scales: int) -> npt.NDArray[np.float64]:
         """S-CAS: mean over the later target scales of the mass on each source scale, ``(layers, heads, scales)``.
@@ -121,7 +144,7 @@ class HeadScores:
         return slot_HL.ravel()[np.argsort(scas_SN, axis=1, kind="stable")]
 
     def merge(self, other: HeadScores) -> HeadScores:
-        """The calibration over the prompts of both. Metadata on which the two differ is dropped."""
+        """The calibration over the prompts of both. What only one has, or metadata on which they differ, is dropped."""
         if self.model != other.model:
             raise ScoresError(f"scores of {self.model} and of {other.model} can not be merged")
         if self.geometry != other.geometry:
@@ -137,7 +160,13 @@ class HeadScores:
             prompts=self.prompts + other.prompts if both_known else (),
             count=self.count + other.count,
             metadata={k: v for k, v in self.metadata.items() if k in other.metadata and other.metadata[k] == v},
+            **{name: extra + other._extras[name] for name, extra in self._extras.items() if name in other._extras},
         )
+
+    @property
+    def _extras(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The optional tensors that are there."""
+        return {name: getattr(self, name) for name in _EXTRAS if getattr(self, name) is not None}
 
     def check_matches(self, geometry: Geometry) -> None:
         """Raise `ScoresError` unless the scores were measured with ``geometry``."""
@@ -148,7 +177,7 @@ class HeadScores:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, atomically; everything but the tensor is JSON in its header."""
+        """Write a safetensors file, atomically; everything but the tensors is JSON in its header."""
         import safetensors.numpy
 
         header = {
@@ -160,22 +189,23 @@ class HeadScores:
             "prompts": list(self.prompts),
             "metadata": self.metadata,
         }
-        tensors = {_TENSOR: self.mass_sum_LHTS}
+        tensors = {_TENSOR: self.mass_sum_LHTS, **self._extras}
         write_atomic(path, safetensors.numpy.save(tensors, metadata={FORMAT: json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HeadScores:
         """Read a scores file; every problem with it is a `ScoresError` that names the file."""
         try:
-            header, mass_sum_LHTS = _read_safetensors(path)
+            header, tensors = _read_safetensors(path)
             fields = Fields(header, format=FORMAT, version=VERSION, error=ScoresError)
             return cls(
                 model=fields.name("model"),
                 geometry=fields.geometry(),
-                mass_sum_LHTS=mass_sum_LHTS,
+                mass_sum_LHTS=tensors[_TENSOR],
                 prompts=tuple(fields.sequence("prompts")),
                 count=fields.integer("count", 1, 2**53),
                 metadata=fields.mapping("metadata"),
+                **{name: tensors[name] for name in _EXTRAS if name in tensors},
             )
         except ScoresError as problem:
             raise ScoresError(f"{shown(os.fspath(path))}: {problem}") from problem
@@ -185,7 +215,8 @@ class HeadScores:
             return NotImplemented
         mine = (self.model, self.geometry, self.prompts, self.count, self.metadata)
         theirs = (other.model, other.geometry, other.prompts, other.count, other.metadata)
-        return mine == theirs and np.array_equal(self.mass_sum_LHTS, other.mass_sum_LHTS)
+        a, b = ({_TENSOR: scores.mass_sum_LHTS, **scores._extras} for scores in (self, other))
+        return mine == theirs and a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -316,8 +347,21 @@ def _checked_mass(mass: npt.ArrayLike, geometry: Geometry, count: int) -> npt.ND
     return mass_LHTS
 
 
-def _read_safetensors(path: str | os.PathLike[str]) -> tuple[Any, npt.NDArray[np.float64]]:
-    """The JSON header and the one tensor of a scores file."""
+def _checked_extra(name: str, extra: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """An optional tensor as a read-only float64 copy; ``shape`` is that of the attention mass."""
+    array = as_array(extra, what=name, error=ScoresError)
+    shape = shape[:2] if name.endswith("_LH") else shape
+    if array.shape != shape or array.dtype.kind != "f":
+        raise ScoresError(f"{name} is {array.dtype} of shape {array.shape}: expected floats of shape {shape}")
+    copy: npt.NDArray[np.float64] = array.astype(np.float64)
+    if not np.isfinite(copy).all() or (copy < 0).any():
+        raise ScoresError(f"{name} holds NaN, infinite or negative values; calibrate again")
+    copy.setflags(write=False)
+    return copy
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, npt.NDArray[np.float64]]]:
+    """The JSON header and the tensors of a scores file: the attention mass, and what else was measured."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -327,13 +371,15 @@ def _read_safetensors(path: str | os.PathLike[str]) -> tuple[Any, npt.NDArray[np
             header = (file.metadata() or {}).get(FORMAT)
             if header is None:
                 raise ScoresError(f"no {FORMAT} header: this safetensors file holds something else")
-            if list(file.keys()) != [_TENSOR] or file.get_slice(_TENSOR).get_dtype() != "F64":
-                raise ScoresError(f"expected one float64 tensor named {_TENSOR}, found {shown(list(file.keys()))}")
-            mass_LHTS = file.get_tensor(_TENSOR)
+            names = set(file.keys())
+            known = {_TENSOR} <= names <= {_TENSOR, *_EXTRAS}
+            if not known or any(file.get_slice(name).get_dtype() != "F64" for name in names):
+                raise ScoresError(f"expected one float64 tensor named {_TENSOR}, found {shown(sorted(names))}")
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as problem:
         raise ScoresError(f"not a whole safetensors file: {problem}") from problem
     except (OSError, ValueError) as problem:
         if isinstance(problem, ScoresError):
             raise
         raise ScoresError(f"cannot be read: {problem}") from problem
-    return parse_json(header, error=ScoresError), mass_LHTS
+    return parse_json(header, error=ScoresError), tensors

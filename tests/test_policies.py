@@ -25,8 +25,11 @@ Cell = tuple[int, int, int]  # layer, head, source scale
 
 
 def solve(problem: Problem, policy: str = "heatkv", budget: float | None = None) -> Schedule:
+    calibration = problem.orders_SN
+    if REGISTRY[policy].needs == "scores":
+        calibration = random_scores(problem.geometry, seed=int(problem.orders_SN[:, :1].sum()))
     return plan(
-        problem.orders_SN,
+        calibration,
         problem.budget if budget is None else budget,
         policy,
         problem.sink_scales,

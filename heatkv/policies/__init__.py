@@ -1,16 +1,19 @@
 """Policies: ways to spend a budget.
 
-A new one takes a file here that defines ``POLICY``, and one line in `REGISTRY`.
+A new one takes a file here that defines ``POLICY``, and one line in `REGISTRY`. `plan` gives the schedule of a static
+policy; `cache_factory` and `make_cache` give a cache that spends the budget, whatever the policy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.policies import heatkv, random, reverse
+from heatkv.cache import KVCache, ScheduleCache
+from heatkv.policies import ams, h2o, hack, headkv, heatkv, heatkv_plus, random, reverse, scalekv, snapkv, streaming
 from heatkv.policies.base import PlanInput, Policy
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, check_budget
@@ -22,8 +25,18 @@ REGISTRY: dict[str, Policy] = {
         heatkv.POLICY,
         random.POLICY,
         reverse.POLICY,
+        heatkv_plus.POLICY,
+        scalekv.POLICY,
+        hack.POLICY,
+        headkv.POLICY,
+        ams.POLICY,
+        snapkv.POLICY,
+        h2o.POLICY,
+        streaming.POLICY,
     )
 }
+
+Calibration = HeadScores | npt.NDArray[np.integer] | None
 
 
 def find(name: str) -> Policy:
@@ -34,7 +47,7 @@ def find(name: str) -> Policy:
 
 
 def plan(
-    scores_or_orders: HeadScores | npt.NDArray[np.integer] | None,
+    scores_or_orders: Calibration,
     budget: float,
     policy: str = "heatkv",
     sink_scales: int = 3,
@@ -42,6 +55,7 @@ def plan(
     model: str | None = None,
     geometry: Geometry | None = None,
     seed: int = 0,
+    **options: Any,
 ) -> Schedule:
     """Plan when the cache drops every cell.
 
@@ -60,43 +74,104 @@ def plan(
         What the plan is for. Scores know both, and only orders or None need them.
     seed
         For policies that roll dice.
+    options
+        Of the policy, see `Policy.options`.
 
     Raises
     ------
     ValueError
-        An unknown policy, an infeasible budget, or a calibration that is missing, of the wrong kind or of another
-        geometry; the message says which and what to do.
+        An unknown policy or option, an infeasible budget, or a calibration that is missing, of the wrong kind or of
+        another geometry; the message says which and what to do.
     """
     chosen = find(policy)
     if chosen.drop_at is None:
         raise ValueError(f"policy {policy!r} decides while it generates and has no schedule; generate with it directly")
-    scores, orders_SN, source = None, None, "orders"
-    if isinstance(scores_or_orders, HeadScores):
-        scores, source = scores_or_orders, "scores"
+    model, ask = _question(chosen, scores_or_orders, budget, sink_scales, model, geometry, seed)
+    all_options = chosen.with_options(options)
+    provenance: dict[str, Any] = {"kind": chosen.provenance}
+    if chosen.needs == "nothing":
+        provenance["planned_from"] = "nothing"
+    elif ask.scores is not None:
+        provenance |= {"planned_from": "scores", "prompts": ask.scores.count}
+    else:
+        provenance["planned_from"] = "orders"
+    if chosen.seeded:
+        provenance["seed"] = seed
+    if all_options:
+        provenance["options"] = all_options
+    drop_at_LHS = chosen.drop_at(ask, **all_options).astype(np.int16)
+    return Schedule(model, ask.geometry, sink_scales, policy, budget, drop_at_LHS, provenance)
+
+
+def cache_factory(
+    policy: str,
+    geometry: Geometry,
+    budget: float,
+    scores: Calibration = None,
+    sink_scales: int = 3,
+    *,
+    seed: int = 0,
+    model: str = "any",
+    **options: Any,
+) -> Callable[[], KVCache]:
+    """What makes the caches of one policy and budget, a new one for every batch of images; plans once.
+
+    Takes what `plan` takes, for static and dynamic policies alike, and raises the same errors, all of them now.
+    """
+    chosen = find(policy)
+    if chosen.cache is None:
+        if isinstance(scores, HeadScores):
+            model = scores.model
+        schedule = plan(
+            scores, budget, policy, sink_scales, model=model, geometry=geometry, seed=seed, **options
+        )  # fmt: skip
+        return lambda: ScheduleCache(geometry, schedule)
+    make = chosen.cache
+    _, ask = _question(chosen, scores, budget, sink_scales, None, geometry, seed)
+    all_options = chosen.with_options(options)
+    make(ask, **all_options)  # so that what is wrong with the options is said before anything runs
+    return lambda: make(ask, **all_options)
+
+
+def make_cache(
+    policy: str, geometry: Geometry, budget: float, scores: Calibration = None, sink_scales: int = 3, **more: Any
+) -> KVCache:
+    """One cache, for one batch of images; see `cache_factory`."""
+    return cache_factory(policy, geometry, budget, scores, sink_scales, **more)()
+
+
+def _question(
+    chosen: Policy,
+    scores_or_orders: Calibration,
+    budget: float,
+    sink_scales: int,
+    model: str | None,
+    geometry: Geometry | None,
+    seed: int,
+) -> tuple[str, PlanInput]:
+    """What is asked of the policy, checked, and for which model."""
+    scores = scores_or_orders if isinstance(scores_or_orders, HeadScores) else None
+    orders_SN = None
+    if scores is not None:
         if model not in (None, scores.model):
             raise ValueError(f"these scores are of {scores.model}, not of {model}; calibrate {model}")
         if geometry is not None:
             scores.check_matches(geometry)
         model, geometry = scores.model, geometry or scores.geometry
-    if model is None or geometry is None:
+    if geometry is None or (model is None and chosen.static):
         raise ValueError("only scores say what they are for: pass model and geometry")
+    model = model or "this model"
     check_budget(budget, geometry.scales, sink_scales, model=model)
 
-    if chosen.needs == "nothing":
-        source = "nothing"
-    elif chosen.needs == "scores" and scores is None:
-        raise ValueError(f"policy {policy!r} needs the scores of a calibration; orders alone do not tell it enough")
-    elif scores_or_orders is None:
-        raise ValueError(f"policy {policy!r} needs the scores of a calibration, or head orders")
-    elif isinstance(scores_or_orders, HeadScores):
-        orders_SN = scores_or_orders.orders(sink_scales)
-    else:
-        orders_SN = check_orders(scores_or_orders, geometry, sink_scales)
-
-    ask = PlanInput(geometry, float(budget), int(sink_scales), seed, scores, orders_SN)
-    provenance: dict[str, Any] = {"kind": chosen.provenance, "planned_from": source}
-    if source == "scores" and scores is not None:
-        provenance["prompts"] = scores.count
-    if chosen.seeded:
-        provenance["seed"] = seed
-    return Schedule(model, geometry, sink_scales, policy, budget, chosen.drop_at(ask).astype(np.int16), provenance)
+    if chosen.needs == "scores" and scores is None:
+        raise ValueError(
+            f"policy {chosen.name!r} needs the scores of a calibration; orders alone do not tell it enough"
+        )
+    if chosen.needs == "orders":
+        if isinstance(scores_or_orders, HeadScores):
+            orders_SN = scores_or_orders.orders(sink_scales)
+        elif scores_or_orders is None:
+            raise ValueError(f"policy {chosen.name!r} needs the scores of a calibration, or head orders")
+        else:
+            orders_SN = check_orders(scores_or_orders, geometry, sink_scales)
+    return model, PlanInput(geometry, float(budget), int(sink_scales), seed, scores, orders_SN)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.cache import KVCache
 from heatkv.scales import Geometry
+from heatkv.schedule import token_limit
 from heatkv.scores import HeadScores
 
-Provenance = Literal["paper", "re-implementation", "adaptation", "reference"]
+Provenance = Literal["paper", "re-implementation", "adaptation", "reference", "ours"]
 Needs = Literal["scores", "orders", "nothing"]
 
 
 @dataclass(frozen=True)
 class PlanInput:
-    """One question to a static policy: how to spend ``budget`` on this model.
+    """One question to a policy: how to spend ``budget`` on this model.
 
     Everything is checked: the budget is feasible, orders fit the geometry, and what `Policy.needs` names is there.
     Orders are ranked from scores where only those were given; ``orders_SN`` is None for a policy that needs nothing,
@@ -31,6 +33,11 @@ class PlanInput:
     seed: int
     scores: HeadScores | None = None
     orders_SN: npt.NDArray[np.int64] | None = None
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that the cache may hold for one batch row, summed over heads."""
+        return token_limit(self.budget, self.geometry)
 
 
 @dataclass(frozen=True)
@@ -45,17 +52,19 @@ class Policy:
         What people read: a short name, and a sentence on what it keeps.
     provenance
         ``paper`` (does what the paper and its code do), ``re-implementation`` (constants that the paper leaves open
-        are ours), ``adaptation`` (made for another kind of model) or ``reference`` (a yardstick).
+        are ours), ``adaptation`` (made for another kind of model), ``reference`` (a yardstick) or ``ours``.
     needs
         What calibration it reads: ``scores`` (attention mass by target scale), ``orders`` (rankings, which scores
         give too) or ``nothing``.
     drop_at
         For a static policy: the table of `heatkv.schedule`, ``(layers, heads, scales)``, from a `PlanInput`.
     cache
-        For a dynamic policy, which decides while it generates and has no schedule: makes its cache. A policy has
-        either of the two.
+        For a dynamic policy, which decides while it generates and has no schedule: the cache for one batch of images,
+        from a `PlanInput`. A policy has either of the two.
     seeded
         Whether the plan depends on ``seed``.
+    options
+        What may be asked of it beside the `PlanInput`, with defaults; passed to ``drop_at`` or ``cache`` by name.
     """
 
     name: str
@@ -63,13 +72,22 @@ class Policy:
     summary: str
     provenance: Provenance
     needs: Needs
-    drop_at: Callable[[PlanInput], npt.NDArray[np.integer]] | None = None
-    cache: Callable[..., Any] | None = None
+    drop_at: Callable[..., npt.NDArray[np.integer]] | None = None
+    cache: Callable[..., KVCache] | None = None
     seeded: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.drop_at is None) == (self.cache is None):
             raise TypeError(f"policy {self.name!r} must define either drop_at or cache")
+
+    def with_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options, those ``given`` and the defaults of the others; ``ValueError`` for one that there is not."""
+        unknown = [name for name in given if name not in self.options]
+        if unknown:
+            known = ", ".join(self.options) or "none"
+            raise ValueError(f"policy {self.name!r} has no option {unknown[0]!r}; its options: {known}")
+        return {**self.options, **given}
 
     @property
     def static(self) -> bool:

@@ -1,0 +1,51 @@
+"""H2O (arXiv 2306.14048): heavy hitters, the tokens with the most attention so far, and the latest tokens.
+
+Adaptation: the paper evicts one token a step; here the cache is cut back after every scale that overflows it. A token's
+score is the attention that it received from all queries since it came, summed. Half of what a head may keep
+(``recent``, default 0.5 as in the paper) goes to the newest scale, to tokens spread evenly over its map, which has no
+order in time; the rest to the heaviest of all others. The same number of tokens for every head and layer. Nothing
+protects the sink scales. Needs no calibration.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from heatkv.policies.allowance import evenly, uniform
+from heatkv.policies.base import PlanInput, Policy
+from heatkv.policies.tokens import Candidates, Ranking, TokenCache
+
+
+class H2OCache(TokenCache):
+    def __init__(self, ask: PlanInput, recent: float) -> None:
+        if not 0 <= recent <= 1:
+            raise ValueError(f"recent {recent} is no share of the tokens: choose 0 to 1")
+        super().__init__(ask.geometry, uniform(ask))
+        self.recent = recent
+
+    def watch(self, candidates: Candidates) -> Tensor:
+        q_RND = candidates.q_RND
+        return candidates.score_RU + candidates.received(q_RND) * q_RND.shape[1]
+
+    def rank(self, candidates: Candidates) -> Ranking:
+        count = int(self.recent * int(candidates.keep_R.min()))
+        recent = evenly(count, candidates.k_RND.shape[1], candidates.k_RND.device)
+        is_recent_RU = torch.zeros_like(candidates.score_RU, dtype=torch.int8)
+        is_recent_RU[:, candidates.old + recent] = 1
+        return Ranking(candidates.score_RU, is_recent_RU)
+
+
+def cache(ask: PlanInput, recent: float = 0.5) -> H2OCache:
+    return H2OCache(ask, recent)
+
+
+POLICY = Policy(
+    name="h2o",
+    title="H2O",
+    summary="Keeps, in every head, the tokens that received most attention so far, and some of the newest scale.",
+    provenance="adaptation",
+    needs="nothing",
+    cache=cache,
+    options={"recent": 0.5},
+)
