@@ -1,0 +1,1 @@
+"""The web app: layout, wiring and pictures. All maths lives in ``heatkv``."""

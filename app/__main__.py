@@ -1,0 +1,64 @@
+"""``python -m app``: serve the explorer. Also runs as a script from the root of the repository, as a Space does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+if str(Path(__file__).parent) in sys.path:  # run as a script: the folder of the script comes first, not the root
+    sys.path.remove(str(Path(__file__).parent))
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
+    from app.demo import create_demo, launch_options
+    from heatkv.models import bundled_scores, find_folder, load
+
+    try:
+        folder = find_folder(options.model)
+        model, scores = load(options.model), bundled_scores(options.model)
+        scores.check_matches(model.geometry)
+    except ValueError as error:
+        print(f"python -m app: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    demo = create_demo(model, scores, read_references(folder / "comparison.json"), read_prompts())
+    demo.launch(server_name=options.host, server_port=options.port, **launch_options())
+
+
+def read_references(path: Path) -> dict[str, Any]:
+    """The references of a model's bundled comparison; none where the file is absent or something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    references = found.get("references") if isinstance(found, dict) else None
+    return references if isinstance(references, dict) else {}
+
+
+def read_prompts(path: Path = ROOT / "assets" / "prompts" / "calibration.txt") -> list[str]:
+    """The bundled calibration prompts, one a line."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError):
+        return []
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app", description="HeatKV Explorer in the browser.")
+    parser.add_argument("--model", default="pocket", help="a bundled model or a model folder (default: pocket)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=None, help="port (default: 7860, or the next free one)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The head card: what kind of head it is, in plain words and with the evidence, and what it reads in an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.pictures import data_url
+from app.workbench import Probe, Workbench
+from heatkv.explore import GROUPS, TYPE_EXCESS, TYPES, Looks, attention_view
+
+NAMES = {
+    "itself": "looks at its own scale",
+    "previous": "looks at the previous scale",
+    "between": "looks at earlier scales",
+    "sinks": "looks at the coarse scales",
+    "spread": "spreads its attention",
+}
+WORDS = {
+    "itself": "It mostly attends to tokens of the scale that is being drawn. Earlier scales matter little to it, so "
+    "its cache is cheap to give up.",
+    "previous": "It reads the scale drawn just before, as if refining it. It needs every scale once, and hardly again.",
+    "between": "It reaches back to scales well before the last one. Dropping those takes away what it is for.",
+    "sinks": "It reads the first, coarsest scales, where layout and colour were settled. Those are never dropped.",
+    "spread": "It favours no group of scales: its attention lies about as it would if all tokens counted the same.",
+}
+
+
+def head_card(
+    bench: Workbench, looks: Looks | None, label: str, head: tuple[int, int], probe: Probe | None = None
+) -> dict[str, Any]:
+    """The value of the ``headcard`` part; without a probe it says that the maps are still to come."""
+    layer, number = head
+    card: dict[str, Any] = {
+        "layer": layer,
+        "head": number,
+        "title": f"Layer {layer + 1}, head {number + 1}",
+        "text": "Head orders alone do not tell where a head looks; its attention maps do, for one image.",
+        "source": f"From: {label}.",
+        "evidence": [],
+        "message": "" if probe else "Drawing the image to see what this head reads …",
+        "failed": False,
+    }
+    if looks is not None:
+        kind = TYPES[looks.type_LH[layer, number]]
+        card["title"] += f": {NAMES[kind]}"
+        card["text"] = WORDS[kind]
+        card["evidence"] = _evidence(bench, looks, head)
+        prompts = "1 prompt" if looks.prompts == 1 else f"{looks.prompts} prompts"
+        card["source"] = (
+            f"Share of its attention, mean over {prompts} ({label}). The tick is what even attention would give; "
+            f"{100 * TYPE_EXCESS:.0f} points above it make a type."
+        )
+    if probe is not None:
+        view = attention_view(probe.attention[head], bench.geometry.scales)
+        card |= {
+            "image": data_url(probe.pixels),
+            "view": view.to_json(),
+            "about": f"“{probe.prompt}”, seed {probe.seed}, full cache",
+            "message": (probe.note or "").capitalize(),
+        }
+    return card
+
+
+def failed(card: dict[str, Any], message: str) -> dict[str, Any]:
+    return {**card, "message": message, "failed": True}
+
+
+def _evidence(bench: Workbench, looks: Looks, head: tuple[int, int]) -> list[dict[str, Any]]:
+    names = {
+        "itself": "its own scale",
+        "previous": "the previous scale",
+        "between": "scales in between",
+        "sinks": f"scales 1 to {bench.sink_scales}, the sinks",
+    }
+    return [
+        {"name": names[group], "share": float(looks.share_LHG[(*head, g)]), "even": float(looks.even_G[g])}
+        for g, group in enumerate(GROUPS)
+    ]

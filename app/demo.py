@@ -1,0 +1,224 @@
+"""The page: header, tabs and what connects them. ``create_demo`` makes it for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.api import Api
+from app.components import Part
+from app.inputs import read_link
+from app.page import PRIVATE, Page, notice
+from app.tabs import about
+from app.tabs.calibrate import CalibrateTab
+from app.tabs.compare import CompareTab
+from app.tabs.heads import HeadsTab
+from app.tabs.tour import TourTab
+from app.tour import STEPS
+from app.workbench import Calibration, Workbench
+from heatkv.models.base import GenerativeModel
+from heatkv.policies import REGISTRY
+from heatkv.schedule import Schedule
+from heatkv.scores import HeadScores
+
+STATIC = Path(__file__).parent / "static"
+DEFAULT_PERCENT = 35
+TITLE = "HeatKV Explorer"
+SENTENCE = (
+    "Image models that draw scale by scale remember every earlier scale in a KV cache. Turn the budget down: see what "
+    "each attention head gives up, and what that does to the image."
+)
+# Makes a listener that runs in the page, without a request.
+TELL = "(value) => {{ window.heatkv.set('{key}', value); }}"
+
+
+def create_demo(
+    model: GenerativeModel,
+    scores: HeadScores,
+    references: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] = (),
+) -> gr.Blocks:
+    """The app for a loaded model.
+
+    Parameters
+    ----------
+    model, scores
+        The model and the calibration that the page opens with.
+    references
+        Metrics that give a comparison a meaning, see `app.report`; left out where absent.
+    prompts
+        Prompts that the calibration tab suggests; default: the model's examples.
+    """
+    bench = Workbench(model, scores, references, prompts)
+    return _Demo(bench).build()
+
+
+def launch_options() -> dict[str, Any]:
+    """Arguments for ``launch``: the look, and nothing that asks another host."""
+    theme = gr.themes.Default(
+        primary_hue="orange",
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    store = (STATIC / "store.js").read_text(encoding="utf-8")
+    return {
+        "theme": theme,
+        "css": (STATIC / "page.css").read_text(encoding="utf-8"),
+        "head": f"<script>{store}</script>",
+        "footer_links": ["api"],
+        "ssr_mode": False,
+        "strict_cors": True,
+        "max_file_size": "32mb",
+        "run_history": False,
+    }
+
+
+class _Demo:
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.tour = TourTab(bench)
+        self.heads = HeadsTab(bench)
+        self.compare = CompareTab(bench)
+        self.calibrate = CalibrateTab(bench)
+        self.start_percent = max(DEFAULT_PERCENT, bench.percents[0])
+        self.start_policy = next(iter(bench.policies()))
+        self.start_head = self.tour.showcase()
+
+    def build(self) -> gr.Blocks:
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+            Api(self.bench).wire()  # first, so that its endpoints get the plain names
+            page = self._layout()
+            self._wire(page)
+            opened = demo.load(
+                self.open_address,
+                None,
+                [page.budget, page.policy, page.prompt, page.seed, page.tabs, page.head, self.tour.bar],
+                queue=False,
+                **PRIVATE,
+            )
+            self.heads.show_after(opened, page)
+        demo.queue(default_concurrency_limit=8, max_size=32)
+        return demo
+
+    def _layout(self) -> Page:
+        bench = self.bench
+        with gr.Row(elem_id="masthead"):
+            with gr.Column(scale=8, min_width=260):
+                gr.Markdown(f"# {TITLE}\n\n{SENTENCE}")
+            with gr.Column(scale=2, min_width=160):
+                Part("share")
+        with gr.Row(elem_id="controls"):
+            budget = gr.Slider(
+                bench.percents[0],
+                100,
+                value=self.start_percent,
+                step=1,
+                label="Budget, % of the full cache",
+                buttons=[],
+                scale=8,
+                min_width=200,
+                elem_id="budget",
+            )
+            knobs = Part("knobs", self.table(None, self.start_policy, None), scale=3, min_width=190)
+        policy = gr.Radio(
+            self.choices(None),
+            value=self.start_policy,
+            label="Policy",
+            info=REGISTRY[self.start_policy].summary,
+            elem_id="policy",
+        )
+        with gr.Row(visible=False, elem_id="uploaded") as self.uploaded_row:
+            self.uploaded_notice = Part("notice", elem_id="uploaded-notice", scale=6)
+            self.remove = gr.Button("Stop using it", size="sm", scale=1, min_width=130, elem_id="uploaded-remove")
+        self.tour.build_bar()
+        page = Page(
+            bench, budget, policy, knobs, gr.Tabs(selected="heads", elem_id="tabs", overflow_behavior="wrap"),
+            gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600), gr.State(self.start_head),
+        )  # fmt: skip
+        with page.tabs:
+            for name, label, build in (
+                ("tour", "Tour", self.tour.build),
+                ("heads", "Heads", lambda: self.heads.build(page)),
+                ("compare", "Compare", lambda: self.compare.build(page)),
+                ("calibrate", "Calibrate", lambda: self.calibrate.build(page)),
+                ("about", "About", lambda: about.build(bench)),
+            ):
+                with gr.Tab(label, id=name, elem_id=f"tab-{name}", render_children=True) as tab:
+                    build()
+                tab.select(None, None, None, js=f"() => {{ window.heatkv.set('tab', '{name}'); }}")
+        return page
+
+    def _wire(self, page: Page) -> None:
+        for component, key in (
+            (page.budget, "budget"),
+            (page.policy, "policy"),
+            (page.prompt, "prompt"),
+            (page.seed, "seed"),
+        ):
+            component.change(None, component, None, js=TELL.format(key=key))
+        self.refresh_after(page.policy.change, page)
+        self.heads.wire(page)
+        self.compare.wire(page, lambda event: self.refresh_after(event.then, page))
+        self.calibrate.wire(page, lambda event: self.refresh_after(event.then, page))
+        self.tour.wire(page, lambda event: self.heads.show_after(event, page))
+        removed = self.remove.click(lambda: None, None, page.uploaded, queue=False, **PRIVATE)
+        self.refresh_after(removed.then, page)
+
+    def refresh_after(self, trigger: Any, page: Page) -> None:
+        """After ``trigger``, send the table of what is now to be drawn, and show which controls apply."""
+        outputs = [page.knobs, page.policy, page.budget, self.uploaded_row, self.uploaded_notice]
+        inputs = [page.calibration, page.policy, page.uploaded]
+        trigger(self.refresh, inputs, outputs, queue=False, trigger_mode="always_last", **PRIVATE)
+
+    # --- handlers --------------------------------------------------------------------------------------------------
+
+    def choices(self, calibration: Calibration | None) -> list[tuple[str, str]]:
+        return [(policy.title, name) for name, policy in self.bench.policies(calibration).items()]
+
+    def table(self, calibration: Calibration | None, policy: str, uploaded: Schedule | None) -> dict[str, Any]:
+        """The value of the ``knobs`` part."""
+        examples = self.bench.model.examples
+        layer, head = self.start_head
+        defaults = {
+            "budget": self.start_percent,
+            "policy": self.start_policy,
+            "prompt": examples[0] if examples else "",
+            "seed": 0,
+            "tab": "heads",
+            "head": f"{layer + 1}.{head + 1}",
+        }
+        return {**self.bench.table(calibration, policy, uploaded), "defaults": defaults}
+
+    def refresh(self, calibration: Calibration | None, policy: Any, uploaded: Schedule | None) -> tuple[Any, ...]:
+        """The table to draw, and the controls that apply to it."""
+        allowed = self.bench.policies(calibration)
+        chosen = policy if policy in allowed else next(iter(allowed))
+        free = uploaded is None
+        words = ""
+        if uploaded is not None:
+            name = f"{uploaded.policy} at {100 * uploaded.budget:g} %"
+            words = f"An uploaded schedule is in use ({name}); the budget and the policy above rest."
+        return (
+            self.table(calibration, chosen, uploaded),
+            gr.update(choices=self.choices(calibration), value=chosen, info=REGISTRY[chosen].summary, interactive=free),
+            gr.update(interactive=free),
+            gr.update(visible=not free),
+            notice(words),
+        )
+
+    def open_address(self, request: gr.Request) -> tuple[Any, ...]:
+        """Set the controls as the address says."""
+        link = read_link(dict(request.query_params), self.bench.geometry, self.bench.percents, len(STEPS))
+        percent, policy, tab = link.percent, link.policy, link.tab
+        head = link.head or self.start_head
+        bar = gr.skip()
+        chosen = [gr.skip() if value is None else value for value in (percent, policy, link.prompt, link.seed)]
+        tabs = gr.skip() if tab is None else gr.update(selected=tab)
+        if link.tour is not None:
+            chosen[0], chosen[1], tabs, head = self.tour.settings(link.tour)
+            bar = {"steps": self.tour.steps, "at": link.tour}
+        return (*chosen, tabs, head, bar)

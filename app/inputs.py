@@ -1,0 +1,143 @@
+"""All that comes from outside is read here: form fields, event data, addresses. Trust nothing, say what is wrong."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heatkv.files import shown
+from heatkv.policies import REGISTRY
+from heatkv.scales import Geometry
+
+MAX_PROMPT = 1000
+MAX_PROMPTS = 64
+MAX_PROMPTS_TEXT = 20_000
+MAX_SEED = 2**32 - 1
+TABS = ("tour", "heads", "compare", "calibrate", "about")
+
+
+class InputError(ValueError):
+    """Something a person entered can not be used; the message says what and what to do."""
+
+
+def read_prompt(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError("The prompt is empty: write a few words, for example `red apple`.")
+    text = " ".join(value[: MAX_PROMPT + 1].split())
+    if len(value) > MAX_PROMPT:
+        raise InputError(f"The prompt has {len(value)} characters; at most {MAX_PROMPT} are read. Shorten it.")
+    return text
+
+
+def read_prompts(value: Any, count: Any) -> list[str]:
+    """The first ``count`` lines that are not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError("There are no prompts: write one a line.")
+    if len(value) > MAX_PROMPTS_TEXT:
+        raise InputError(
+            f"The prompts have {len(value)} characters; at most {MAX_PROMPTS_TEXT} are read. Shorten them."
+        )
+    number = _whole(count)
+    if number is None or not 1 <= number <= MAX_PROMPTS:
+        raise InputError(f"The number of prompts is {shown(count)}; choose 1 to {MAX_PROMPTS}.")
+    return [read_prompt(line) for line in value.splitlines() if line.strip()][:number]
+
+
+def read_seed(value: Any) -> int:
+    """A seed, or a random one where the field is empty."""
+    if value is None or value == "":
+        return secrets.randbelow(10_000)
+    seed = _whole(value)
+    if seed is None or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"The seed is {shown(value)}; choose a whole number from 0 to {MAX_SEED}, or leave it empty.")
+    return seed
+
+
+def read_percent(value: Any, percents: Sequence[float]) -> float:
+    """The largest planned budget that is not above ``value``: the one that the page draws."""
+    number = _number(value)
+    if number is None or not percents[0] <= number <= 100:
+        raise InputError(
+            f"The budget is {shown(value)}; choose {percents[0]:g} % to 100 % (below that not even the sinks fit)."
+        )
+    return max(percent for percent in percents if percent <= number + 1e-9)
+
+
+def read_policy(value: Any, allowed: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise InputError(f"There is no policy {shown(value)} here; choose one of {', '.join(allowed)}.")
+    return value
+
+
+def read_head(value: Any, geometry: Geometry) -> tuple[int, int]:
+    """``{"layer": l, "head": h}`` as the head map sends it."""
+    found = value if isinstance(value, Mapping) else {}
+    layer, head = _whole(found.get("layer")), _whole(found.get("head"))
+    if layer is None or head is None or not (0 <= layer < geometry.layers and 0 <= head < geometry.heads):
+        raise InputError(f"There is no such head; the model has {geometry.layers} layers of {geometry.heads} heads.")
+    return layer, head
+
+
+@dataclass(frozen=True)
+class Link:
+    """What an address asks for; None where it asks for nothing, or for something that there is not."""
+
+    percent: float | None = None
+    policy: str | None = None
+    prompt: str | None = None
+    seed: int | None = None
+    tab: str | None = None
+    head: tuple[int, int] | None = None
+    tour: int | None = None
+
+
+def read_link(query: Mapping[str, Any], geometry: Geometry, percents: Sequence[float], tour_steps: int) -> Link:
+    """Read the query of an address, leniently: what is wrong is left out, the rest still counts."""
+
+    def attempt(key: str, read: Any) -> Any:
+        value = query.get(key)
+        if not isinstance(value, str) or not value or len(value) > MAX_PROMPT:
+            return None
+        try:
+            return read(value)
+        except (ValueError, OverflowError):
+            return None
+
+    def head(text: str) -> tuple[int, int]:
+        layer, number = text.split(".")
+        return read_head({"layer": int(layer) - 1, "head": int(number) - 1}, geometry)
+
+    def step(text: str) -> int | None:
+        return int(text) - 1 if 1 <= int(text) <= tour_steps else None
+
+    return Link(
+        percent=attempt("budget", lambda text: read_percent(text, percents)),
+        policy=attempt("policy", lambda text: read_policy(text, REGISTRY)),
+        prompt=attempt("prompt", read_prompt),
+        seed=attempt("seed", read_seed),
+        tab=attempt("tab", lambda text: text if text in TABS else None),
+        head=attempt("head", head),
+        tour=attempt("tour", step),
+    )
+
+
+def _number(value: Any) -> float | None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, str))
+        or (isinstance(value, str) and len(value) > 40)
+    ):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number == int(number) else None

@@ -1,0 +1,116 @@
+"""The scorecard of a comparison as plain data: how close, compared with what, and at which cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.pictures import data_url, heat
+from heatkv import metrics
+from heatkv.generate import Generation
+from heatkv.scales import Geometry
+
+REFERENCE_NAMES = {
+    "dtype_noise": "bf16 against fp32, full cache",
+    "other_seed": "another seed, same prompt",
+    "sinks_only": "only the sink scales kept",
+}
+
+
+def scorecard(full: Generation, less: Generation, geometry: Geometry, references: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of the ``scorecard`` part."""
+    agreement = metrics.bit_agreement(full.bits, less.bits)
+    mean = metrics.mean_agreement(agreement, geometry.scales.tokens)
+    this = {
+        "psnr": metrics.psnr(full.pixels, less.pixels),
+        "psnr_foreground": metrics.foreground_psnr(full.pixels, less.pixels),
+        "ssim": metrics.ssim(full.pixels, less.pixels),
+        "bit_agreement": mean,
+    }
+    difference = metrics.difference_map(full.pixels, less.pixels)
+    known = _references(references)
+    ladder = [_rung("this pair", this, this=True), *known]
+    rows = 2 if less.kv_bytes_full > geometry.kv_bytes(geometry.full_peak_tokens) else 1
+    bitwise = full.bits[0].ndim == 2
+    return {
+        "run": f"“{less.prompt}”, seed {less.seed}, {less.policy} at {100 * less.budget:g} %",
+        "difference": data_url(heat(difference)),
+        "difference_note": f"Difference. Brightest: {int(difference.max())} of 255; mean {difference.mean():.1f}.",
+        "headline": [
+            [_db(this["psnr"]), "PSNR against the full cache"],
+            [_db(this["psnr_foreground"]), "PSNR of the foreground"],
+            [f"{this['ssim']:.3f}", "SSIM"],
+            [f"{100 * mean:.1f} %", "bits that agree" if bitwise else "tokens that agree"],
+        ],
+        "references_note": _references_note(references) if known else "",
+        "ladder": sorted(ladder, key=lambda rung: -rung["psnr"]),
+        "bits": agreement,
+        **this,
+        "bits_floor": 0.5 if bitwise else 0.0,
+        "bits_note": "in percent; the bars start at 50, which is chance" if bitwise else "in percent",
+        "cost": [
+            ["KV cache, allocated at its peak", _mib(full.kv_bytes_peak), _mib(less.kv_bytes_peak),
+             _share(less.kv_bytes_peak, full.kv_bytes_peak)],
+            ["KV cache, by the schedule", _mib(full.kv_bytes_theoretical), _mib(less.kv_bytes_theoretical),
+             _share(less.kv_bytes_theoretical, full.kv_bytes_theoretical)],
+            ["Seconds", f"{full.seconds:.2f}", f"{less.seconds:.2f}", _share(less.seconds, full.seconds)],
+        ],
+        "cost_note": f"one image, {rows} batch {'row' if rows == 1 else 'rows (with and without the prompt)'}",
+        "fine": _fine(less),
+    }  # fmt: skip
+
+
+def _fine(less: Generation) -> str:
+    process = f"Peak of the whole program: {_mib(less.process_bytes_peak)}. " if less.process_bytes_peak else ""
+    return (
+        f"{process}Both runs draw the same noise, so the cache is all that differs. The two take turns on one machine; "
+        f"the time is a single measurement."
+    )
+
+
+def _references(references: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rungs of the references that are there and whole; a file that says something else is passed over."""
+    rungs = []
+    for key, name in REFERENCE_NAMES.items():
+        found = references.get(key)
+        if isinstance(found, Mapping) and isinstance(found.get("psnr"), (int, float)):
+            rungs.append(_rung(name, found))
+    return rungs
+
+
+def _references_note(references: Mapping[str, Any]) -> str:
+    count = references.get("n")
+    return (
+        f"references: mean of {count} pairs of images"
+        if isinstance(count, int)
+        else "references: means over many images"
+    )
+
+
+def _rung(name: str, values: Mapping[str, Any], this: bool = False) -> dict[str, Any]:
+    def number(key: str) -> float | None:
+        value = values.get(key)
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    foreground, ssim, bits = number("psnr_foreground"), number("ssim"), number("bit_agreement")
+    return {
+        "name": name,
+        "this": this,
+        "psnr": float(values["psnr"]),
+        "psnr_text": _db(float(values["psnr"])),
+        "foreground_text": "" if foreground is None else _db(foreground),
+        "ssim_text": "" if ssim is None else f"{ssim:.3f}",
+        "bits_text": "" if bits is None else f"{100 * bits:.1f} %",
+    }
+
+
+def _db(value: float) -> str:
+    return "identical" if value >= metrics.IDENTICAL_PSNR else f"{value:.1f} dB"
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB" if count < 100 * 2**20 else f"{count / 2**20:.0f} MiB"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""

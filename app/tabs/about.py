@@ -1,0 +1,42 @@
+"""About: method, limits, memory accounting, snippets, licences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.components import Part
+from app.workbench import Workbench
+
+TEXT = Path(__file__).parents[1] / "about.md"
+
+
+def build(bench: Workbench) -> None:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=8, min_width=320):
+            gr.Markdown(TEXT.read_text(encoding="utf-8"), elem_classes="prose-narrow")
+        with gr.Column(scale=4, min_width=280):
+            Part("facts", facts(bench))
+
+
+def facts(bench: Workbench) -> dict[str, Any]:
+    """What is loaded, as pairs of words."""
+    geometry, model = bench.geometry, bench.model
+    known = {key: value for key, value in model.about().items() if isinstance(value, (str, int, float))}
+    full = geometry.full_peak_tokens * bench.bytes_per_token
+    rows = [
+        ("Model", model.id),
+        ("Scales", str(geometry.scales)),
+        ("Heads", f"{geometry.layers} layers × {geometry.heads} heads of size {geometry.head_dim}"),
+        ("Full KV cache", f"{geometry.full_peak_tokens} tokens, {full / 2**20:.2f} MiB, one image"),
+        ("Least budget", f"{bench.percents[0]} %: scales 1 to {bench.sink_scales} alone"),
+        ("Device", f"{model.device}, {str(model.dtype).removeprefix('torch.')}"),
+        *((key.replace("_", " ").capitalize(), _plain(value)) for key, value in known.items()),
+    ]
+    return {"title": "What is loaded", "rows": [[name, text[:300]] for name, text in rows]}
+
+
+def _plain(value: str | int | float) -> str:
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)

@@ -1,0 +1,155 @@
+"""Calibrate: measure where heads look on prompts of one's own; scores and orders in and out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from app.api import scores_bytes
+from app.components import Part
+from app.inputs import MAX_PROMPTS, read_prompts
+from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
+from app.tabs.compare import without_folder
+from app.workbench import Calibration, Workbench
+from heatkv.scores import HeadScores, load_orders, orders_to_json
+
+
+class CalibrateTab:
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+
+    def build(self, page: Page) -> None:
+        gr.Markdown(
+            "The model draws every prompt once with the full cache, and adds up where each head looks. Plans are made "
+            "from that. What you do here changes your own session only.",
+            elem_classes="prose-narrow",
+        )
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=6, min_width=320):
+                self.prompts = gr.Textbox(
+                    "\n".join(self.bench.prompts), label="Prompts, one a line", lines=10, max_lines=16,
+                    max_length=20_000, elem_id="calibrate-prompts",
+                )  # fmt: skip
+                self.count = gr.Slider(
+                    1, MAX_PROMPTS, value=min(MAX_PROMPTS, max(1, len(self.bench.prompts))), step=1,
+                    label="Use the first … prompts", buttons=[], elem_id="calibrate-count",
+                )  # fmt: skip
+                with gr.Row():
+                    self.start = gr.Button("Calibrate", variant="primary", elem_id="calibrate-start")
+                    self.cancel = gr.Button("Cancel", interactive=False, elem_id="calibrate-cancel")
+            with gr.Column(scale=5, min_width=320):
+                self.progress = Part("progress")
+                self.notice = Part("notice", self.in_use(None), elem_id="calibrate-notice")
+                with gr.Row(elem_classes="tools"):
+                    self.save_scores = gr.Button("Download scores", size="sm", min_width=140, elem_id="save-scores")
+                    self.save_orders = gr.Button("Download orders", size="sm", min_width=140, elem_id="save-orders")
+                with gr.Row(elem_classes="tools"):
+                    self.upload = gr.UploadButton(
+                        "Use a scores or orders file …", file_types=[".safetensors", ".json"], size="sm", min_width=140,
+                        elem_id="upload-scores",
+                    )  # fmt: skip
+                    self.reset = gr.Button(
+                        "Back to the bundled one", size="sm", min_width=140, elem_id="calibrate-reset"
+                    )
+                gr.Markdown(
+                    "Scores (safetensors) hold attention shares for every head and pair of scales; orders (JSON, the "
+                    "format of the published head orders) only rank the heads of every scale.",
+                    elem_classes="plain-hint",
+                )
+        self.saver = Part("saver", elem_id="calibrate-saver")
+
+    def wire(self, page: Page, refresh: Any) -> None:
+        """``refresh(event)`` redraws the head map and the controls after ``event``."""
+        outputs = [page.calibration, self.progress, self.notice, self.start, self.cancel]
+        run = self.start.click(self.calibrate, [self.prompts, self.count], outputs, **MODEL_JOB, **PRIVATE)
+        refresh(run)
+        self.cancel.click(
+            self.cancelled, page.calibration, outputs[1:], cancels=[run], queue=False, **PRIVATE
+        )  # fmt: skip
+        refresh(
+            self.upload.upload(self.take_file, self.upload, [page.calibration, self.notice], queue=False, **PRIVATE)
+        )
+        refresh(
+            self.reset.click(
+                lambda: (None, self.in_use(None)), None, [page.calibration, self.notice], queue=False, **PRIVATE
+            )
+        )
+        self.save_scores.click(self.scores_file, page.calibration, [self.saver, self.notice], queue=False, **PRIVATE)
+        self.save_orders.click(self.orders_file, page.calibration, [self.saver, self.notice], queue=False, **PRIVATE)
+
+    # --- handlers --------------------------------------------------------------------------------------------------
+
+    def in_use(self, calibration: Calibration | None) -> dict[str, str]:
+        found = calibration or self.bench.bundled
+        count = f", {found.scores.count} prompts" if found.scores else ", ranks only"
+        return notice(f"In use: {found.label}{count}.")
+
+    def calibrate(self, prompts: Any, count: Any) -> Iterator[Any]:
+        """Prompt by prompt; the session's calibration changes only when all are through."""
+        idle = gr.update(interactive=True), gr.update(interactive=False)
+        busy = gr.update(interactive=False), gr.update(interactive=True)
+        try:
+            chosen = read_prompts(prompts, count)
+            for prompt in chosen:
+                self.bench.model.check_prompt(prompt)
+        except Exception as error:
+            yield gr.skip(), None, notice(problem(error), "error"), *idle
+            return
+        progress = {"done": 0, "of": len(chosen), "text": "Waiting for the model …"}
+        yield gr.skip(), progress, gr.skip(), *busy
+        started = time.perf_counter()
+        try:
+            for scores in self.bench.calibrate(chosen):
+                each = (time.perf_counter() - started) / scores.count
+                text = f"{scores.count} of {len(chosen)} prompts, {each:.1f} s each"
+                progress = {"done": scores.count, "of": len(chosen), "text": text}
+                if scores.count < len(chosen):
+                    yield gr.skip(), progress, gr.skip(), *busy
+                    continue
+                calibration = Calibration("your calibration", scores)
+                yield calibration, progress, self.in_use(calibration), *idle
+        except Exception as error:
+            yield gr.skip(), None, notice(problem(error), "error"), *idle
+
+    def cancelled(self, calibration: Calibration | None) -> tuple[Any, ...]:
+        said = notice("Cancelled. " + self.in_use(calibration)["text"])
+        return None, said, gr.update(interactive=True), gr.update(interactive=False)
+
+    def take_file(self, path: str | None) -> tuple[Any, Any]:
+        """Scores or orders of this model; anything else is a message, and all stays as it was."""
+        if not path:
+            return gr.skip(), gr.skip()
+        name = os.path.basename(path)[:60]
+        try:
+            if path.endswith(".json"):
+                orders = load_orders(path, self.bench.geometry, self.bench.sink_scales)
+                found = Calibration(f"uploaded orders, {name}", orders)
+            else:
+                scores = HeadScores.load(path)
+                if scores.model != self.bench.model.id:
+                    raise ValueError(f"these scores are of {scores.model}, not of {self.bench.model.id}")
+                scores.check_matches(self.bench.geometry)
+                found = Calibration(f"uploaded scores, {name}", scores)
+        except (ValueError, OSError) as error:
+            return gr.skip(), notice("This file is not used: " + without_folder(str(error), path), "error")
+        return found, self.in_use(found)
+
+    def scores_file(self, calibration: Calibration | None) -> tuple[Any, Any]:
+        scores = (calibration or self.bench.bundled).scores
+        if scores is None:
+            return gr.skip(), notice("There are no scores: uploaded orders only rank the heads.", "error")
+        try:
+            data = scores_bytes(scores)
+        except OSError as error:
+            return gr.skip(), notice(f"The scores can not be written: {error.strerror}.", "error")
+        return saved_file(f"{scores.model}-scores.safetensors", "application/octet-stream", data), gr.skip()
+
+    def orders_file(self, calibration: Calibration | None) -> tuple[Any, Any]:
+        source = (calibration or self.bench.bundled).source
+        orders = source.orders(self.bench.sink_scales) if isinstance(source, HeadScores) else source
+        text = orders_to_json(orders, self.bench.geometry)
+        return saved_file(f"{self.bench.model.id}-orders.json", "application/json", text.encode()), gr.skip()

@@ -1,0 +1,95 @@
+"""Heads: the two-level map, and the card of one head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from app.cards import failed, head_card
+from app.components import Part
+from app.inputs import InputError, read_head, read_prompt, read_seed
+from app.page import MODEL_JOB, PRIVATE, Page, problem
+from app.workbench import Calibration, Probe, Workbench
+
+
+class HeadsTab:
+    """The components and handlers of the tab; handlers take and return plain values."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+
+    def build(self, page: Page) -> None:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=7, min_width=320):
+                self.map = Part("headmap")
+            with gr.Column(scale=5, min_width=320):
+                self.card = Part("headcard")
+                with gr.Row(elem_classes="ends"):
+                    self.prompt = gr.Textbox(
+                        next(iter(self.bench.model.examples), ""),
+                        label="Draw another image",
+                        max_length=1000,
+                        scale=4,
+                        min_width=160,
+                        elem_id="heads-prompt",
+                    )
+                    self.draw = gr.Button("Show", scale=1, min_width=80, size="md", elem_id="heads-show")
+        self.probe = gr.State(None, time_to_live=3600)
+
+    def wire(self, page: Page) -> None:
+        opened = self.map.open(self.choose, None, page.head, trigger_mode="always_last", queue=False, **PRIVATE)
+        self.show_after(opened, page)
+        for trigger in (self.draw.click, self.prompt.submit):
+            self.show_after(trigger(None, self.prompt, page.prompt, js="(text) => text"), page)
+        page.prompt.change(None, page.prompt, self.prompt, js="(text) => text")
+
+    def show_after(self, event: Any, page: Page) -> Any:
+        """Show the head once ``event`` is through: at once what is known, then what has to be drawn."""
+        inputs = [page.head, page.prompt, page.seed, page.calibration, self.probe]
+        at_once = event.then(self.show, inputs, [self.card, self.map], queue=False, **PRIVATE)
+        return at_once.then(self.draw_card, inputs, [self.card, self.probe], **MODEL_JOB, **PRIVATE)
+
+    # --- handlers --------------------------------------------------------------------------------------------------
+
+    def choose(self, event: gr.EventData) -> Any:
+        try:
+            return read_head(event._data, self.bench.geometry)
+        except InputError as error:
+            gr.Warning(str(error))
+            return gr.skip()
+
+    def show(
+        self, head: tuple[int, int], prompt: Any, seed: Any, calibration: Calibration | None, probe: Probe | None
+    ) -> tuple[dict[str, Any], dict[str, int]]:
+        """The card from what is at hand, and the head for the map to point at."""
+        place = {"layer": head[0], "head": head[1]}
+        try:
+            known = probe is not None and probe.holds(read_prompt(prompt), read_seed(seed or 0), head)
+        except InputError as error:
+            return failed(self._card(head, calibration, None), str(error)), place
+        return self._card(head, calibration, probe if known else None), place
+
+    def draw_card(
+        self, head: tuple[int, int], prompt: Any, seed: Any, calibration: Calibration | None, probe: Probe | None
+    ) -> Iterator[Any]:
+        """Draw the image and record what its heads read, unless that is at hand."""
+        try:
+            text, number = read_prompt(prompt), read_seed(seed or 0)
+        except InputError:
+            yield gr.skip(), gr.skip()
+            return
+        if probe is not None and probe.holds(text, number, head):
+            yield gr.skip(), gr.skip()
+            return
+        try:
+            for found in self.bench.probe(text, number, head):
+                if found is not None:
+                    yield self._card(head, calibration, found), found
+        except Exception as error:
+            yield failed(self._card(head, calibration, None), problem(error)), gr.skip()
+
+    def _card(self, head: tuple[int, int], calibration: Calibration | None, probe: Probe | None) -> dict[str, Any]:
+        label = (calibration or self.bench.bundled).label
+        return head_card(self.bench, self.bench.looks(calibration), label, head, probe)

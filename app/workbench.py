@@ -1,0 +1,215 @@
+"""The model and all that is done with it: plans at once, long jobs as generators under one lock.
+
+A generator can be stopped between two steps, a plain function can not; and a job that was stopped must not run on
+beside the next. So every long job is a generator that holds the lock for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import heatkv
+from app.gpu import gpu
+from heatkv import explore
+from heatkv.cache import ScheduleCache, full_cache
+from heatkv.calibration import calibrate_steps
+from heatkv.generate import Generation, ScaleEvent, collect, full_bytes, generate_events
+from heatkv.models.base import GenerativeModel
+from heatkv.policies import REGISTRY
+from heatkv.policies.base import Policy
+from heatkv.probe import MAX_ENTRIES, ProbeCache
+from heatkv.schedule import Schedule
+from heatkv.scores import HeadScores
+
+SINK_SCALES = 3
+LOCK_SECONDS = 600
+# Attention of all heads of one image is kept for a session up to so many numbers; beyond, one head at a time.
+PROBE_NUMBERS = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What plans are made from: the scores of a calibration, or head orders alone. ``label`` says where from."""
+
+    label: str
+    source: HeadScores | npt.NDArray[np.int64]
+
+    @property
+    def scores(self) -> HeadScores | None:
+        return self.source if isinstance(self.source, HeadScores) else None
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonStep:
+    """One more scale of two runs in lock-step; the finished runs come with the last one."""
+
+    full_event: ScaleEvent
+    less_event: ScaleEvent
+    full: Generation | None = None
+    less: Generation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What heads read at the last scale of one image; ``attention[layer, head]`` is ``(queries, tokens)``."""
+
+    prompt: str
+    seed: int
+    pixels: npt.NDArray[np.uint8]
+    attention: dict[tuple[int, int], npt.NDArray[np.float16]]
+    note: str | None
+
+    def holds(self, prompt: str, seed: int, head: tuple[int, int]) -> bool:
+        return (self.prompt, self.seed) == (prompt, seed) and head in self.attention
+
+
+class Workbench:
+    """A loaded model, its bundled calibration, and the jobs of the app."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        scores: HeadScores,
+        references: Mapping[str, Any] | None = None,
+        prompts: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self.geometry = model.geometry
+        self.bundled = Calibration("bundled calibration", scores)
+        self.references = references or {}
+        self.prompts = tuple(prompts) or model.examples
+        self.sink_scales = min(SINK_SCALES, len(self.geometry.scales) - 1)
+        self.percents = explore.budget_percents(self.geometry.scales, self.sink_scales)
+        self._lock = threading.Lock()
+        self._tables: dict[str, explore.BudgetTable] = {}
+        self._compare = gpu(self._compare_steps, 120)
+        self._probe = gpu(self._probe_steps, 60)
+        self._calibrate = gpu(self._calibrate_steps, 120)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the model. The lock may be released by another thread than took it: generators move about."""
+        if not self._lock.acquire(timeout=LOCK_SECONDS):
+            raise RuntimeError("The model is busy; try again in a few minutes.")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    # --- plans -----------------------------------------------------------------------------------------------------
+
+    def policies(self, calibration: Calibration | None = None) -> dict[str, Policy]:
+        """The policies that can be planned ahead from what is known."""
+        orders_only = calibration is not None and calibration.scores is None
+        return {
+            name: policy
+            for name, policy in REGISTRY.items()
+            if policy.static and not (orders_only and policy.needs == "scores")
+        }
+
+    def plan(self, calibration: Calibration | None, budget: float, policy: str) -> Schedule:
+        calibration = calibration or self.bundled
+        return heatkv.plan(
+            calibration.source, budget, policy, self.sink_scales, model=self.model.id, geometry=self.geometry
+        )
+
+    def table(self, calibration: Calibration | None, policy: str, uploaded: Schedule | None = None) -> dict[str, Any]:
+        """What the page draws from, as plain values: every budget's cells, every cell's score."""
+        found = calibration or self.bundled
+        if uploaded is not None:
+            budgets = explore.schedule_table(uploaded)
+        elif found is self.bundled and policy in self._tables:
+            budgets = self._tables[policy]
+        else:
+            budgets = explore.budget_table(lambda budget: self.plan(found, budget, policy), self.percents)
+            if found is self.bundled:
+                self._tables[policy] = budgets
+        looks = self.looks(found)
+        ranks = None
+        if found.scores is None:
+            ranks = explore.rank_share(np.asarray(found.source), self.geometry, self.sink_scales)
+        return {
+            **budgets.to_json(),
+            **explore.cells_json(looks, ranks),
+            "bytesPerToken": self.bytes_per_token,
+            "fixed": uploaded is not None,
+        }
+
+    def looks(self, calibration: Calibration | None) -> explore.Looks | None:
+        calibration = calibration or self.bundled
+        if calibration is self.bundled:
+            return self._bundled_looks
+        return explore.looks(calibration.scores, self.sink_scales) if calibration.scores else None
+
+    @cached_property
+    def _bundled_looks(self) -> explore.Looks:
+        assert self.bundled.scores is not None
+        return explore.looks(self.bundled.scores, self.sink_scales)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Keys and values of one cached token of one head, for one image, guidance rows included."""
+        return full_bytes(self.model, self.model.sampling) / max(1, self.geometry.full_peak_tokens)
+
+    # --- long jobs -------------------------------------------------------------------------------------------------
+
+    def compare(self, prompt: str, seed: int, schedule: Schedule) -> Iterator[ComparisonStep]:
+        """Generate with the full cache and under ``schedule``, scale by scale in turn."""
+        with self._turn():
+            yield from self._compare(prompt, seed, schedule)
+
+    def _compare_steps(self, prompt: str, seed: int, schedule: Schedule) -> Iterator[ComparisonStep]:
+        model, sampling = self.model, self.model.sampling
+        caches = full_cache(self.geometry), ScheduleCache(self.geometry, schedule)
+        runs = [generate_events(model, prompt, seed, cache, sampling, previews=True) for cache in caches]
+        events: tuple[list[ScaleEvent], list[ScaleEvent]] = ([], [])
+        last = len(self.geometry.scales) - 1
+        for pair in zip(*runs, strict=True):
+            for seen, event in zip(events, pair, strict=True):
+                seen.append(event)
+            if pair[0].scale < last:
+                yield ComparisonStep(*pair)
+                continue
+            full = collect(model, prompt, seed, caches[0], None, events[0], sampling)
+            less = collect(model, prompt, seed, caches[1], schedule, events[1], sampling)
+            yield ComparisonStep(*pair, full, less)
+
+    def probe(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | None]:
+        """Generate with the full cache and record what heads read; yields None scale by scale, then the probe."""
+        with self._turn():
+            yield from self._probe(prompt, seed, head)
+
+    def _probe_steps(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | None]:
+        cache = ProbeCache(self.geometry, self.probed_heads(head))
+        pixels = None
+        for event in generate_events(self.model, prompt, seed, cache):
+            pixels = event.pixels
+            if pixels is None:
+                yield None
+        assert pixels is not None
+        attention = {key: maps[-1].numpy().astype(np.float16) for key, maps in cache.attention.items()}
+        yield Probe(prompt, seed, pixels, attention, self.model.check_prompt(prompt))
+
+    def probed_heads(self, head: tuple[int, int]) -> list[tuple[int, int]]:
+        """All heads where their attention is small enough to keep, else the one asked for."""
+        scales = self.geometry.scales
+        entries = sum(min(n * end, MAX_ENTRIES) for n, (_, end) in zip(scales.tokens, scales.bounds, strict=True))
+        if entries * self.geometry.slots > PROBE_NUMBERS:
+            return [head]
+        return [(layer, h) for layer in range(self.geometry.layers) for h in range(self.geometry.heads)]
+
+    def calibrate(self, prompts: Sequence[str], seed: int = 0) -> Iterator[HeadScores]:
+        """Scores so far, prompt by prompt."""
+        with self._turn():
+            yield from self._calibrate(prompts, seed)
+
+    def _calibrate_steps(self, prompts: Sequence[str], seed: int) -> Iterator[HeadScores]:
+        yield from calibrate_steps(self.model, prompts, seed)

@@ -1,0 +1,308 @@
+"""What the explorer draws, worked out ahead and packed small enough to send to a browser.
+
+Three things: which cells every budget keeps (`BudgetTable`), where each head looks (`Looks`), and what the positions of
+an image read (`AttentionView`). Numpy only; the app turns them into pictures and adds no maths of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heatkv.scales import Geometry, ScaleSchedule
+from heatkv.schedule import Schedule, least_budget
+from heatkv.scores import HeadScores
+
+# A head has a type if it spends this much more of its attention on one group of scales than a head would that spreads
+# its attention evenly over all tokens it sees: 0.1 is ten points of a hundred.
+TYPE_EXCESS = 0.10
+GROUPS = ("itself", "previous", "between", "sinks")
+TYPES = (*GROUPS, "spread")
+# Attention maps are sent at this many tokens a side at most.
+MAX_SIDE = 16
+
+
+def packed(array: npt.NDArray[Any], dtype: str) -> str:
+    """Little-endian bytes as base64: what a browser's typed array reads directly."""
+    return base64.b64encode(np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()).decode()
+
+
+# --- which cells every budget keeps -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetTable:
+    """The plans of one policy at many budgets.
+
+    Nothing is assumed of the policy: a cell kept at a small budget may be gone at a larger one, so every budget has
+    its own bit mask.
+
+    Parameters
+    ----------
+    geometry, sink_scales, policy
+        What the plans are for.
+    percents
+        The budgets P, in percent of the full cache's peak, ascending.
+    kept_PLHS
+        Whether the last target scale still reads a prunable cell (sources ``sink_scales .. K - 2``).
+    resident_PT
+        The most tokens that are cached at any time while target scale t runs, one batch row.
+    """
+
+    geometry: Geometry
+    sink_scales: int
+    policy: str
+    percents: tuple[float, ...]
+    kept_PLHS: npt.NDArray[np.bool_]
+    resident_PT: npt.NDArray[np.int64]
+
+    @cached_property
+    def peak_P(self) -> npt.NDArray[np.int64]:
+        peak_P: npt.NDArray[np.int64] = self.resident_PT.max(axis=1)
+        return peak_P
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a browser; about a bit a cell and budget."""
+        scales = self.geometry.scales
+        bits = np.packbits(self.kept_PLHS.reshape(len(self.percents), -1), axis=1, bitorder="little")
+        return {
+            "layers": self.geometry.layers,
+            "heads": self.geometry.heads,
+            "sizes": [list(size) for size in scales],
+            "sinkScales": self.sink_scales,
+            "policy": self.policy,
+            "percents": list(self.percents),
+            "kept": packed(bits, "u1"),
+            "resident": packed(self.resident_PT, "u4"),
+            "fullResident": full_resident(self.geometry),
+        }
+
+
+def full_resident(geometry: Geometry) -> list[int]:
+    """Tokens that a full cache holds after every target scale; the last one adds nothing."""
+    ends = [end for _, end in geometry.scales.bounds]
+    return [geometry.slots * min(end, geometry.scales.full_peak) for end in ends]
+
+
+def budget_percents(scales: ScaleSchedule, sink_scales: int) -> tuple[int, ...]:
+    """Whole percents from the least feasible budget, rounded up, to 100."""
+    least = math.ceil(least_budget(scales, sink_scales) * 100 - 1e-9)
+    return tuple(range(max(1, least), 101))
+
+
+def budget_table(plan: Callable[[float], Schedule], percents: Sequence[float]) -> BudgetTable:
+    """Plan every budget and keep what a map of the cells needs. ``plan`` takes a budget as a share."""
+    return _table([plan(percent / 100) for percent in percents], percents)
+
+
+def schedule_table(schedule: Schedule) -> BudgetTable:
+    """A single schedule as a table with one budget."""
+    return _table([schedule], [round(100 * schedule.budget, 2)])
+
+
+def _table(schedules: list[Schedule], percents: Sequence[float]) -> BudgetTable:
+    first = schedules[0]
+    last = len(first.geometry.scales) - 1
+    kept = [schedule.keep(last)[:, :, first.sink_scales : last] for schedule in schedules]
+    resident = [schedule.resident_tokens_TL.max(axis=1) for schedule in schedules]
+    return BudgetTable(
+        first.geometry, first.sink_scales, first.policy, tuple(percents), np.stack(kept), np.stack(resident)
+    )
+
+
+# --- where heads look -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """Where each head looks, over all calibration prompts.
+
+    Target scales up to the sinks are left out (they see nothing else). The scales that a target sees fall into the
+    groups of `GROUPS`: its own, the one before it, the sinks, and those between.
+
+    Parameters
+    ----------
+    share_LHG
+        Share of a head's attention on every group, mean over target scales and prompts; sums to 1.
+    even_G
+        The same for a head that spreads its attention evenly over all tokens it sees.
+    cell_LHS
+        Mean share of the attention of later target scales on every cached source scale: S-CAS, for the sinks too.
+    cell_even_S
+        The same for the even head.
+    prompts
+        How many prompts that is.
+    """
+
+    share_LHG: npt.NDArray[np.float64]
+    even_G: npt.NDArray[np.float64]
+    cell_LHS: npt.NDArray[np.float64]
+    cell_even_S: npt.NDArray[np.float64]
+    prompts: int
+
+    @cached_property
+    def type_LH(self) -> npt.NDArray[np.intp]:
+        """Index into `TYPES`: the group that a head favours by `TYPE_EXCESS` or more, or ``spread``."""
+        excess_LHG = self.share_LHG - self.even_G
+        favoured_LH = excess_LHG.argmax(axis=2)
+        return np.where(excess_LHG.max(axis=2) >= TYPE_EXCESS, favoured_LH, len(GROUPS))
+
+    @property
+    def showcase(self) -> tuple[int, int]:
+        """The (layer, head) that favours earlier scales most: the one to show first."""
+        excess_LH = (self.share_LHG - self.even_G)[:, :, 1:].max(axis=2)
+        layer, head = np.unravel_index(int(excess_LH.argmax()), excess_LH.shape)
+        return int(layer), int(head)
+
+
+def looks(scores: HeadScores, sink_scales: int) -> Looks:
+    """Sum up a calibration. Needs two scales at least."""
+    scales = scores.geometry.scales
+    K = len(scales)
+    if K < 2:
+        raise ValueError("a model with a single scale caches nothing: there is nothing to see")
+    even_TS = np.tril(np.tile(np.array(scales.tokens, float), (K, 1)))
+    even_TS /= even_TS.sum(axis=1, keepdims=True)
+    mass_LHTS = scores.mass_LHTS
+    targets = range(min(sink_scales + 1, K - 1), K)
+    groups_TG = [_group_slices(t, sink_scales) for t in targets]
+
+    def by_group(mass: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        rows = [
+            np.stack([mass[..., t, part].sum(axis=-1) for part in parts], axis=-1)
+            for t, parts in zip(targets, groups_TG, strict=True)
+        ]
+        mean: npt.NDArray[np.float64] = np.mean(rows, axis=0)
+        return mean
+
+    return Looks(
+        by_group(mass_LHTS), by_group(even_TS), _later_mean(mass_LHTS), _later_mean(even_TS), scores.count
+    )  # fmt: skip
+
+
+def _group_slices(target: int, sink_scales: int) -> tuple[slice, slice, slice, slice]:
+    """Source scales of every group of `GROUPS` as ``target`` sees them; the previous scale is no sink."""
+    sinks_end = min(sink_scales, max(target - 1, 0))
+    return (
+        slice(target, target + 1),
+        slice(max(target - 1, 0), target),
+        slice(sinks_end, max(target - 1, sinks_end)),
+        slice(0, sinks_end),
+    )
+
+
+def _later_mean(mass_TS: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean over the target scales after s of the mass on s, for every cached scale; axes before them are kept."""
+    K = mass_TS.shape[-1]
+    return np.stack([mass_TS[..., s + 1 :, s].mean(axis=-1) for s in range(K - 1)], axis=-1)
+
+
+def rank_share(orders_SN: npt.NDArray[np.integer], geometry: Geometry, sink_scales: int) -> npt.NDArray[np.float64]:
+    """What orders alone tell of a cell, ``(layers, heads, K - 1)``: its rank in its source scale, 0 to 1 (sinks: 1)."""
+    rank_SN = np.empty(orders_SN.shape)
+    np.put_along_axis(rank_SN, orders_SN, np.arange(geometry.slots, dtype=float)[None], axis=1)
+    share_LHS = np.ones((geometry.layers, geometry.heads, len(geometry.scales) - 1))
+    by_slot = rank_SN.T.reshape(geometry.layers, geometry.heads, -1)
+    share_LHS[:, :, sink_scales:] = by_slot / max(geometry.slots - 1, 1)
+    return share_LHS
+
+
+def cells_json(looked: Looks | None, rank_LHS: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
+    """Scores of the cells and types of the heads for a browser, from a calibration or from ranks."""
+    if looked is not None:
+        return {
+            "kind": "share",
+            "cells": packed(np.rint(looked.cell_LHS * 65535), "u2"),
+            "even": looked.cell_even_S.tolist(),
+            "types": packed(looked.type_LH, "u1"),
+            "typeNames": list(TYPES),
+        }
+    assert rank_LHS is not None
+    return {"kind": "rank", "cells": packed(np.rint(rank_LHS * 65535), "u2"), "even": [], "types": "", "typeNames": []}
+
+
+# --- what the positions of an image read ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionView:
+    """What one head reads at the last scale, pooled to `MAX_SIDE` tokens a side.
+
+    Row 0 is the mean over all positions, row 1 + i position i (row by row) of the ``queries`` grid.
+
+    Parameters
+    ----------
+    queries
+        Height and width of the grid of positions.
+    sizes
+        Height and width of the map of every source scale, the last scale itself included.
+    map_QC
+        The maps, one after the other: attention of a row on every (pooled) token.
+    share_QS
+        Share of a row's attention on every source scale; sums to 1.
+    """
+
+    queries: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
+    map_QC: npt.NDArray[np.float64]
+    share_QS: npt.NDArray[np.float64]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every map is scaled to its own maximum, in 8 bits; how much a map counts is in ``shares``."""
+        starts = np.cumsum([0, *(h * w for h, w in self.sizes)])
+        peak_QC = np.repeat(np.maximum.reduceat(self.map_QC, starts[:-1], axis=1), np.diff(starts), axis=1)
+        return {
+            "queries": list(self.queries),
+            "sizes": [list(size) for size in self.sizes],
+            "maps": packed(np.rint(255 * self.map_QC / np.maximum(peak_QC, 1e-12)), "u1"),
+            "shares": packed(np.rint(self.share_QS * 65535), "u2"),
+        }
+
+
+def attention_view(
+    attention_NC: npt.NDArray[np.floating], scales: ScaleSchedule, max_side: int = MAX_SIDE
+) -> AttentionView:
+    """Pool the attention of the last scale's queries, ``(queries, all tokens)``.
+
+    Every n-th query is enough (`heatkv.probe.ProbeCache` thins them out where they are many): the grid of positions
+    becomes coarser until every position has a query.
+    """
+    attention_NC = attention_NC.astype(np.float64)
+    height, width = scales[-1]
+    step = -(-height * width // len(attention_NC))
+    row_N, col_N = np.divmod(np.arange(len(attention_NC)) * step, width)
+    side = max_side
+    while True:
+        grid = min(height, side), min(width, side)
+        bin_N = row_N * grid[0] // height * grid[1] + col_N * grid[1] // width
+        count_Q = np.bincount(bin_N, minlength=grid[0] * grid[1])
+        if count_Q.all():
+            break
+        side -= 1
+    pooled_QC = np.zeros((len(count_Q), attention_NC.shape[1]))
+    np.add.at(pooled_QC, bin_N, attention_NC)
+    rows_QC = np.concatenate([attention_NC.mean(axis=0, keepdims=True), pooled_QC / count_Q[:, None]])
+
+    maps, shares, sizes = [], [], []
+    for (h, w), (start, end) in zip(scales, scales.bounds, strict=True):
+        scale_QHW = rows_QC[:, start:end].reshape(-1, h, w)
+        shares.append(scale_QHW.sum(axis=(1, 2)))
+        size = min(h, max_side), min(w, max_side)
+        small_QHW = np.einsum("yh,qhw,xw->qyx", _pooling(h, size[0]), scale_QHW, _pooling(w, size[1]))
+        maps.append(small_QHW.reshape(len(rows_QC), -1))
+        sizes.append(size)
+    return AttentionView(grid, tuple(sizes), np.concatenate(maps, axis=1), np.stack(shares, axis=1))
+
+
+def _pooling(length: int, pooled: int) -> npt.NDArray[np.float64]:
+    """``(pooled, length)`` matrix that sums neighbours."""
+    matrix = np.zeros((pooled, length))
+    matrix[np.arange(length) * pooled // length, np.arange(length)] = 1
+    return matrix

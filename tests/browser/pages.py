@@ -1,0 +1,57 @@
+"""The app under test, and the steps that most tests take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from playwright.sync_api import Page
+from tiny import tiny_model
+
+import heatkv
+from app.demo import create_demo, launch_options
+
+REFERENCES = {
+    "other_seed": {"psnr": 9.0, "psnr_foreground": 8.0, "ssim": 0.2, "bit_agreement": 0.6},
+    "sinks_only": {"psnr": 11.0, "psnr_foreground": 10.0, "ssim": 0.4, "bit_agreement": 0.7},
+    "dtype_noise": {"psnr": 40.0, "psnr_foreground": 38.0, "ssim": 0.9, "bit_agreement": 0.99},
+    "n": 128,
+}
+
+
+class Paced:
+    """A model that takes its time over every scale, so that a test can press Cancel in between."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def run(self, *arguments: Any) -> Iterator[Any]:
+        for step in self.model.run(*arguments):
+            time.sleep(self.seconds)
+            yield step
+
+
+class Site:
+    """The running app: its address, its model and the calibration it opened with."""
+
+    def __init__(self) -> None:
+        self.model = Paced(tiny_model())
+        self.scores = heatkv.calibrate(self.model.model, ["red apple", "blue cat"])
+        self.demo = create_demo(self.model, self.scores, REFERENCES, ["red apple", "blue cat", "green tree"])  # type: ignore[arg-type]
+        _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+
+
+def visit(page: Page, site: Site, query: str = "") -> Page:
+    """Open the app and wait until it is alive: the table is there and the first head has been drawn."""
+    page.goto(site.url + query)
+    page.wait_for_function("window.heatkv && heatkv.table && document.querySelector('#headcard .tiles .tile')")
+    return page
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
