@@ -176,11 +176,11 @@ class Workbench:
             for seen, event in zip(events, pair, strict=True):
                 seen.append(event)
             if pair[0].scale < last:
-                yield ComparisonStep(*pair)
+                yield ComparisonStep(pair[0], pair[1])
                 continue
             full = collect(model, prompt, seed, caches[0], None, events[0], sampling)
             less = collect(model, prompt, seed, caches[1], schedule, events[1], sampling)
-            yield ComparisonStep(*pair, full, less)
+            yield ComparisonStep(pair[0], pair[1], full, less)
 
     def probe(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | None]:
         """Generate with the full cache and record what heads read; yields None scale by scale, then the probe."""

@@ -58,7 +58,10 @@ def list_of(kind: type, text: str) -> list[Any]:
 
 
 def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
-    from heatkv.models import list_models
+    from heatkv.models import download, list_models
+
+    if arguments.download:
+        download(arguments.download, say)
 
     rows = [
         {
@@ -151,9 +154,7 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if not arguments.json:
         share = result.kv_bytes_peak / result.kv_bytes_full
-        print(
-            f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({share:.1%} of the full peak)"
-        )
+        print(f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({share:.1%} of the full peak)")
     return report
 
 
@@ -282,7 +283,8 @@ def make_parser() -> OneLineParser:
             sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="compute dtype (default: by device)")
         return sub
 
-    command("models", cmd_models, "list the models", model=False)
+    sub = command("models", cmd_models, "list the models", model=False)
+    sub.add_argument("--download", metavar="NAME", help="fetch a published model's files from its hub first")
 
     sub = command("generate", cmd_generate, "generate one image")
     sub.add_argument("--prompt", required=True)

@@ -127,7 +127,7 @@ def var(depth: int, side: int, parameters: str, transformer_bytes: int) -> Prese
         # Guidance grows from 1 to 5 over the scales: the published cfg of 4.
         sampling=Sampling(guidance=5.0, top_k=900, top_p=0.95),
         examples=("golden retriever", "volcano", "espresso", "balloon", "macaw", "lakeside"),
-        licence="MIT (published by FoundationVision)",
+        licence="see the files of its publisher, FoundationVision",
     )
 
 
@@ -156,7 +156,7 @@ def infinity(
         examples=INFINITY_EXAMPLES,
         size=size,
         ratio="1.0",
-        licence="MIT (published by FoundationVision); text encoder Apache-2.0",
+        licence="see the files of its publisher, FoundationVision, and of the text encoder, Google",
     )
 
 
