@@ -60,8 +60,11 @@ def patch_centres(height: int, width: int, side: int) -> Tensor:
 
 
 def pooled(score_RU: Tensor, pos_RU: Tensor, kernel: int) -> Tensor:
-    """Every score replaced by the highest among its neighbours in the sequence, ``kernel`` wide."""
-    order_RU = pos_RU.masked_fill(pos_RU == EMPTY, torch.iinfo(pos_RU.dtype).max).argsort(dim=1, stable=True)
+    """Every score replaced by the highest among its neighbours in the sequence, ``kernel`` wide.
+
+    Empty slots come first; their scores must be no higher than any token's.
+    """
+    order_RU = pos_RU.argsort(dim=1, stable=True)
     sorted_RU = score_RU.gather(1, order_RU)
     pooled_RU = torch.nn.functional.max_pool1d(sorted_RU[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
     return torch.empty_like(score_RU).scatter_(1, order_RU, pooled_RU)

@@ -8,7 +8,8 @@ slots of its cache, then the tokens of the scale being generated).
 Memory is really freed and never held twice. A layer's cache lies in pieces, cut where allowances differ between heads
 or change between scales. A new token is written into the slot of one that goes; where an allowance shrinks, what stays
 is moved into the remaining pieces and the last one is let go. A piece is allocated whole when its first token comes.
-Positions of cached tokens (and H2O's running sums) are bookkeeping: a few bytes a token beside hundreds, not counted.
+Not counted are what the running layer needs to choose, and the bookkeeping: a position of every cached token and, for
+H2O, a running sum, a few bytes a token beside hundreds.
 """
 
 from __future__ import annotations
@@ -268,7 +269,6 @@ class TokenCache(KVCache):
         state.score_RM = torch.nn.functional.pad(candidates.score_RU[:, :old], (0, slots - old))
         state.score_RM[lane, hole] = candidates.score_RU[lane, index]
         state.pos_RM[lane, hole] = candidates.pos_RU[lane, index]
-        state.pos_RM.masked_fill_(~below_RM, EMPTY)
         for piece in state.pieces:
             here = (hole >= piece.start) & (hole < piece.end)
             row, slot = piece.row_R[lane[here]], hole[here] - piece.start
