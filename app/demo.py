@@ -63,12 +63,17 @@ def launch_options() -> dict[str, Any]:
         neutral_hue="stone",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        slider_color="#c2540a",
+        slider_color_dark="#ff9e3d",
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
     )
-    store = (STATIC / "store.js").read_text(encoding="utf-8")
+    # As part of the head: Gradio rewrites the selectors of its ``css`` argument, and so misses what holds the page.
+    look, store = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.css", "store.js"))
     return {
         "theme": theme,
-        "css": (STATIC / "page.css").read_text(encoding="utf-8"),
-        "head": f"<script>{store}</script>",
+        "head": f"<style>{look}</style><script>{store}</script>",
         "footer_links": ["api"],
         "ssr_mode": False,
         "strict_cors": True,
@@ -117,13 +122,13 @@ class _Demo:
                 100,
                 value=self.start_percent,
                 step=1,
-                label="Budget, % of the full cache",
+                label="Budget, % of full cache",
                 buttons=[],
                 scale=8,
                 min_width=200,
                 elem_id="budget",
             )
-            knobs = Part("knobs", self.table(None, self.start_policy, None), scale=3, min_width=190)
+            knobs = Part("knobs", self.table(None, self.start_policy, None))
         policy = gr.Radio(
             self.choices(None),
             value=self.start_policy,

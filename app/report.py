@@ -79,12 +79,10 @@ def _references(references: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _references_note(references: Mapping[str, Any]) -> str:
-    count = references.get("n")
-    return (
-        f"references: mean of {count} pairs of images"
-        if isinstance(count, int)
-        else "references: means over many images"
-    )
+    """Over how many pairs the references were measured, where the file says so, as a whole or for each."""
+    inner = [found.get("n") for found in references.values() if isinstance(found, Mapping)]
+    counts = [n for n in (references.get("n"), *inner) if type(n) is int]
+    return f"references: mean of {counts[0]} pairs of images" if counts else "references: means over many images"
 
 
 def _rung(name: str, values: Mapping[str, Any], this: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ beside the next. So every long job is a generator that holds the lock for as lon
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from heatkv.scores import HeadScores
 
 SINK_SCALES = 3
 LOCK_SECONDS = 600
+SETTLE_SECONDS = 3
 # Attention of all heads of one image is kept for a session up to so many numbers; beyond, one head at a time.
 PROBE_NUMBERS = 1 << 25
 
@@ -103,6 +105,12 @@ class Workbench:
             yield
         finally:
             self._lock.release()
+
+    def settle(self) -> None:
+        """Wait until a job that was just stopped has ended: a page that starts the next one sooner loses it."""
+        if self._lock.acquire(timeout=SETTLE_SECONDS):
+            self._lock.release()
+        time.sleep(0.25)  # for the page to hear of it
 
     # --- plans -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
  */
 const heatkv = window.heatkv;
 const find = (name) => element.querySelector(`.${name}`);
-const make = (tag, className, text) => Object.assign(document.createElement(tag), { className, textContent: text ?? '' });
+const make = (tag, className, text) => Object.assign(document.createElement(tag), { className: className || '', textContent: text ?? '' });
 const percent = (v) => (v >= 0.0995 ? `${Math.round(100 * v)} %` : `${(100 * v).toFixed(1)} %`);
 const field = find('image');
 const picture = field.querySelector('img');

@@ -67,9 +67,9 @@ class CalibrateTab:
         outputs = [page.calibration, self.progress, self.notice, self.start, self.cancel]
         run = self.start.click(self.calibrate, [self.prompts, self.count], outputs, **MODEL_JOB, **PRIVATE)
         refresh(run)
-        self.cancel.click(
-            self.cancelled, page.calibration, outputs[1:], cancels=[run], queue=False, **PRIVATE
-        )  # fmt: skip
+        self.cancel.click(None, None, None, cancels=[run]).then(
+            self.cancelled, page.calibration, outputs[1:], queue=False, **PRIVATE
+        )
         refresh(
             self.upload.upload(self.take_file, self.upload, [page.calibration, self.notice], queue=False, **PRIVATE)
         )
@@ -116,6 +116,7 @@ class CalibrateTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
     def cancelled(self, calibration: Calibration | None) -> tuple[Any, ...]:
+        self.bench.settle()
         said = notice("Cancelled. " + self.in_use(calibration)["text"])
         return None, said, gr.update(interactive=True), gr.update(interactive=False)
 

@@ -81,8 +81,9 @@ class CompareTab:
         for text, button in self.examples:
             chosen = button.click(lambda text=text: text, None, page.prompt, queue=False, **PRIVATE)
             runs.append(chosen.then(self.compare, inputs, outputs, **MODEL_JOB, **PRIVATE))
-        self.cancel.click(
-            self.cancelled, None, [self.notice, self.generate, self.cancel], cancels=runs, queue=False, **PRIVATE
+        # The page asks to cancel after the handler of the same listener, so what follows is a listener of its own.
+        self.cancel.click(None, None, None, cancels=runs).then(
+            self.cancelled, None, [self.notice, self.generate, self.cancel], queue=False, **PRIVATE
         )
         self.save_image.click(self.image_file, self.result, self.saver, queue=False, **PRIVATE)
         plan_inputs = [page.budget, page.policy, page.calibration, page.uploaded]
@@ -138,8 +139,8 @@ class CompareTab:
         except Exception as error:
             yield *keep, notice(problem(error), "error"), gr.skip(), *idle, gr.skip()
 
-    @staticmethod
-    def cancelled() -> tuple[Any, ...]:
+    def cancelled(self) -> tuple[Any, ...]:
+        self.bench.settle()
         return notice("Cancelled."), gr.update(interactive=True), gr.update(interactive=False)
 
     @staticmethod
