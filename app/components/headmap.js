@@ -112,6 +112,7 @@ function drawNames() {
     return label;
   });
   for (const row of element.querySelectorAll('.heads-row')) row.replaceChildren(...columns());
+  find('.overview .heads-row').classList.toggle('many', t.cached > 9);
   find('.overview .heads-row').querySelectorAll('span').forEach((label) => label.replaceChildren(label.firstChild));
   find('.title').textContent = `Layer ${heatkv.cell.layer + 1}`;
   find('.title').append(Object.assign(document.createElement('small'), { textContent: ` of ${t.layers}: ${t.heads} heads × scales 1 to ${t.cached}; scale ${t.cached + 1} is drawn last and never cached` }));

@@ -7,6 +7,7 @@ function draw() {
   const percent = (100 * peak) / fullPeak;
   find('bytes').textContent = heatkv.showPart(peak, fullPeak);
   find('share').textContent = `(${percent.toFixed(Math.abs(percent - Math.round(percent)) < 0.05 ? 0 : 1)} %)`;
+  find('base').textContent = `peak KV cache of one image, ${heatkv.table.model}`;
   element.querySelector('.bar i').style.width = `${percent}%`;
 }
 

@@ -36,7 +36,8 @@ class CompareTab:
             )
             page.seed = gr.Number(
                 0,
-                label="Seed (empty: any)",
+                label="Seed",
+                placeholder="any",
                 precision=0,
                 minimum=0,
                 maximum=2**32 - 1,
