@@ -55,7 +55,8 @@ def read_prompts(path: Path = ROOT / "assets" / "prompts" / "calibration.txt") -
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app", description="HeatKV Explorer in the browser.")
     parser.add_argument("--model", default="pocket", help="a bundled model or a model folder (default: pocket)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space says where to listen
+    parser.add_argument("--host", default=host, help=f"address to listen on (default: {host})")
     parser.add_argument("--port", type=int, default=None, help="port (default: 7860, or the next free one)")
     return parser
 

@@ -142,7 +142,7 @@ class _Demo:
         self.tour.build_bar()
         page = Page(
             bench, budget, policy, knobs, gr.Tabs(selected="heads", elem_id="tabs", overflow_behavior="wrap"),
-            gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600), gr.State(self.start_head),
+            gr.State(None), gr.State(None), gr.State(self.start_head),
         )  # fmt: skip
         with page.tabs:
             for name, label, build in (
@@ -154,7 +154,9 @@ class _Demo:
             ):
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}", render_children=True) as tab:
                     build()
-                tab.select(None, None, None, js=f"() => {{ window.heatkv.set('tab', '{name}'); }}")
+                chosen = tab.select(None, None, None, js=f"() => {{ window.heatkv.set('tab', '{name}'); }}")
+                if name == "heads":
+                    self.heads_chosen = chosen
         return page
 
     def _wire(self, page: Page) -> None:
@@ -167,17 +169,18 @@ class _Demo:
             component.change(None, component, None, js=TELL.format(key=key))
         self.refresh_after(page.policy.change, page)
         self.heads.wire(page)
+        self.heads.show_after(self.heads_chosen, page)  # the prompt may be another one by now
         self.compare.wire(page, lambda event: self.refresh_after(event.then, page))
-        self.calibrate.wire(page, lambda event: self.refresh_after(event.then, page))
+        self.calibrate.wire(page, lambda event: self.heads.show_after(self.refresh_after(event.then, page), page))
         self.tour.wire(page, lambda event: self.heads.show_after(event, page))
         removed = self.remove.click(lambda: None, None, page.uploaded, queue=False, **PRIVATE)
         self.refresh_after(removed.then, page)
 
-    def refresh_after(self, trigger: Any, page: Page) -> None:
+    def refresh_after(self, trigger: Any, page: Page) -> Any:
         """After ``trigger``, send the table of what is now to be drawn, and show which controls apply."""
         outputs = [page.knobs, page.policy, page.budget, self.uploaded_row, self.uploaded_notice]
         inputs = [page.calibration, page.policy, page.uploaded]
-        trigger(self.refresh, inputs, outputs, queue=False, trigger_mode="always_last", **PRIVATE)
+        return trigger(self.refresh, inputs, outputs, queue=False, trigger_mode="always_last", **PRIVATE)
 
     # --- handlers --------------------------------------------------------------------------------------------------
 
@@ -196,7 +199,8 @@ class _Demo:
             "tab": "heads",
             "head": f"{layer + 1}.{head + 1}",
         }
-        return {**self.bench.table(calibration, policy, uploaded), "defaults": defaults}
+        table = self.bench.table(calibration, policy, uploaded)
+        return {**table, "model": self.bench.model.id, "defaults": defaults}
 
     def refresh(self, calibration: Calibration | None, policy: Any, uploaded: Schedule | None) -> tuple[Any, ...]:
         """The table to draw, and the controls that apply to it."""

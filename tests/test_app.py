@@ -271,7 +271,7 @@ def test_a_large_model_is_probed_one_head_at_a_time(bench: Workbench, monkeypatc
 
 def test_events_from_a_page_are_not_trusted(demo: _Demo) -> None:
     for data in (None, {"layer": 10**9, "head": 0}, {"layer": "<b>", "head": 1}, "text"):
-        assert demo.heads.choose(event(data)) == gr.skip()
+        assert demo.heads.open("red apple", 0, None, None, event(data)) == (gr.skip(),) * 3
         assert demo.tour.step(event(data)) == (gr.skip(),) * 4
     assert demo.tour.step(event({"index": 0}))[0] == 100
 

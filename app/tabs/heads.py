@@ -39,8 +39,11 @@ class HeadsTab:
         self.probe = gr.State(None, time_to_live=3600)
 
     def wire(self, page: Page) -> None:
-        opened = self.map.open(self.choose, None, page.head, trigger_mode="always_last", queue=False, **PRIVATE)
-        self.show_after(opened, page)
+        inputs = [page.prompt, page.seed, page.calibration, self.probe]
+        opened = self.map.open(
+            self.open, inputs, [page.head, self.card, self.map], trigger_mode="always_last", queue=False, **PRIVATE
+        )
+        opened.then(self.draw_card, [page.head, *inputs], [self.card, self.probe], **MODEL_JOB, **PRIVATE)
         for trigger in (self.draw.click, self.prompt.submit):
             self.show_after(trigger(None, self.prompt, page.prompt, js="(text) => text"), page)
         page.prompt.change(None, page.prompt, self.prompt, js="(text) => text")
@@ -53,12 +56,15 @@ class HeadsTab:
 
     # --- handlers --------------------------------------------------------------------------------------------------
 
-    def choose(self, event: gr.EventData) -> Any:
+    def open(
+        self, prompt: Any, seed: Any, calibration: Calibration | None, probe: Probe | None, event: gr.EventData
+    ) -> tuple[Any, Any, Any]:
+        """The head that was chosen on the map, and its card."""
         try:
-            return read_head(event._data, self.bench.geometry)
-        except InputError as error:
-            gr.Warning(str(error))
-            return gr.skip()
+            head = read_head(event._data, self.bench.geometry)
+        except InputError:  # the map sends no such thing, and whoever does needs no answer
+            return gr.skip(), gr.skip(), gr.skip()
+        return head, *self.show(head, prompt, seed, calibration, probe)
 
     def show(
         self, head: tuple[int, int], prompt: Any, seed: Any, calibration: Calibration | None, probe: Probe | None
