@@ -15,8 +15,8 @@ from heatkv.calibration import CalibratingCache
 from heatkv.policies.allowance import evenly, held_tokens, patch_centres, resident
 from heatkv.policies.base import PlanInput
 from heatkv.policies.hack import HackCache, contextual_heads
-from heatkv.policies.headkv import HeadKVCache, local_heads
-from heatkv.policies.scalekv import ScaleKVCache, capacities, drafters, hold_back, selectivity
+from heatkv.policies.headkv import HeadKVCache, local_heads, rank_within, softmax_within
+from heatkv.policies.scalekv import ScaleKVCache, capacities, drafters, give_way, selectivity
 from heatkv.policies.tokens import TokenCache
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import token_limit
@@ -102,7 +102,7 @@ def test_hack_tells_heads_by_the_variance_of_what_keys_receive() -> None:
 
 
 def test_hack_keeps_few_tokens_in_contextual_heads_and_coarse_and_newest_scales_in_structural_ones() -> None:
-    cache = cache_of("hack", 0.6, LONG, alpha=0.5, ratio=0.2)
+    cache = cache_of("hack", 0.45, LONG, alpha=0.5, ratio=0.2)
     assert isinstance(cache, HackCache)
     for t, per_layer in enumerate(random_qkv(LONG, 1)[:-1]):
         for layer, qkv in enumerate(per_layer):
@@ -170,6 +170,16 @@ def test_headkv_types_heads_in_the_image_itself_as_the_map_does() -> None:
     assert seen == {False, True}
 
 
+def test_headkv_ranks_and_normalises_within_every_scale() -> None:
+    p_RNU = torch.tensor([[[0.1, 0.3, 0.2, 0.4], [0.25, 0.25, 0.5, 0.0]]])
+    group_RU = torch.tensor([[0, 0, 1, 1]])
+    expected = [[0.25, 0.75, 1 / 3, 2 / 3], [0.5, 0.5, 1.0, 0.0]]
+    torch.testing.assert_close(softmax_within(p_RNU, group_RU, 3), torch.tensor([expected]))
+    valid_RU = torch.tensor([[True, True, True, True, False, True]])
+    score_RU, group_RU = torch.tensor([[3.0, 5.0, 1.0, 2.0, 9.0, 4.0]]), torch.tensor([[0, 0, 1, 1, 0, 0]])
+    assert rank_within(score_RU, group_RU, valid_RU).tolist() == [[2, 0, 1, 0, 3, 1]]
+
+
 def test_headkv_gives_local_heads_the_newest_scales_and_global_heads_some_of_every_scale() -> None:
     qkv = random_qkv(LONG, 2)
     for per_layer in qkv:
@@ -225,26 +235,31 @@ def test_scalekv_makes_the_least_selective_layers_drafters() -> None:
     capacity_TL = capacities(PlanInput(LONG, 0.3, SINKS, 0, scores))
     base = token_limit(0.3, LONG) // LONG.slots
     compressed = [t for t in range(K - 1) if LONG.scales.bounds[t][1] > base]
-    for k, t in enumerate(compressed):
-        refiner = int(base * (600 - 70 * k) / 650)
-        # What is cached after scale t is for scale t + 1.
-        drafter = 2 if t + 1 < K - 1 else 1
-        assert capacity_TL[t, drafter] > base
-        assert {int(n) for i, n in enumerate(capacity_TL[t]) if i != drafter} == {refiner}
-    assert (capacity_TL[: compressed[0]] == base).all()
+    assert len(compressed) == 2
+    # What is cached after scale t is for scale t + 1.
+    table = [[int(base * (600 - 70 * k) / 650)] * 4 for k in range(2)]
+    for row, drafter in zip(table, (2, 1), strict=True):
+        row[drafter] = base * 4 - 3 * row[0]
+    assert (capacity_TL[compressed] == give_way(np.array(table))).all()
+    assert (capacity_TL[: compressed[0] - 1] == base).all()
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 40), min_size=3, max_size=3), min_size=2, max_size=6),
-    st.integers(60, 120),
-)
-def test_scalekvs_capacities_never_add_up_to_more_than_the_limit(table: list[list[int]], limit: int) -> None:
+def test_scalekvs_refiners_get_what_drafters_have_no_tokens_for() -> None:
+    ask = PlanInput(LONG, 0.8, SINKS, 0, scores_of(LONG))
+    base = token_limit(0.8, LONG) // LONG.slots
+    last_L = capacities(ask)[-1]
+    assert last_L.max() == LONG.scales.full_peak
+    assert base * LONG.layers - LONG.layers < last_L.sum() <= base * LONG.layers
+
+
+@given(st.lists(st.lists(st.integers(0, 40), min_size=3, max_size=3), min_size=2, max_size=6))
+def test_scalekvs_capacities_never_add_up_to_more_than_the_limit(table: list[list[int]]) -> None:
     wanted_TL = np.array(table, np.int64)
-    wanted_TL[0] = np.minimum(wanted_TL[0], limit // 3)
-    got_TL = hold_back(wanted_TL, limit)
-    assert resident(got_TL[:, :, None]).max() <= limit
-    assert (got_TL <= wanted_TL).all() and (got_TL >= 0).all()
-    assert (hold_back(wanted_TL, 10**6) == wanted_TL).all()
+    got_TL = give_way(wanted_TL)
+    assert resident(got_TL[:, :, None])[1:].max() <= wanted_TL.sum(1).max()
+    assert (got_TL <= wanted_TL).all() and (got_TL[-1] == wanted_TL[-1]).all()
+    growing = (np.diff(wanted_TL, axis=0) >= 0).all(0)
+    assert (got_TL == wanted_TL)[:, growing].all()
 
 
 def test_scalekv_frees_what_a_shrinking_layer_gives_up() -> None:

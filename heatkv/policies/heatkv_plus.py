@@ -41,10 +41,9 @@ def importance(scores: HeadScores, measure: str) -> npt.NDArray[np.float64]:
 
 def drop_at(ask: PlanInput, importance: str = "mass") -> npt.NDArray[np.int64]:
     assert ask.scores is not None
-    K, sinks = len(ask.geometry.scales), ask.sink_scales
+    sinks = ask.sink_scales
     worth_NTS = _per_token(ask.scores, importance)
-    # Mean over the target scales t .. K - 1: sums from the last one back.
-    ahead_NTS = np.cumsum(worth_NTS[:, ::-1], axis=1)[:, ::-1] / np.arange(K, 0, -1)[:, None]
+    ahead_NTS = np.cumsum(worth_NTS[:, ::-1], axis=1)[:, ::-1]  # to the target scales t .. K - 1 together
     return fill(lambda t: ahead_NTS[:, t, sinks:t], ask, loss=lambda t: worth_NTS[:, t, sinks:t])
 
 

@@ -12,8 +12,7 @@ Re-implementation; what the paper leaves open is ours:
   (a calibration records no more), over the ``TOP`` best tokens;
 - one in ``DRAFTER_EVERY`` (layer, scale) pairs is a drafter, and at least one a scale on average;
 - a refiner keeps at least a quarter of the uniform budget, as in the published 8B table;
-- the budget holds after every layer: a drafter that comes before the refiners in a scale grows only into what is free
-  by then, and into the rest one scale later;
+- the budget holds after every layer: a layer that will hold less after the next scale gives way one scale earlier;
 - the observation window is 4 x 4 patches, fewer where that is more than a quarter of what a head may keep.
 
 ``scoring="published"`` scores as the published code does: raw logits summed over the window, no softmax. (That code
@@ -85,17 +84,16 @@ def capacities(ask: PlanInput) -> npt.NDArray[np.int64]:
         drafter = min(most, (base * L - (L - n) * refiner) // n)
         refiner = min(most, (base * L - n * drafter) // (L - n))  # drafters that have all leave the rest
         capacity_TL[t] = np.where(is_drafter_L, drafter, refiner)
-    return hold_back(capacity_TL, limit)
+    return give_way(capacity_TL)
 
 
-def hold_back(capacity_TL: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
-    """The capacities cut to what is free when each layer runs, so that all layers never hold more than ``limit``."""
-    capacity_TL = capacity_TL.copy()
-    for t in range(1, len(capacity_TL)):
-        for layer in range(capacity_TL.shape[1]):
-            others = capacity_TL[t, :layer].sum() + capacity_TL[t - 1, layer + 1 :].sum()
-            capacity_TL[t, layer] = min(capacity_TL[t, layer], limit - others)
-    return capacity_TL
+def give_way(capacity_TL: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What layers may hold so that they never hold more than any one row of capacities adds up to.
+
+    While a scale runs, some layers have their share for it and the others still what they had before. If no layer had
+    more than its share for the next scale, all of them together stay within that scale's row.
+    """
+    return np.concatenate([np.minimum(capacity_TL[:-1], capacity_TL[1:]), capacity_TL[-1:]])
 
 
 class ScaleKVCache(TokenCache):
