@@ -21,7 +21,7 @@ from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TeacherForcing, TransformerRun
 
 CPU = torch.device("cpu")
-SMALL = TransformerRun(steps=4, batch=2, short_batch=3, depth=2, width=64, heads=4, evaluate_every=2)
+SMALL = TransformerRun(steps=4, batch=2, short_batch=3, depth=2, width=64, heads=4, evaluate_every=2, compile=False)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,9 @@ def dataset() -> data.Dataset:
     rng = np.random.default_rng(0)
     labels = [f"thing{i}" for i in range(90)] + ["red apple", "cat face"]
     emoji = tuple(
-        data.Emoji(label, ("tag", "round"), style, f"{i:x}") for i, label in enumerate(labels) for style in data.STYLES
+        data.Emoji(label, ("tag", "round"), style, f"{i:x}", 3)
+        for i, label in enumerate(labels)
+        for style in data.STYLES
     )
     return data.Dataset(rng.integers(0, 256, (len(emoji), 64, 64, 3), dtype=np.uint8), emoji)
 
@@ -153,7 +155,7 @@ def test_bare_prompts_mostly_mean_fluent() -> None:
     rng = random.Random(0)
     bare = {style: 0 for style in data.STYLES}
     for style in data.STYLES:
-        emoji = data.Emoji("red apple", ("fruit", "ripe"), style, "1f34e")
+        emoji = data.Emoji("red apple", ("fruit", "ripe"), style, "1f34e", 4)
         for _ in range(500):
             bare[style] += transformer.training_prompt(emoji, rng).split()[0] not in data.STYLES
     assert bare["fluent"] > 4 * (bare["noto"] + bare["twemoji"]) / 2

@@ -27,6 +27,10 @@ tokenizer and transformer resume from their last checkpoint; --dry-run runs a fe
 
 def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
     for field in fields(settings):
+        if isinstance(field.default, bool):
+            flag = f"--{field.name.replace('_', '-')}"
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+            continue
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
 
 

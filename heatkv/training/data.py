@@ -23,7 +23,10 @@ STYLE_PACKAGES = {
     "twemoji": ("emoji-datasource-twitter@16.0.0", "package/img/twitter/64/"),
 }
 STYLES = tuple(STYLE_PACKAGES)
-GROUP_COMPONENT, GROUP_FLAGS = 2, 9
+# Groups of CLDR, as emojibase-data numbers them.
+GROUP_PEOPLE, GROUP_COMPONENT, GROUP_SYMBOLS, GROUP_FLAGS = 1, 2, 8, 9
+# Colour words that pictures are repainted for, with their hue (0 to 1).
+HUES = {"red": 0.98, "orange": 0.07, "yellow": 0.135, "green": 0.36, "blue": 0.59, "purple": 0.76, "pink": 0.91}
 HELD_OUT_EMOJI = 80
 # Shown in the sample sheets, so never held out.
 ALWAYS_TRAINED = {"red apple", "cat face", "pizza", "rocket", "sunflower", "octopus", "house", "ghost", "rainbow"}
@@ -31,12 +34,13 @@ ALWAYS_TRAINED = {"red apple", "cat face", "pizza", "rocket", "sunflower", "octo
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture: its CLDR label and keywords, its style (a key of ``STYLE_PACKAGES``), its code points."""
+    """One picture: its CLDR label and keywords, style (a key of ``STYLE_PACKAGES``), code points and CLDR group."""
 
     label: str
     tags: tuple[str, ...]
     style: str
     hexcode: str
+    group: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def prepare(folder: Path, side: int = 64) -> Path:
             code = normal_hexcode(entry["hexcode"])
             if code in pictures:
                 images.append(pictures[code])
-                emoji.append([entry["label"], entry.get("tags", []), style, code])
+                emoji.append([entry["label"], entry.get("tags", []), style, code, entry["group"]])
         print(f"{style}: {sum(e[2] == style for e in emoji)} pictures", flush=True)
     path = folder / f"emoji{side}.npz"
     np.savez(path, images=np.stack(images), emoji=np.array(json.dumps(emoji)))
@@ -126,6 +130,37 @@ def load(path: Path) -> Dataset:
         raise FileNotFoundError(f"no data at {path}; run `python -m heatkv.training data --folder {path.parent}` first")
     with np.load(path) as file:
         entries = json.loads(str(file["emoji"]))
-        return Dataset(
-            file["images"], tuple(Emoji(label, tuple(tags), style, code) for label, tags, style, code in entries)
-        )
+        return Dataset(file["images"], tuple(Emoji(label, tuple(tags), *rest) for label, tags, *rest in entries))
+
+
+def repainted_label(label: str, colour: str, known: frozenset[str]) -> str | None:
+    """The name of a picture in another colour ("blue apple" for "red apple"), None where that is a picture already."""
+    words = label.split()
+    if not words or any(w in HUES for w in words[1:]):
+        return None
+    name = " ".join([colour, *(words[1:] if words[0] in HUES else words)])
+    return None if name in known or name == label else name
+
+
+def repaint(pictures: np.ndarray, hue: float) -> np.ndarray:
+    """Pictures uint8 ``[n, side, side, 3]`` with every colour moved to (nearly) one hue; white and black stay.
+
+    A quarter of the difference to a picture's own main hue is kept, so that parts can still be told apart.
+    """
+    rgb = pictures.astype(np.float32) / 255
+    value = rgb.max(-1)
+    chroma = value - rgb.min(-1)
+    saturation = chroma / np.maximum(value, 1e-6)
+    red, green, blue = np.moveaxis(rgb, -1, 0)
+    safe = np.maximum(chroma, 1e-6)
+    sector = np.select(
+        [value == red, value == green], [(green - blue) / safe % 6, (blue - red) / safe + 2], (red - green) / safe + 4
+    )
+    turn = np.exp(1j * np.pi / 3 * sector)
+    main = np.angle((turn * chroma).sum((1, 2), keepdims=True))
+    new_sector = (hue + 0.25 * np.angle(turn * np.exp(-1j * main)) / (2 * np.pi)) % 1 * 6
+    # Grey parts take on colour too, except near white (the page, highlights).
+    saturation = np.maximum(saturation, 0.6 * np.clip(4 * (1 - value), 0, 1))
+    offsets = (np.array([5.0, 3.0, 1.0]) + new_sector[..., None]) % 6
+    ramp = np.clip(np.minimum(offsets, 4 - offsets), 0, 1)
+    return np.rint(255 * value[..., None] * (1 - saturation[..., None] * ramp)).astype(np.uint8)

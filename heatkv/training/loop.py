@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,12 +13,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def learning_rate(step: int, steps: int, *, warmup: int = 100, floor: float = 0.02) -> float:
-    """Linear warm-up, then a cosine down to ``floor``; a factor on the peak learning rate."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate(step: int, steps: int, *, warmup: int = 100, decay: float = 0.4) -> float:
+    """A factor on the peak learning rate: linear warm-up, constant, linear to zero in the last ``decay`` of the run.
+
+    Unlike a cosine, the constant part does not depend on where the end will be, so that a run can be prolonged.
+    """
+    return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
 
 
 @torch.no_grad()

@@ -6,9 +6,11 @@ import copy
 import math
 import random
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from heatkv.scales import ScaleSchedule
 from heatkv.training import data, loop, tokenizer
 
 MAX_WORDS = 16
+VARIANT_GROUPS = (data.GROUP_PEOPLE, data.GROUP_SYMBOLS)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class TransformerRun:
     and teaches layout first. ``flip`` is the largest share of bits flipped in the model's input (the
     residual is recomputed, so that later scales learn to correct); ``forget`` the largest share of
     input tokens blanked, so that what is not seen must be remembered from earlier scales.
-    ``fluent_weight`` is how often a fluent picture is drawn for one of another style.
+    ``fluent_weight`` is how often a fluent picture is drawn for one of another style, ``variant_weight``
+    how often one of people or signs (many, and much alike) for one of anything else. A share ``repaint``
+    of the fluent pictures comes in another colour, with its word in the prompt. ``compile`` compiles the
+    blocks (a minute or two at the start; needs a C++ compiler on CPU).
     """
 
     steps: int = 5000
@@ -44,6 +50,9 @@ class TransformerRun:
     flip: float = 0.25
     forget: float = 0.4
     fluent_weight: float = 5.0
+    variant_weight: float = 0.3
+    repaint: float = 0.12
+    compile: bool = True
     depth: int = 8
     width: int = 256
     heads: int = 8
@@ -102,12 +111,15 @@ def make_vocabulary(dataset: data.Dataset) -> Vocabulary:
     return Vocabulary(tuple(sorted(words | set(data.STYLES))))
 
 
-def training_prompt(emoji: data.Emoji, rng: random.Random) -> str:
+def training_prompt(emoji: data.Emoji, rng: random.Random, painted: str | None = None) -> str:
     """A way to ask for a picture: label, label and keyword, or keywords; the style is named or implied.
 
-    Without a style word most pictures shown are fluent, so that is what a bare prompt will mean.
+    Without a style word most pictures shown are fluent, so that is what a bare prompt will mean. A
+    repainted picture goes by its new name ``painted``.
     """
     kind = rng.random()
+    if painted is not None:
+        return painted if kind < 0.7 else f"{emoji.style} {painted}"
     if kind < 0.6 or not emoji.tags:
         text = emoji.label
     elif kind < 0.83:
@@ -171,13 +183,51 @@ def make_optimizers(model: TextToBits, run: TransformerRun) -> list[tuple[torch.
 
 
 @torch.no_grad()
-def encode_all(autoencoder: Autoencoder, dataset: data.Dataset, device: torch.device) -> Tensor:
+def encode_all(autoencoder: Autoencoder, images: np.ndarray, device: torch.device) -> Tensor:
     latents = []
-    for first in range(0, len(dataset.images), 128):
-        x = tokenizer.to_model(dataset.images[first : first + 128], device)
+    for first in range(0, len(images), 128):
+        x = tokenizer.to_model(images[first : first + 128], device)
         with torch.autocast(device.type, torch.bfloat16):
             latents.append(autoencoder.encode(x))
     return torch.cat(latents).contiguous()
+
+
+def repaintings(dataset: data.Dataset) -> list[tuple[int, str, str]]:
+    """Every (picture, colour, new name) a fluent picture may be repainted to.
+
+    One in ten is held out, to see whether colour words compose (``is_held_out_repainting``).
+    """
+    known = frozenset(e.label for e in dataset.emoji)
+    return [
+        (i, colour, name)
+        for i, e in enumerate(dataset.emoji)
+        if e.style == "fluent" and e.group not in VARIANT_GROUPS
+        for colour in data.HUES
+        if (name := data.repainted_label(e.label, colour, known)) and not is_held_out_repainting(name)
+    ]
+
+
+def encode_repainted(
+    autoencoder: Autoencoder, dataset: data.Dataset, painted: list[tuple[int, str, str]], device: torch.device
+) -> Tensor:
+    latents = []
+    for first in range(0, len(painted), 128):
+        part = painted[first : first + 128]
+        images = [data.repaint(dataset.images[i : i + 1], data.HUES[colour]) for i, colour, _ in part]
+        latents.append(encode_all(autoencoder, np.concatenate(images), device))
+    return torch.cat(latents)
+
+
+def is_held_out_repainting(name: str) -> bool:
+    return zlib.crc32(name.encode()) % 10 == 0
+
+
+def draw_weights(dataset: data.Dataset, run: TransformerRun) -> Tensor:
+    weights = [
+        (run.fluent_weight if e.style == "fluent" else 1.0) * (run.variant_weight if e.group in VARIANT_GROUPS else 1.0)
+        for e in dataset.emoji
+    ]
+    return torch.tensor(weights)
 
 
 @torch.no_grad()
@@ -198,8 +248,12 @@ def evaluate(
 
 
 def word_ids(encoder: WordEncoder, prompts: list[str]) -> Tensor:
-    rows = [torch.tensor(encoder.known_and_unknown(p)[0] or [1]) for p in prompts]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    """Ids ``[len(prompts), MAX_WORDS]``: always as wide, so that compiled blocks see one shape."""
+    ids = torch.zeros(len(prompts), MAX_WORDS, dtype=torch.long)
+    for row, prompt in zip(ids, prompts, strict=True):
+        known = encoder.known_and_unknown(prompt)[0] or [1]
+        row[: len(known)] = torch.tensor(known)
+    return ids
 
 
 def zero(linear: nn.Module) -> None:
@@ -239,7 +293,9 @@ def train(
     autoencoder = tokenizer.load_trained(folder / "tokenizer.pt").to(device)
     quantizer = autoencoder.quantizer
     scales = quantizer.scales
-    latents = encode_all(autoencoder, dataset, device)
+    painted = repaintings(dataset)
+    latents = encode_all(autoencoder, dataset.images, device)
+    painted_latents = encode_repainted(autoencoder, dataset, painted, device)
     model = new_model(dataset, scales, autoencoder.config.token_bits, run).to(device)
     average = copy.deepcopy(model).eval()
     optimizers = make_optimizers(model, run)
@@ -253,10 +309,11 @@ def train(
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(latents)} pictures", flush=True)
-    if device.type == "cuda":
-        model.compile()
+    if run.compile:
+        for block in model.transformer.layers:
+            block.compile()
     caches = {k: TeacherForcing(scales, k, device) for k in (run.short_scales, len(scales))}
-    fluent = torch.tensor([run.fluent_weight if e.style == "fluent" else 1.0 for e in dataset.emoji])
+    weights = draw_weights(dataset, run)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     started, first, seen = time.time(), step, 0
     losses: dict[int, list[Tensor]] = {k: [] for k in caches}
@@ -267,10 +324,19 @@ def train(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * loop.learning_rate(step, run.steps)
         count, batch = (run.short_scales, run.short_batch) if step % 2 else (len(scales), run.batch)
-        pick = torch.multinomial(fluent, batch, generator=generator)
-        codes, bits = teacher_inputs(quantizer, latents[pick.to(device)], count, run.flip, generator)
+        pick = torch.multinomial(weights, batch, generator=generator).tolist()
+        rows, prompts = [], []
+        for i in pick:
+            if painted and dataset.emoji[i].style == "fluent" and rng.random() < run.repaint:
+                which = rng.randrange(len(painted))
+                rows.append(painted_latents[which])
+                prompts.append(training_prompt(dataset.emoji[painted[which][0]], rng, painted[which][2]))
+            else:
+                rows.append(latents[i])
+                prompts.append(training_prompt(dataset.emoji[i], rng))
+        codes, bits = teacher_inputs(quantizer, torch.stack(rows), count, run.flip, generator)
         codes = forget_tokens(codes, run.forget, generator)
-        ids = word_ids(model.text, [training_prompt(dataset.emoji[i], rng) for i in pick.tolist()]).to(device)
+        ids = word_ids(model.text, prompts).to(device)
         drop = (torch.rand(batch, generator=generator) < 0.1).to(device)
         with loop.attention_kernels(device):
             with torch.autocast(device.type, torch.bfloat16):
