@@ -16,7 +16,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,10 @@ FORMAT = "heatkv-schedule"
 VERSION = 1
 MAX_FILE_BYTES = 32 << 20
 
+# How cached keys and values are stored: as the model computes them, or as 8-bit numbers with a 16-bit factor a token.
+Storage = Literal["compute", "int8"]
+INT8_FACTOR_BYTES = 2
+
 _SLACK = 1e-12  # in budgets: what rounding may cost, and what printing with 12 decimals does
 
 
@@ -64,12 +68,15 @@ class Schedule:
     policy
         Name of the policy that planned it.
     budget
-        Peak cached tokens as a share of the full cache's peak, in (0, 1]. The table keeps to it.
+        Peak of the cache as a share of the full cache's peak, in (0, 1]. The table keeps to it. A token stored in
+        ``int8`` counts as its share of one stored in 16 bits (`token_cost`), whatever the model computes in.
     drop_at_LHS
         The table described above, shape ``(layers, heads, scales)``; the last scale's own cells hold K.
         Copied, and read-only from then on.
     provenance
         How it came about: plain JSON values.
+    storage
+        How what is kept is stored.
 
     Raises
     ------
@@ -84,6 +91,7 @@ class Schedule:
     budget: float
     drop_at_LHS: npt.NDArray[np.int16]
     provenance: dict[str, Any] = field(default_factory=dict)
+    storage: Storage = "compute"
 
     def __post_init__(self) -> None:
         checked_name(self.model, what="model", error=ScheduleError)
@@ -95,12 +103,11 @@ class Schedule:
         provenance = plain_json(self.provenance, what="provenance", error=ScheduleError)
         object.__setattr__(self, "provenance", provenance)
         object.__setattr__(self, "drop_at_LHS", _checked_table(self.drop_at_LHS, self.geometry, self.sink_scales))
-        limit = token_limit(self.budget, self.geometry)
+        limit = token_limit(self.budget, self.geometry, self.storage)
         if self.peak_tokens > limit:
             raise ScheduleError(
                 f"drop_at caches {self.peak_tokens} tokens at its peak, more than the {limit} that budget "
-                f"{self.budget:g} allows; state a budget of {self.peak_tokens / self.geometry.full_peak_tokens:.6f} "
-                f"or drop cells earlier"
+                f"{self.budget:g} allows; state a budget of {self.peak_share:.6f} or drop cells earlier"
             )
 
     @classmethod
@@ -140,6 +147,13 @@ class Schedule:
         """The most tokens that the cache ever holds for one batch row, summed over heads."""
         return int(self.resident_tokens_TL.max())
 
+    @property
+    def peak_share(self) -> float:
+        """The cache's peak as a share of the full cache's, both as if the model computed in 16 bits."""
+        if not self.peak_tokens:
+            return 0.0
+        return self.peak_tokens * token_cost(self.storage, self.geometry) / self.geometry.full_peak_tokens
+
     def check_matches(self, geometry: Geometry) -> None:
         """Raise `ScheduleError` unless the schedule was planned for ``geometry``."""
         if not same_geometry(self.geometry, geometry):
@@ -160,6 +174,7 @@ class Schedule:
                     "policy": self.policy,
                     "budget": self.budget,
                     "provenance": self.provenance,
+                    "storage": self.storage,
                     "drop_at": self.drop_at_LHS.tolist(),
                 }
             )
@@ -185,6 +200,7 @@ class Schedule:
             budget=fields.number("budget"),
             drop_at_LHS=_table_from_lists(fields.sequence("drop_at"), geometry),
             provenance=fields.mapping("provenance"),
+            storage=value.get("storage", "compute"),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -203,8 +219,10 @@ class Schedule:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):
             return NotImplemented
-        mine = (self.model, self.geometry, self.sink_scales, self.policy, self.budget, self.provenance)
-        theirs = (other.model, other.geometry, other.sink_scales, other.policy, other.budget, other.provenance)
+        mine = (self.model, self.geometry, self.sink_scales, self.policy, self.budget, self.provenance, self.storage)
+        theirs = (
+            other.model, other.geometry, other.sink_scales, other.policy, other.budget, other.provenance, other.storage
+        )  # fmt: skip
         return mine == theirs and np.array_equal(self.drop_at_LHS, other.drop_at_LHS)
 
     __hash__ = None  # type: ignore[assignment]
@@ -240,9 +258,23 @@ def check_budget(budget: float, scales: ScaleSchedule, sink_scales: int, *, mode
         )
 
 
-def token_limit(budget: float, geometry: Geometry) -> int:
+def token_cost(storage: Storage, geometry: Geometry) -> float:
+    """Bytes of a cached token over those of one in 16 bits: 1, or a little over a half for ``int8``.
+
+    Raises `ScheduleError` for another storage, and for ``int8`` where the geometry does not state its ``head_dim``.
+    """
+    if storage == "compute":
+        return 1.0
+    if storage not in get_args(Storage):
+        raise ScheduleError(f"storage is {shown(storage)}: it must be one of {', '.join(get_args(Storage))}")
+    if not geometry.head_dim:
+        raise ScheduleError("storage int8 needs a geometry that states its head_dim: it tells what a token takes")
+    return (geometry.head_dim + INT8_FACTOR_BYTES) / (2 * geometry.head_dim)
+
+
+def token_limit(budget: float, geometry: Geometry, storage: Storage = "compute") -> int:
     """The most tokens that ``budget`` lets the cache hold, summed over heads, for one batch row."""
-    return int((budget + _SLACK) * geometry.full_peak_tokens)
+    return int((budget + _SLACK) * geometry.full_peak_tokens / token_cost(storage, geometry))
 
 
 def stored_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:

@@ -218,7 +218,8 @@ class HeadScores:
         a, b = ({_TENSOR: scores.mass_sum_LHTS, **scores._extras} for scores in (self, other))
         return mine == theirs and a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash((self.model, self.geometry, self.prompts, self.count))
 
 
 def load_orders(path: str | os.PathLike[str], geometry: Geometry, sink_scales: int) -> npt.NDArray[np.int64]:

@@ -208,8 +208,7 @@ def test_a_factory_makes_a_new_cache_for_every_batch() -> None:
         ("heatkv", scores_of(GEOMETRY), {"window": 3}, r"policy 'heatkv' has no option 'window'; its options: none"),
         ("hack", None, {}, "needs the scores of a calibration; orders alone"),
         ("heatkv+", None, {}, "needs the scores of a calibration; orders alone"),
-        ("heatkv+", scores_of(GEOMETRY), {"importance": "luck"}, "no importance 'luck'; choose one of mass, change"),
-        ("heatkv+", random_scores(GEOMETRY, 0), {"importance": "change"}, "calibrate again, or choose importance"),
+        ("heatkv+", random_scores(GEOMETRY, 0), {}, "do not say how outputs change without a cell; calibrate again"),
         ("hack", random_scores(GEOMETRY, 0), {}, "do not hold the variance that HACK tells heads by; calibrate again"),
         ("scalekv", scores_of(GEOMETRY), {"scoring": "best"}, "no scoring 'best'; choose one of paper, published"),
         ("scalekv", scores_of(LONG), {}, "do not fit a model with"),
@@ -237,6 +236,6 @@ def test_a_budget_below_the_sinks_is_refused_of_dynamic_policies_too(name: str) 
 
 
 def test_options_are_part_of_a_schedules_provenance() -> None:
-    schedule = plan(scores_of(GEOMETRY), 0.5, "heatkv+", SINKS, importance="change")
-    assert schedule.provenance["options"] == {"importance": "change"}
-    assert schedule != plan(scores_of(GEOMETRY), 0.5, "heatkv+", SINKS)
+    schedule = plan(scores_of(GEOMETRY), 0.5, "ams", SINKS, demanding=0.25)
+    assert schedule.provenance["options"] == {"demanding": 0.25}
+    assert schedule != plan(scores_of(GEOMETRY), 0.5, "ams", SINKS)

@@ -201,8 +201,17 @@ def test_the_file_is_the_documented_format() -> None:
         "policy": "by hand",
         "budget": 0.8,
         "provenance": {"note": "an example"},
+        "storage": "compute",
     }
     assert value["drop_at"] == [[[4, 4, 4, 4], [4, 4, 3, 4]], [[4, 3, 4, 4], [4, 4, 4, 4]]]
+
+
+def test_storage_may_be_left_out_and_is_kept() -> None:
+    assert Schedule.from_json(edited(storage=...)) == example()
+    compact = Schedule.from_json(edited(storage="int8", budget=0.5))
+    assert compact.storage == "int8" and compact != example()
+    assert compact.peak_share == pytest.approx(example().peak_share * (8 + 2) / 16)
+    assert Schedule.from_json(compact.to_json()) == compact
 
 
 def test_a_file_without_head_dim_fits_heads_of_any_size() -> None:
@@ -259,6 +268,9 @@ HOSTILE = {
     "NaN": (edited(budget=float("nan")), "NaN is not a number"),
     "Infinity": (edited(budget=float("inf")), "Infinity is not a number"),
     "an overflowing number": (edited().replace("0.8", "1e999"), "budget is inf"),
+    "unknown storage": (edited(storage="int3"), "storage is 'int3': it must be one of compute, int8"),
+    "storage of no kind": (edited(storage=[8]), "storage is .8.: it must be one of"),
+    "8 bits of heads of unknown size": (edited(storage="int8", head_dim=...), "states its head_dim"),
     "another format": (edited(format="heatkv-scores"), "format is 'heatkv-scores'"),
     "no format": (edited(format=...), "format is None"),
     "a later version": (edited(version=2), "version 2 is not supported"),

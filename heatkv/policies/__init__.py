@@ -26,6 +26,7 @@ REGISTRY: dict[str, Policy] = {
         random.POLICY,
         reverse.POLICY,
         heatkv_plus.POLICY,
+        heatkv_plus.POLICY_16,
         scalekv.POLICY,
         hack.POLICY,
         headkv.POLICY,
@@ -69,7 +70,7 @@ def plan(
     policy
         A static policy of `REGISTRY`.
     sink_scales
-        The first so many scales are never dropped.
+        The first so many scales are never dropped (by the policies that have sinks, see `Policy.sinks`).
     model, geometry
         What the plan is for. Scores know both, and only orders or None need them.
     seed
@@ -100,7 +101,9 @@ def plan(
     if all_options:
         provenance["options"] = all_options
     drop_at_LHS = chosen.drop_at(ask, **all_options).astype(np.int16)
-    return Schedule(model, ask.geometry, sink_scales, policy, budget, drop_at_LHS, provenance)
+    return Schedule(
+        model, ask.geometry, ask.sink_scales, policy, budget, drop_at_LHS, provenance, chosen.storage
+    )  # fmt: skip
 
 
 def cache_factory(
@@ -161,6 +164,8 @@ def _question(
     if geometry is None or (model is None and chosen.static):
         raise ValueError("only scores say what they are for: pass model and geometry")
     model = model or "this model"
+    if not chosen.sinks:
+        sink_scales = 0
     check_budget(budget, geometry.scales, sink_scales, model=model)
 
     if chosen.needs == "scores" and scores is None:
@@ -174,4 +179,4 @@ def _question(
             raise ValueError(f"policy {chosen.name!r} needs the scores of a calibration, or head orders")
         else:
             orders_SN = check_orders(scores_or_orders, geometry, sink_scales)
-    return model, PlanInput(geometry, float(budget), int(sink_scales), seed, scores, orders_SN)
+    return model, PlanInput(geometry, float(budget), int(sink_scales), seed, scores, orders_SN, chosen.storage)

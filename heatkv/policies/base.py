@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from heatkv.cache import KVCache
 from heatkv.scales import Geometry
-from heatkv.schedule import token_limit
+from heatkv.schedule import Storage, token_limit
 from heatkv.scores import HeadScores
 
 Provenance = Literal["paper", "re-implementation", "adaptation", "reference", "ours"]
@@ -33,11 +33,12 @@ class PlanInput:
     seed: int
     scores: HeadScores | None = None
     orders_SN: npt.NDArray[np.int64] | None = None
+    storage: Storage = "compute"
 
     @property
     def limit(self) -> int:
         """The most tokens that the cache may hold for one batch row, summed over heads."""
-        return token_limit(self.budget, self.geometry)
+        return token_limit(self.budget, self.geometry, self.storage)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Policy:
         from a `PlanInput`. A policy has either of the two.
     seeded
         Whether the plan depends on ``seed``.
+    sinks
+        Whether the first scales always stay; a policy that ranks them like any other scale plans with none.
+    storage
+        How what it keeps is stored (`heatkv.schedule.Storage`; static policies only).
     options
         What may be asked of it beside the `PlanInput`, with defaults; passed to ``drop_at`` or ``cache`` by name.
     """
@@ -75,6 +80,8 @@ class Policy:
     drop_at: Callable[..., npt.NDArray[np.integer]] | None = None
     cache: Callable[..., KVCache] | None = None
     seeded: bool = False
+    sinks: bool = True
+    storage: Storage = "compute"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
