@@ -1,9 +1,13 @@
-"""Attention over keys and values that lie in several pieces.
+"""Attention over keys and values that lie in several pieces, and the one place that chooses its kernel.
 
-One primitive serves generation under a budget and calibration: ``partial_attention`` attends to one
-piece and also returns the log-sum-exp of its logits; ``merge`` combines pieces exactly. The weight
-of a piece in the merge, exp(lse_piece - lse_total), is the softmax mass on that piece, which is what
-S-CAS sums up. No piece is ever copied next to another, and no probability matrix is formed.
+``ragged_attention`` serves generation under a budget: every head reads the pieces that it is in. What
+a head reads is copied next to each other first, one layer at a time, which costs less than attending
+piece by piece and merging does. Heads of about equal length then share a call of the fused kernel
+that the device has; on CUDA one call of variable-length flash attention serves all heads.
+
+``partial_attention`` attends to one piece and also returns the log-sum-exp of its logits; ``merge``
+combines pieces exactly. The weight of a piece in the merge, exp(lse_piece - lse_total), is the
+softmax mass on that piece, which is what S-CAS sums up.
 
 Queries arrive scaled: the softmax scale is 1 everywhere.
 """
@@ -12,10 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+# Heads get a call of their own where that saves so many products of a query and a key, all rows together.
+SPLIT_PAIRS = 1 << 14
 # Queries are processed in tiles of so many logits where no fused kernel gives the log-sum-exp.
 TILE_LOGITS = 1 << 24
 
@@ -30,6 +38,114 @@ class Part:
     out_BHND: Tensor
     lse_BHN: Tensor
     heads: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Keys and values ``[B, heads of the piece, M, D]`` of some heads, ascending, or of all of them (None)."""
+
+    k: Tensor
+    v: Tensor
+    heads: tuple[int, ...] | None = None
+
+
+def attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention ``[B, H, N, D]`` by the fastest kernel that PyTorch has for the device."""
+    return F.scaled_dot_product_attention(q_BHND, k_BHMD, v_BHMD, attn_mask=bias, scale=1.0)
+
+
+def whole(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+    """Keys and values of pieces that are all of all heads, ``[B, H, M, D]``."""
+    if len(pieces) == 1:
+        return pieces[0].k, pieces[0].v
+    return torch.cat([piece.k for piece in pieces], 2), torch.cat([piece.v for piece in pieces], 2)
+
+
+def ragged_attention(q_BHND: Tensor, pieces: Sequence[Piece]) -> Tensor:
+    """Attention of every head over the pieces that it is in, ``[B, H, N, D]``; each head is in one or more."""
+    if all(piece.heads is None for piece in pieces):
+        return attention(q_BHND, *whole(pieces))
+    heads = q_BHND.shape[1]
+    k_runs: list[list[Tensor]] = [[] for _ in range(heads)]
+    v_runs: list[list[Tensor]] = [[] for _ in range(heads)]
+    lengths = [0] * heads
+    for piece in pieces:
+        for head, k_BMD, v_BMD in zip(piece.heads or range(heads), piece.k.unbind(1), piece.v.unbind(1), strict=True):
+            k_runs[head].append(k_BMD)
+            v_runs[head].append(v_BMD)
+            lengths[head] += k_BMD.shape[1]
+    if has_varlen(q_BHND):
+        k_BRD, v_BRD = (torch.cat([run for runs in all_runs for run in runs], 1) for all_runs in (k_runs, v_runs))
+        return varlen_attention(q_BHND, k_BRD, v_BRD, lengths)
+    return grouped_attention(q_BHND, k_runs, v_runs, lengths)
+
+
+def has_varlen(q_BHND: Tensor) -> bool:
+    """Whether PyTorch's variable-length flash attention takes these queries."""
+    half = q_BHND.dtype in (torch.bfloat16, torch.float16)
+    return q_BHND.is_cuda and half and q_BHND.shape[-1] % 8 == 0 and torch.version.hip is None
+
+
+def varlen_attention(q_BHND: Tensor, k_BRD: Tensor, v_BRD: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attention with the keys of all heads in ``R = sum(lengths)`` rows, head by head; no padding.
+
+    To the kernel, a head is a sequence and a batch row is a head: all of these are strides.
+    """
+    batch, heads, queries, dim = q_BHND.shape
+    ends = list(accumulate(lengths, initial=0))
+    q_ends = torch.arange(0, heads * queries + 1, queries, dtype=torch.int32, device=q_BHND.device)
+    k_ends = torch.tensor(ends, dtype=torch.int32).to(q_BHND.device, non_blocking=True)
+    q, k, v = (x.transpose(0, 1) for x in (q_BHND.reshape(batch, heads * queries, dim), k_BRD, v_BRD))
+    out = flash_varlen(q, k, v, q_ends, k_ends, queries, max(lengths))
+    return out.transpose(0, 1).reshape(q_BHND.shape)
+
+
+def flash_varlen(
+    q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, longest_q: int, longest_k: int
+) -> Tensor:
+    """PyTorch's kernel: ``[all tokens of all sequences, heads, D]``, sequences end to end."""
+    forward = torch.ops.aten._flash_attention_forward
+    out: Tensor = forward(q, k, v, q_ends, k_ends, longest_q, longest_k, 0.0, False, False, scale=1.0)[0]
+    return out
+
+
+def grouped_attention(
+    q_BHND: Tensor, k_runs: Sequence[list[Tensor]], v_runs: Sequence[list[Tensor]], lengths: Sequence[int]
+) -> Tensor:
+    """Attention with one call for heads of about equal length, the shorter ones padded and masked."""
+    batch, _, queries, dim = q_BHND.shape
+    groups = head_groups(lengths, batch * queries)
+    outs = []
+    for group in groups:
+        longest = lengths[group[0]]
+        padding = k_runs[0][0].new_zeros(batch, longest - lengths[group[-1]], dim)
+        k, v = (
+            torch.cat([run for h in group for run in (*runs[h], padding[:, : longest - lengths[h]])], 1)
+            for runs in (k_runs, v_runs)
+        )  # fmt: skip
+        bias = None
+        if padding.shape[1]:
+            used_H1 = torch.tensor([lengths[h] for h in group], device=q_BHND.device)[:, None]
+            used_HM = torch.arange(longest, device=q_BHND.device) < used_H1
+            bias = torch.zeros_like(used_HM, dtype=q_BHND.dtype).masked_fill_(~used_HM, -torch.inf)
+            bias = bias[:, None].expand(len(group), queries, longest)
+        shape = (batch, len(group), longest, dim)
+        outs.append(attention(q_BHND[:, group], k.view(shape), v.view(shape), bias))
+    order = [head for group in groups for head in group]
+    return torch.cat(outs, 1)[:, [order.index(head) for head in range(len(order))]]
+
+
+def head_groups(lengths: Sequence[int], queries: int) -> list[list[int]]:
+    """Heads from long to short, cut where a call for the rest saves enough for ``queries`` (of all rows)."""
+    order = sorted(range(len(lengths)), key=lambda head: -lengths[head])
+    groups = [order[:1]]
+    for i, head in enumerate(order[1:], start=1):
+        saved = (lengths[groups[-1][0]] - lengths[head]) * queries * (len(order) - i)
+        if saved > SPLIT_PAIRS:
+            groups.append([head])
+        else:
+            groups[-1].append(head)
+    return groups
 
 
 def partial_attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> tuple[Tensor, Tensor]:

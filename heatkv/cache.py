@@ -8,11 +8,13 @@ observe it from inside.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from heatkv.attention import Part, merge, partial_attention
+from heatkv.attention import Piece, ragged_attention
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 
@@ -79,14 +81,11 @@ class KVCache:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """Keys and values of one source scale for the heads of a layer that drop it at the same time."""
+class _Cell(Piece):
+    """One source scale for the heads of a layer that drop it at the same time."""
 
-    source: int
-    drop_at: int
-    heads: Tensor | None
-    k: Tensor
-    v: Tensor
+    source: int = 0
+    drop_at: int = 0
 
 
 @dataclass
@@ -104,12 +103,12 @@ class ScheduleCache(KVCache):
     A layer's cells are stored in groups of heads that drop them at the same target scale, so that
     dropping is letting go of a tensor: nothing is compacted, copied or over-allocated. Allocated
     bytes equal the schedule's count of cached tokens after every layer of every scale (before the
-    last sink scale, the buffer of the sinks is already there). Attention runs on the pieces where
-    they lie and is merged by log-sum-exp (attention.py).
+    last sink scale, the buffer of the sinks is already there).
 
     What the running layer needs for the scale being generated is not part of the cache, in this
-    class as in the published accounting; the last scale is never cached, and each layer's cache is
-    released as soon as the last scale has passed it.
+    class as in the published accounting: its own keys and values, and a copy of the pieces that each
+    head reads laid end to end for the kernel (attention.py). The last scale is never cached, and each
+    layer's cache is released as soon as the last scale has passed it.
     """
 
     def __init__(self, geometry: Geometry, schedule: Schedule, *, prefix_scales: int | None = None) -> None:
@@ -119,11 +118,10 @@ class ScheduleCache(KVCache):
         scales = geometry.scales
         last = len(scales) - 1
         self.schedule = schedule
-        never = torch.from_numpy(schedule.drop_at_LHS.astype("int64"))
         if prefix_scales is None:
-            drops_nothing = bool((never[..., :last] == len(scales)).all())
+            drops_nothing = bool((schedule.drop_at_LHS[..., :last] == len(scales)).all())
             prefix_scales = last if drops_nothing else schedule.sink_scales
-        self._drop_at_LHS = never
+        self._drop_at_LHS = schedule.drop_at_LHS
         self._prefix_scales = prefix_scales
         self._prefix_tokens = scales.bounds[prefix_scales][0]
         self._prefixes: list[_Prefix | None] = [None] * geometry.layers
@@ -135,22 +133,21 @@ class ScheduleCache(KVCache):
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         if self.scale < self._prefix_scales:
-            return self._attend_prefix(layer, q_BHND, k_BHND, v_BHND)
-        parts = [Part(*partial_attention(q_BHND, k_BHND, v_BHND))]
+            return self._read(layer, q_BHND, [self._write_prefix(layer, k_BHND, v_BHND)])
         prefix = self._prefixes[layer]
-        if prefix is not None:
-            parts.append(Part(*partial_attention(q_BHND, prefix.k, prefix.v)))
-        for cell in self._cells[layer]:
-            q = q_BHND if cell.heads is None else q_BHND[:, cell.heads]
-            parts.append(Part(*partial_attention(q, cell.k, cell.v), cell.heads))
-        self._observe(layer, parts)
+        first = [] if prefix is None else [Piece(prefix.k, prefix.v)]
+        out_BHND = self._read(layer, q_BHND, [*first, *self._cells[layer], Piece(k_BHND, v_BHND)])
         self._drop(layer)
         if not self.last_scale:
             self._store(layer, k_BHND, v_BHND)
-        return merge(parts)
+        return out_BHND
 
-    def _attend_prefix(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        """A scale that all heads keep: written in place behind the earlier ones, one attention call."""
+    def _read(self, layer: int, q_BHND: Tensor, pieces: list[Piece]) -> Tensor:
+        """Attention over what the layer holds, oldest first, and the scale being generated."""
+        return ragged_attention(q_BHND, pieces)
+
+    def _write_prefix(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> Piece:
+        """Write a scale that all heads keep in place behind the earlier ones; returns all of them."""
         prefix = self._prefixes[layer]
         if prefix is None:
             shape = (*k_BHND.shape[:2], self._prefix_tokens, k_BHND.shape[3])
@@ -160,10 +157,7 @@ class ScheduleCache(KVCache):
         prefix.k[:, :, start : prefix.filled] = k_BHND
         prefix.v[:, :, start : prefix.filled] = v_BHND
         self.tokens += k_BHND.shape[1] * k_BHND.shape[2]
-        return partial_attention(q_BHND, prefix.k[:, :, : prefix.filled], prefix.v[:, :, : prefix.filled])[0]
-
-    def _observe(self, layer: int, parts: list[Part]) -> None:
-        """For subclasses: the parts are own scale, prefix if any, then ``_cells[layer]`` in order."""
+        return Piece(prefix.k[:, :, : prefix.filled], prefix.v[:, :, : prefix.filled])
 
     def _drop(self, layer: int) -> None:
         """Let go of what this layer's attention has read for the last time."""
@@ -180,18 +174,30 @@ class ScheduleCache(KVCache):
 
     def _store(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> None:
         """Keep the scale just generated for the heads that will still read it, grouped by when they drop it."""
-        drop_at_H = self._drop_at_LHS[layer, :, self.scale]
-        for drop_at in drop_at_H.unique().tolist():
+        for drop_at, heads, index in _keepers(self._drop_at_LHS[layer, :, self.scale].tobytes(), k_BHND.device):
             if drop_at <= self.scale + 1:
                 continue
-            heads = (drop_at_H == drop_at).nonzero().flatten().to(k_BHND.device)
-            all_heads = len(heads) == len(drop_at_H)
-            # index_select and contiguous copies: a view would keep the whole projection alive.
-            k = k_BHND.clone(memory_format=torch.contiguous_format) if all_heads else k_BHND.index_select(1, heads)
-            v = v_BHND.clone(memory_format=torch.contiguous_format) if all_heads else v_BHND.index_select(1, heads)
-            self._cells[layer].append(_Cell(self.scale, drop_at, None if all_heads else heads, k, v))
+            # Copies: a view would keep the whole projection alive.
+            k, v = (
+                x.clone(memory_format=torch.contiguous_format) if heads is None else x.index_select(1, index)
+                for x in (k_BHND, v_BHND)
+            )
+            self._cells[layer].append(_Cell(k, v, heads, self.scale, drop_at))
             self._count(k, v)
             self.tokens += k.shape[1] * k.shape[2]
+
+
+@lru_cache(maxsize=4096)
+def _keepers(drop_at_H: bytes, device: torch.device) -> list[tuple[int, tuple[int, ...] | None, Tensor]]:
+    """When heads drop a cell -> which heads (None: all), as numbers and as an index on the device."""
+    drop_at = np.frombuffer(drop_at_H, np.int16)
+    groups = []
+    for when in np.unique(drop_at):
+        heads = np.flatnonzero(drop_at == when)
+        everyone = len(heads) == len(drop_at)
+        index = torch.from_numpy(heads).to(device)
+        groups.append((int(when), None if everyone else tuple(heads.tolist()), index))
+    return groups
 
 
 def full_cache(geometry: Geometry) -> ScheduleCache:

@@ -1,33 +1,91 @@
 """Calibration: where every head looks, measured while a few prompts generate with the full cache.
 
-The cache keeps each source scale apart, and attention over the pieces is merged by log-sum-exp
-(attention.py), so the mass on a source scale is the weight of its piece: exact, in one pass. Beyond
-the full cache and one output per piece of the running layer (``scales + 1`` times the size of the
-attention output) nothing is allocated; no array grows with queries x keys.
+Generation itself runs as ever. Beside it the queries of the counted rows are looked at, up to
+``SAMPLE_QUERIES`` of a scale spread over its map, in tiles of ``TILE_PRODUCTS`` probabilities, so that
+no array grows with queries x keys. A tile's probabilities p tell
 
-The pieces also tell what the layer's output would be without any one of them: ``(o - m o_s) / (1 - m)``
-where o is the output, o_s that of the piece and m its mass. And a sample of the last scale's queries
-tells whether a head's queries all read the same keys (see ``HeadScores``).
+- the mass m that each query puts on a source scale, summed into S-CAS;
+- what the layer's output o would be without a source scale: its share of the output is u = p v over
+  the scale's keys, and the change is (u - m o) / (1 - m);
+- at the last scale, whether a head's queries all read the same keys (see ``HeadScores``).
+
+The mass is exact: where a scale has more queries than that, it is taken of all of them by the
+log-sum-exp of each source scale (attention.py), which forms no probabilities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from heatkv.attention import Part, merge, part_weights
+from heatkv.attention import Part, Piece, attention, part_weights, partial_attention, whole
 from heatkv.cache import ScheduleCache
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 
-SPREAD_QUERIES = 256  # of the last scale, spread over its map
-LEAST_REST = 1e-4  # a piece with more mass than 1 - LEAST_REST is taken as having that much
+SAMPLE_QUERIES = 256  # of a scale, spread over its map
+TILE_PRODUCTS = 1 << 18  # probabilities at a time: what fits the cache of a processor
+LEAST_REST = 1e-4  # a source scale with more mass than 1 - LEAST_REST is taken as having that much
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One layer at one target scale, summed over rows, float64.
+
+    ``mass_HS`` is the mean mass of the queries on each source scale, its own last; ``change_HS`` the share
+    of the layer's output that changes without an earlier source scale; ``spread_H`` the variance over
+    queries of what a key receives, summed over keys.
+    """
+
+    mass_HS: Tensor
+    change_HS: Tensor
+    spread_H: Tensor
+
+
+def observe(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bounds: Sequence[tuple[int, int]]) -> Observation:
+    """What the queries of a scale do with the keys of the source scales at ``bounds``, the last of them their own."""
+    batch, heads, queries, dim = q_BHND.shape
+    sources, keys = len(bounds), k_BHMD.shape[2]
+    q, k_BHDM, v = (
+        q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float(),
+        k_BHMD.float().transpose(2, 3),
+        v_BHMD.float(),
+    )
+    source_M = torch.repeat_interleave(torch.tensor([end - start for start, end in bounds]), output_size=keys)
+    of_source_MS = F.one_hot(source_M, sources).to(q)
+    mass_BHS, received_BHM = q.new_zeros(batch, heads, sources), q.new_zeros(batch, heads, keys)
+    change_BHS, square_BH = q.new_zeros(batch, heads, sources - 1), q.new_zeros(batch, heads)
+    energy_B = q.new_zeros(batch)
+    for tile in q.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=2):
+        p_BHNM = (tile @ k_BHDM).softmax(-1)
+        mass_BHNS = p_BHNM @ of_source_MS
+        share_SBHND = q.new_empty(sources, *tile.shape)
+        for share_BHND, (start, end) in zip(share_SBHND, bounds, strict=True):
+            torch.matmul(p_BHNM[..., start:end], v[:, :, start:end], out=share_BHND)
+        out_BHND = share_SBHND.sum(0)
+        mass_BHS += mass_BHNS.sum(2)
+        energy_B += out_BHND.square().sum((1, 2, 3))
+        earlier_SBHN1 = mass_BHNS[..., :-1].permute(3, 0, 1, 2).unsqueeze(-1)
+        lost_SBHND = torch.addcmul(share_SBHND[:-1], earlier_SBHN1, out_BHND, value=-1)
+        rest_SBHN = (1 - earlier_SBHN1.squeeze(-1)).clamp_min_(LEAST_REST)
+        change_BHS += (lost_SBHND.square_().sum(-1) / rest_SBHN.square_()).sum(3).permute(1, 2, 0)
+        received_BHM += p_BHNM.sum(2)
+        square_BH += p_BHNM.square_().sum((2, 3))
+    n = q.shape[2]
+    if n < queries:
+        pieces = [Part(*partial_attention(q_BHND, k_BHMD[:, :, a:b], v_BHMD[:, :, a:b])) for a, b in bounds]
+        mass_BHS = torch.stack([weight_BHN.sum(2) for weight_BHN in part_weights(pieces)], -1)
+    change_BHS /= energy_B.clamp_min(1e-30)[:, None, None]
+    spread_BH = (square_BH / n - (received_BHM / n).square().sum(2)).clamp_min(0)
+    mass_HS = mass_BHS.sum(0, dtype=torch.float64) / queries
+    return Observation(mass_HS, change_BHS.sum(0, dtype=torch.float64), spread_BH.sum(0, dtype=torch.float64))
 
 
 class CalibratingCache(ScheduleCache):
@@ -43,38 +101,28 @@ class CalibratingCache(ScheduleCache):
     """
 
     def __init__(self, geometry: Geometry, rows: int | None = None) -> None:
-        super().__init__(geometry, Schedule.full(geometry, "any"), prefix_scales=0)
+        super().__init__(geometry, Schedule.full(geometry, "any"))
         self.rows = rows
         K = len(geometry.scales)
         self._mass_LHTS = torch.zeros(geometry.layers, geometry.heads, K, K, dtype=torch.float64)
         self._change_LHTS = torch.zeros_like(self._mass_LHTS)
         self._spread_LH = self._mass_LHTS.new_zeros(geometry.layers, geometry.heads)
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[int, int, Observation]] = []
 
-    def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        if self.last_scale:
-            keys = [k_BHND, *(cell.k for cell in self._cells[layer])]
-            self._pending.append((self._spread_LH[layer], spread(q_BHND[: self.rows], [k[: self.rows] for k in keys])))
-        return super()._attend(layer, q_BHND, k_BHND, v_BHND)
-
-    def _observe(self, layer: int, parts: list[Part]) -> None:
-        # Float64 sums over rows, and no wait for the device inside a scale.
-        sources = [self.scale, *(cell.source for cell in self._cells[layer])]
-        out_BHND = merge(parts)[: self.rows].float()
-        energy_B1 = out_BHND.square().sum((1, 3)).mean(1).clamp_min(1e-30).unsqueeze(1)
-        for source, weight_BHN, part in zip(sources, part_weights(parts), parts, strict=True):
-            weight_BHN = weight_BHN[: self.rows]
-            mass_H = weight_BHN.mean(2, dtype=torch.float64).sum(0)
-            self._pending.append((self._mass_LHTS[layer, :, self.scale, source], mass_H))
-            if source != self.scale:
-                factor_BHN = weight_BHN / (1 - weight_BHN).clamp_min(LEAST_REST)
-                change_BHN = (part.out_BHND[: self.rows] - out_BHND).square().sum(3) * factor_BHN.square()
-                change_H = (change_BHN.mean(2) / energy_B1).sum(0, dtype=torch.float64)
-                self._pending.append((self._change_LHTS[layer, :, self.scale, source], change_H))
+    def _read(self, layer: int, q_BHND: Tensor, pieces: list[Piece]) -> Tensor:
+        k_BHMD, v_BHMD = whole(pieces)
+        bounds = self.geometry.scales.bounds[: self.scale + 1]
+        seen = observe(q_BHND[: self.rows], k_BHMD[: self.rows], v_BHMD[: self.rows], bounds)
+        self._pending.append((layer, self.scale, seen))
+        return attention(q_BHND, k_BHMD, v_BHMD)
 
     def _settle(self, sums: Tensor) -> np.ndarray:
-        for total, value in self._pending:
-            total += value.cpu()
+        # Only now, so that there is no wait for the device inside a scale.
+        for layer, t, seen in self._pending:
+            self._mass_LHTS[layer, :, t, : t + 1] += seen.mass_HS.cpu()
+            self._change_LHTS[layer, :, t, :t] += seen.change_HS.cpu()
+            if t == len(self.geometry.scales) - 1:
+                self._spread_LH[layer] += seen.spread_H.cpu()
         self._pending.clear()
         return sums.numpy().copy()
 
@@ -92,26 +140,6 @@ class CalibratingCache(ScheduleCache):
     def spread_LH(self) -> np.ndarray:
         """Sum over rows of the variance over the last scale's queries of what keys receive, float64."""
         return self._settle(self._spread_LH)
-
-
-def spread(q_BHND: Tensor, keys: list[Tensor]) -> Tensor:
-    """Variance over queries of the attention that a key receives, summed over keys and rows, ``[H]`` float64.
-
-    ``keys`` are pieces ``[B, H, M, D]``. Up to ``SPREAD_QUERIES`` queries count, in tiles whose
-    probabilities are no larger than the queries.
-    """
-    batch, heads, queries, dim = q_BHND.shape
-    q_BHND = q_BHND[:, :, torch.arange(0, queries, -(-queries // SPREAD_QUERIES), device=q_BHND.device)]
-    total = sum(k.shape[2] for k in keys)
-    received_BHM = q_BHND.new_zeros(batch, heads, total, dtype=torch.float32)
-    square_BH = q_BHND.new_zeros(batch, heads, dtype=torch.float32)
-    for q in q_BHND.split(max(1, queries * dim // total), dim=2):
-        logits = torch.cat([q.float() @ k.float().transpose(-1, -2) for k in keys], dim=-1)
-        p_BHNM = logits.softmax(-1)
-        received_BHM += p_BHNM.sum(2)
-        square_BH += p_BHNM.square_().sum((2, 3))
-    n = q_BHND.shape[2]
-    return (square_BH / n - (received_BHM / n).square().sum(2)).clamp_min(0).sum(0, dtype=torch.float64)
 
 
 def calibrate_steps(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
 from torch import Tensor
 
 from heatkv.cache import ScheduleCache
@@ -51,9 +50,8 @@ class ProbeCache(ScheduleCache):
         start, end = bounds[self.scale]
         logits[:, start:end] = q_ND @ k_BHND[0, head].float().T
         for cell in self._cells[layer]:
-            where = torch.arange(self.geometry.heads) if cell.heads is None else cell.heads.cpu()
-            index = (where == head).nonzero().flatten()
-            if len(index):
+            heads = range(self.geometry.heads) if cell.heads is None else cell.heads
+            if head in heads:
                 start, end = bounds[cell.source]
-                logits[:, start:end] = q_ND @ cell.k[0, int(index[0])].float().T
+                logits[:, start:end] = q_ND @ cell.k[0, heads.index(head)].float().T
         return logits.softmax(-1).cpu()

@@ -8,6 +8,7 @@ import torch
 from test_cache import GEOMETRY, SCALES, play, random_qkv
 from tiny import tiny_model
 
+from heatkv import calibration
 from heatkv.cache import full_cache
 from heatkv.calibration import CalibratingCache, calibrate, calibrate_steps
 from heatkv.models.infinity.text import PromptError
@@ -46,7 +47,7 @@ def test_attention_under_calibration_equals_the_full_cache() -> None:
 
 
 def test_calibration_forms_no_array_of_queries_times_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor made while calibrating is at most one attention output in float32 (B H N D) large."""
+    """Every tensor made while looking at 300 queries and 500 keys is at most as large as the keys in float32."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0
@@ -57,22 +58,32 @@ def test_calibration_forms_no_array_of_queries_times_keys(monkeypatch: pytest.Mo
             result = func(*args, **(kwargs or {}))
             for item in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(item, torch.Tensor):
-                    largest = max(largest, item.numel() * item.element_size())
+                    largest = max(largest, item.numel())
             return result
 
-    qkv = random_qkv(GEOMETRY, 2)
-    cache = CalibratingCache(GEOMETRY, rows=1)
-    queries = SCALES.tokens[-1]
-    keys = SCALES.total
-    output = 2 * GEOMETRY.heads * queries * GEOMETRY.head_dim * 4
-    assert 2 * GEOMETRY.heads * queries * keys * 4 > output, "the check would miss a probability matrix"
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 8, generator=generator) for n in (300, 500, 500))
+    bounds = ((0, 30), (30, 200), (200, 500))
+    monkeypatch.setattr(calibration, "TILE_PRODUCTS", k.numel())
     with Watch():
-        for per_layer in qkv:
-            for layer, tensors in enumerate(per_layer):
-                q, k, v = tensors[0], tensors[1], tensors[2]
-                largest = 0
-                cache.attend(layer, q, k, v)
-                assert largest <= output
+        calibration.observe(q, k, v, bounds)
+    assert largest <= k.numel() < q.shape[2] * k.shape[2]
+
+
+@pytest.mark.parametrize("tile", [1, 200, 1 << 18])
+def test_neither_tiles_nor_samples_change_the_mass(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    qkv = random_qkv(GEOMETRY, 2)
+    monkeypatch.setattr(calibration, "TILE_PRODUCTS", tile)
+    cache = CalibratingCache(GEOMETRY)
+    play(cache, qkv)
+    np.testing.assert_allclose(cache.mass_LHTS, explicit_mass(qkv, 2), atol=1e-6)
+    monkeypatch.setattr(calibration, "SAMPLE_QUERIES", 5)
+    sampled = CalibratingCache(GEOMETRY)
+    play(sampled, qkv)
+    np.testing.assert_allclose(sampled.mass_LHTS, cache.mass_LHTS, atol=1e-5)
+    few = [n <= 5 for n in SCALES.tokens]
+    np.testing.assert_allclose(sampled.change_LHTS[:, :, few], cache.change_LHTS[:, :, few], atol=1e-6)
+    assert not np.allclose(sampled.change_LHTS, cache.change_LHTS, atol=1e-6)
 
 
 def test_calibration_is_deterministic_and_merges() -> None:
