@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heatkv.attention import Piece, ragged_attention
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule
+from heatkv.schedule import Schedule, Storage
 
 
 class KVCache:
@@ -81,11 +81,53 @@ class KVCache:
 
 
 @dataclass(frozen=True)
-class _Cell(Piece):
-    """One source scale for the heads of a layer that drop it at the same time."""
+class Stored:
+    """Keys or values ``[B, H, M, D]`` as a cache holds them: as they are, or int8 with a factor a token and head.
 
-    source: int = 0
-    drop_at: int = 0
+    The factor is bfloat16: of float32's range, and what it rounds is made up for by the numbers it multiplies.
+    """
+
+    numbers: Tensor
+    factor: Tensor | None = None
+
+    @classmethod
+    def of(cls, x_BHMD: Tensor, storage: Storage) -> Stored:
+        """A copy (a view would keep the whole projection alive)."""
+        if storage == "compute":
+            return cls(x_BHMD.clone(memory_format=torch.contiguous_format))
+        x_BHMD = x_BHMD.float()
+        # 126.5, so that the largest number is still below 127.5 where the factor is rounded down.
+        factor = (x_BHMD.abs().amax(-1, keepdim=True) / 126.5).clamp_min(1e-30).bfloat16()
+        return cls((x_BHMD / factor).round_().to(torch.int8), factor)
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        return self.numbers if self.factor is None else self.numbers.to(dtype) * self.factor.to(dtype)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.numbers,) if self.factor is None else (self.numbers, self.factor)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One source scale for the heads of a layer (None: all) that drop it at the same time."""
+
+    k: Stored
+    v: Stored
+    heads: tuple[int, ...] | None
+    source: int
+    drop_at: int
+
+    def piece(self, dtype: torch.dtype) -> Piece:
+        return Piece(self.k.read(dtype), self.v.read(dtype), self.heads)
+
+    @property
+    def tokens(self) -> int:
+        return self.k.numbers.shape[1] * self.k.numbers.shape[2]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.k.tensors + self.v.tensors
 
 
 @dataclass
@@ -107,8 +149,9 @@ class ScheduleCache(KVCache):
 
     What the running layer needs for the scale being generated is not part of the cache, in this
     class as in the published accounting: its own keys and values, and a copy of the pieces that each
-    head reads laid end to end for the kernel (attention.py). The last scale is never cached, and each
-    layer's cache is released as soon as the last scale has passed it.
+    head reads laid end to end for the kernel (attention.py), in the compute dtype whatever the storage.
+    The last scale is never cached, and each layer's cache is released as soon as the last scale has
+    passed it.
     """
 
     def __init__(self, geometry: Geometry, schedule: Schedule, *, prefix_scales: int | None = None) -> None:
@@ -121,6 +164,8 @@ class ScheduleCache(KVCache):
         if prefix_scales is None:
             drops_nothing = bool((schedule.drop_at_LHS[..., :last] == len(scales)).all())
             prefix_scales = last if drops_nothing else schedule.sink_scales
+            if schedule.storage != "compute":  # the buffer is read as it is
+                prefix_scales = 0
         self._drop_at_LHS = schedule.drop_at_LHS
         self._prefix_scales = prefix_scales
         self._prefix_tokens = scales.bounds[prefix_scales][0]
@@ -136,7 +181,8 @@ class ScheduleCache(KVCache):
             return self._read(layer, q_BHND, [self._write_prefix(layer, k_BHND, v_BHND)])
         prefix = self._prefixes[layer]
         first = [] if prefix is None else [Piece(prefix.k, prefix.v)]
-        out_BHND = self._read(layer, q_BHND, [*first, *self._cells[layer], Piece(k_BHND, v_BHND)])
+        cells = [cell.piece(k_BHND.dtype) for cell in self._cells[layer]]
+        out_BHND = self._read(layer, q_BHND, [*first, *cells, Piece(k_BHND, v_BHND)])
         self._drop(layer)
         if not self.last_scale:
             self._store(layer, k_BHND, v_BHND)
@@ -164,8 +210,8 @@ class ScheduleCache(KVCache):
         prefix, cells = self._prefixes[layer], self._cells[layer]
         gone = cells if self.last_scale else [c for c in cells if c.drop_at == self.scale + 1]
         for cell in gone:
-            self._release(cell.k, cell.v)
-            self.tokens -= cell.k.shape[1] * cell.k.shape[2]
+            self._release(*cell.tensors)
+            self.tokens -= cell.tokens
         self._cells[layer] = [] if self.last_scale else [c for c in cells if c.drop_at > self.scale + 1]
         if self.last_scale and prefix is not None:
             self._release(prefix.k, prefix.v)
@@ -177,14 +223,14 @@ class ScheduleCache(KVCache):
         for drop_at, heads, index in _keepers(self._drop_at_LHS[layer, :, self.scale].tobytes(), k_BHND.device):
             if drop_at <= self.scale + 1:
                 continue
-            # Copies: a view would keep the whole projection alive.
             k, v = (
-                x.clone(memory_format=torch.contiguous_format) if heads is None else x.index_select(1, index)
+                Stored.of(x if heads is None else x.index_select(1, index), self.schedule.storage)
                 for x in (k_BHND, v_BHND)
             )
-            self._cells[layer].append(_Cell(k, v, heads, self.scale, drop_at))
-            self._count(k, v)
-            self.tokens += k.shape[1] * k.shape[2]
+            cell = _Cell(k, v, heads, self.scale, drop_at)
+            self._cells[layer].append(cell)
+            self._count(*cell.tensors)
+            self.tokens += cell.tokens
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
 
 from heatkv.cache import ScheduleCache
@@ -53,5 +54,5 @@ class ProbeCache(ScheduleCache):
             heads = range(self.geometry.heads) if cell.heads is None else cell.heads
             if head in heads:
                 start, end = bounds[cell.source]
-                logits[:, start:end] = q_ND @ cell.k[0, heads.index(head)].float().T
+                logits[:, start:end] = q_ND @ cell.k.read(torch.float32)[0, heads.index(head)].float().T
         return logits.softmax(-1).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from strategies import Problem, problems
 from torch import Tensor
 
 from heatkv.attention import Part, merge, part_weights, partial_attention, tiled_attention
-from heatkv.cache import KVCache, ScheduleCache, full_cache
+from heatkv.cache import KVCache, ScheduleCache, Stored, full_cache
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, least_budget
@@ -120,9 +121,9 @@ def test_bytes_counted_are_the_bytes_of_the_tensors_alive() -> None:
             inputs = {tensors.untyped_storage().data_ptr()}
             cache.attend(layer, *tensors)
             held = {}
-            for cell in [c for cells in cache._cells for c in cells] + [p for p in cache._prefixes if p]:
-                for tensor in (cell.k, cell.v):
-                    held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            alive = [t for cells in cache._cells for cell in cells for t in cell.tensors]
+            for tensor in alive + [t for prefix in cache._prefixes if prefix for t in (prefix.k, prefix.v)]:
+                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             assert not inputs & set(held), "the cache holds on to a projection instead of its own copy"
             assert sum(held.values()) == cache.allocated_bytes
 
@@ -137,7 +138,7 @@ def test_dropped_cells_are_really_freed() -> None:
             cache.attend(layer, *tensors)
         if t < len(SCALES) - 1:
             for layer, cells in enumerate(cache._cells):
-                seen += [(layer, c.drop_at, weakref.ref(c.k)) for c in cells if c.source == t]
+                seen += [(layer, c.drop_at, weakref.ref(c.k.numbers)) for c in cells if c.source == t]
             del cells  # the test itself must not keep them
     gc.collect()
     assert seen and all(reference() is None for _, _, reference in seen)
@@ -200,3 +201,24 @@ def test_tiled_attention_equals_the_fused_kernel(monkeypatch: pytest.MonkeyPatch
     q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (5, 7, 7))
     for a, b in zip(tiled_attention(q, k, v), partial_attention(q, k, v), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eight_bits_are_off_by_less_than_a_step_whatever_the_size_of_the_numbers(dtype: torch.dtype) -> None:
+    x = (torch.randn(2, 3, 50, 16) * torch.logspace(-6, 6, 50)[:, None]).to(dtype)
+    stored = Stored.of(x, "int8")
+    assert stored.factor is not None and sum(t.nbytes for t in stored.tensors) == 2 * 3 * 50 * (16 + 2)
+    error = (stored.read(dtype).float() - x.float()).abs().amax(-1)
+    step = x.float().abs().amax(-1) / 126
+    assert (error <= 0.6 * step if dtype == torch.float32 else error <= 1.1 * step).all()
+    assert int(stored.numbers.abs().max()) <= 127 and (Stored.of(x * 0, "int8").read(dtype) == 0).all()
+
+
+def test_an_8_bit_schedule_allocates_what_its_tokens_take_and_stays_near_the_full_cache() -> None:
+    qkv = random_qkv(GEOMETRY, 2)
+    schedule = replace(Schedule.full(GEOMETRY, "any"), storage="int8")
+    cache = ScheduleCache(GEOMETRY, schedule)
+    for a, b in zip(play(full_cache(GEOMETRY), qkv), play(cache, qkv), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-2, rtol=0)
+    per_token = 2 * (GEOMETRY.head_dim + 2)
+    assert cache.peak_bytes == GEOMETRY.full_peak_tokens * 2 * per_token

@@ -16,14 +16,14 @@ from tiny import tiny_model
 from torch import Tensor
 
 from heatkv import policies
-from heatkv.cache import KVCache, full_cache
+from heatkv.cache import KVCache, Stored, full_cache
 from heatkv.calibration import calibrate
 from heatkv.models.base import seeded_noise
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.policies import REGISTRY, cache_factory, make_cache, plan
 from heatkv.policies.tokens import TokenCache
 from heatkv.scales import Geometry
-from heatkv.schedule import ScheduleError, token_limit
+from heatkv.schedule import ScheduleError, Storage, token_limit
 from heatkv.scores import HeadScores
 
 NAMES = [*REGISTRY, "tova"]
@@ -41,20 +41,22 @@ def _example(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_policy_ever_holds_more_bytes_than_its_budget(name: str, budget: float) -> None:
     cache, full_bytes = cache_of(name, budget), GEOMETRY.kv_bytes(GEOMETRY.full_peak_tokens, batch=2)
-    most = 0
+    storage, most = REGISTRY[name].storage, 0
+    limit = min(token_limit(budget, GEOMETRY, storage), GEOMETRY.full_peak_tokens)
     for t, per_layer in enumerate(random_qkv(GEOMETRY, 2)):
         for layer, qkv in enumerate(per_layer):
             cache.attend(layer, *qkv)
             assert cache.allocated_bytes == storage_bytes(cache) <= budget * full_bytes * (1 + 1e-9)
-            assert GEOMETRY.kv_bytes(cache.tokens, batch=2) <= cache.allocated_bytes
+            least = GEOMETRY.kv_bytes(cache.tokens, batch=2)
+            assert (least if storage == "compute" else least * 10 // 32) <= cache.allocated_bytes
             assert not {x.untyped_storage().data_ptr() for x in qkv} & _pointers(cache)
             most = max(most, cache.tokens)
         if t < len(SCALES) - 1:
             assert cache.tokens > 0
     assert cache.allocated_bytes == 0 and cache.tokens == 0
     assert cache.peak_bytes <= budget * full_bytes * (1 + 1e-9)
-    assert most <= cache.planned_tokens <= token_limit(budget, GEOMETRY)
-    assert most >= 0.7 * token_limit(budget, GEOMETRY), "a budget is there to be used"
+    assert most <= cache.planned_tokens <= limit
+    assert most >= 0.7 * limit, "a budget is there to be used"
 
 
 def _pointers(cache: KVCache) -> set[int]:
@@ -68,7 +70,7 @@ def _pointers(cache: KVCache) -> set[int]:
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_equals_masked_attention_over_what_the_cache_says_it_holds(name: str, budget: float) -> None:
     cache = cache_of(name, budget, LONG, **NO_MERGE.get(name, {}))
-    check_against_masked(cache, random_qkv(LONG, 2), atol=2e-5)
+    check_against_masked(cache, random_qkv(LONG, 2), atol=2e-5, storage=REGISTRY[name].storage)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -82,7 +84,7 @@ def test_the_same_holds_in_every_dtype_and_head_size(name: str, head_dim: int, d
     check_against_masked(cache, qkv, atol={torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype])
 
 
-def check_against_masked(cache: KVCache, qkv: list[list[Tensor]], atol: float) -> None:
+def check_against_masked(cache: KVCache, qkv: list[list[Tensor]], atol: float, storage: Storage = "compute") -> None:
     geometry = cache.geometry
     keys: list[list[Tensor]] = [[] for _ in range(geometry.layers)]
     values: list[list[Tensor]] = [[] for _ in range(geometry.layers)]
@@ -97,8 +99,9 @@ def check_against_masked(cache: KVCache, qkv: list[list[Tensor]], atol: float) -
             got = cache.attend(layer, q, k, v)
             assert got.dtype == q.dtype
             torch.testing.assert_close(got, expected, atol=atol, rtol=atol)
+            keys[layer][-1], values[layer][-1] = (Stored.of(x, storage).read(x.dtype) for x in (k, v))
             evicted |= any(len(read) < sum(x.shape[2] for x in keys[layer][:-1]) for read in reads)
-    assert evicted
+    assert evicted or cache.planned_tokens == geometry.full_peak_tokens  # 8 bits hold everything at 0.8
 
 
 @pytest.mark.parametrize("name", DYNAMIC)
@@ -121,7 +124,8 @@ def test_what_is_evicted_never_returns_and_nothing_is_held_twice(name: str) -> N
 def test_at_full_budget_every_policy_equals_the_full_cache(name: str) -> None:
     qkv = random_qkv(GEOMETRY, 2)
     for a, b in zip(play(full_cache(GEOMETRY), qkv), play(cache_of(name, 1.0), qkv), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        atol = 1e-5 if REGISTRY[name].storage == "compute" else 5e-2
+        torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,5 +241,5 @@ def test_a_budget_below_the_sinks_is_refused_of_dynamic_policies_too(name: str) 
 
 def test_options_are_part_of_a_schedules_provenance() -> None:
     schedule = plan(scores_of(GEOMETRY), 0.5, "ams", SINKS, demanding=0.25)
-    assert schedule.provenance["options"] == {"demanding": 0.25}
+    assert schedule.provenance["options"] == {"demanding": 0.25, "extra": 1}
     assert schedule != plan(scores_of(GEOMETRY), 0.5, "ams", SINKS)
