@@ -16,7 +16,7 @@ from PIL import Image
 from heatkv import generate, load
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
 from heatkv.scales import ScaleSchedule
-from heatkv.training import data, export, loop, tokenizer, transformer
+from heatkv.training import data, export, loop, sheet, tokenizer, transformer
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TeacherForcing, TransformerRun
 
@@ -71,9 +71,9 @@ def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
     image = generate(model, "red apple", 1)
     assert image.pixels.shape == (64, 64, 3) and image.model == "m"
     export.calibrate_bundled(model, ["cat face"], tmp_path / "m")
-    export.sample_sheet(model, ["red apple", "cat face"], [0, 1], tmp_path / "sheet.png", columns=2)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * 134, 2 * 148)
+    sheet.sample_sheet(model, ["red apple", "cat face"], [0, 1], tmp_path / "sheet.png", columns=2)
+    with Image.open(tmp_path / "sheet.png") as page:
+        assert page.size == (2 * (2 * 129 + 6), 128 + 20)
 
 
 def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:

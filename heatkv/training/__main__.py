@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
-from heatkv.models import load
-from heatkv.training import data, export, loop, tokenizer, transformer
+from heatkv.cli import check_writable, say
+from heatkv.files import write_atomic
+from heatkv.models import bundled_scores, load
+from heatkv.models.infinity.model import InfinityModel
+from heatkv.training import data, evaluate, export, loop, sheet, tokenizer, transformer
 
 GUIDE = """\
 the whole recipe (settings default to the one for two CPU cores; a GPU is used where there is one):
@@ -20,6 +24,7 @@ the whole recipe (settings default to the one for two CPU cores; a GPU is used w
   python -m heatkv.training export      --folder runs/emoji --out assets/models/pocket
   python -m heatkv.training calibrate   --model assets/models/pocket --prompts assets/prompts/calibration.txt
   python -m heatkv.training sheet       --model assets/models/pocket --prompts assets/prompts/sheet.txt --out sheet.png
+  python -m heatkv.training evaluate    --folder runs/emoji --model assets/models/pocket --out evaluation.json
 
 tokenizer and transformer resume from their last checkpoint; --dry-run runs a few tiny steps of everything.
 """
@@ -73,6 +78,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--prompts", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command = commands.add_parser("evaluate", help="measure how good a model folder is by itself")
+    command.add_argument("--folder", type=Path, required=True, help="of the run it came from: data and tokenizer")
+    command.add_argument("--model", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    command.add_argument("--markdown", action="store_true", help="print the tables of the model card")
+    command.add_argument("--dry-run", action="store_true", help="a few names, to see that everything runs")
+    add_settings(command, evaluate.Evaluation)
     return parser
 
 
@@ -101,8 +113,30 @@ def run(arguments: argparse.Namespace) -> None:
         export.calibrate_bundled(load(arguments.model), read_prompts(arguments.prompts), arguments.model)
         print(arguments.model / "scores.safetensors")
     elif arguments.command == "sheet":
-        export.sample_sheet(load(arguments.model), read_prompts(arguments.prompts), arguments.seeds, arguments.out)
+        sheet.sample_sheet(load(arguments.model), read_prompts(arguments.prompts), arguments.seeds, arguments.out)
         print(arguments.out)
+    elif arguments.command == "evaluate":
+        run_evaluation(arguments)
+
+
+def run_evaluation(arguments: argparse.Namespace) -> None:
+    settings = settings_of(arguments, evaluate.Evaluation)
+    assert isinstance(settings, evaluate.Evaluation)
+    if arguments.dry_run:
+        settings = replace(settings, names=4, draws=1, colours=4)
+    check_writable(arguments.out)
+    model = load(arguments.model)
+    if not isinstance(model, InfinityModel):
+        raise ValueError(f"{arguments.model} is not a model that was trained here")
+    device = loop.pick_device()
+    autoencoder = tokenizer.load_trained(arguments.folder / "tokenizer.pt").to(device)
+    scores = bundled_scores(arguments.model) if (arguments.model / "scores.safetensors").exists() else None
+    if scores is None:
+        say(f"no calibration in {arguments.model} (`calibrate` makes one): nothing is said of the heads")
+    dataset = data.load(arguments.folder / "emoji64.npz")
+    result = evaluate.evaluate(model, autoencoder, dataset, scores, settings, say)
+    write_atomic(arguments.out, (json.dumps(result, indent=1) + "\n").encode())
+    print(evaluate.markdown(result) if arguments.markdown else arguments.out)
 
 
 def main() -> int:

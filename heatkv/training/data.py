@@ -142,22 +142,49 @@ def repainted_label(label: str, colour: str, known: frozenset[str]) -> str | Non
     return None if name in known or name == label else name
 
 
-def repaint(pictures: np.ndarray, hue: float) -> np.ndarray:
-    """Pictures uint8 ``[n, side, side, 3]`` with every colour moved to (nearly) one hue; white and black stay.
+@dataclass(frozen=True, eq=False)
+class Colours:
+    """Pictures ``[n, side, side]`` taken apart: ``turn`` is the hue of a pixel as a unit complex number (red 1)."""
 
-    A quarter of the difference to a picture's own main hue is kept, so that parts can still be told apart.
-    """
+    value: np.ndarray
+    chroma: np.ndarray
+    turn: np.ndarray
+
+    @property
+    def main(self) -> np.ndarray:
+        """Main hue of every picture, ``[n]`` in radians: the mean direction of its pixels, coloured ones counting."""
+        return np.angle((self.turn * self.chroma).sum((1, 2)))
+
+
+def colours(pictures: np.ndarray) -> Colours:
+    """Take pictures uint8 ``[n, side, side, 3]`` apart into value, chroma and hue (as in HSV)."""
     rgb = pictures.astype(np.float32) / 255
     value = rgb.max(-1)
     chroma = value - rgb.min(-1)
-    saturation = chroma / np.maximum(value, 1e-6)
     red, green, blue = np.moveaxis(rgb, -1, 0)
     safe = np.maximum(chroma, 1e-6)
     sector = np.select(
         [value == red, value == green], [(green - blue) / safe % 6, (blue - red) / safe + 2], (red - green) / safe + 4
     )
-    turn = np.exp(1j * np.pi / 3 * sector)
-    main = np.angle((turn * chroma).sum((1, 2), keepdims=True))
+    return Colours(value, chroma, np.exp(1j * np.pi / 3 * sector))
+
+
+def nearest_colour(pictures: np.ndarray) -> list[str]:
+    """The word of ``HUES`` that the main hue of every picture is nearest to."""
+    turns = np.exp(2j * np.pi * np.array(list(HUES.values())))
+    distance = np.abs(np.angle(np.exp(1j * colours(pictures).main)[:, None] / turns))
+    return [list(HUES)[i] for i in distance.argmin(1)]
+
+
+def repaint(pictures: np.ndarray, hue: float) -> np.ndarray:
+    """Pictures uint8 ``[n, side, side, 3]`` with every colour moved to (nearly) one hue; white and black stay.
+
+    A quarter of the difference to a picture's own main hue is kept, so that parts can still be told apart.
+    """
+    found = colours(pictures)
+    value, turn = found.value, found.turn
+    saturation = found.chroma / np.maximum(value, 1e-6)
+    main = found.main[:, None, None]
     new_sector = (hue + 0.25 * np.angle(turn * np.exp(-1j * main)) / (2 * np.pi)) % 1 * 6
     # Grey parts take on colour too, except near white (the page, highlights).
     saturation = np.maximum(saturation, 0.6 * np.clip(4 * (1 - value), 0, 1))

@@ -192,10 +192,11 @@ def encode_all(autoencoder: Autoencoder, images: np.ndarray, device: torch.devic
     return torch.cat(latents).contiguous()
 
 
-def repaintings(dataset: data.Dataset) -> list[tuple[int, str, str]]:
-    """Every (picture, colour, new name) a fluent picture may be repainted to.
+def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int, str, str]]:
+    """Every (picture, colour, new name) a fluent picture may be repainted to in training.
 
-    One in ten is held out, to see whether colour words compose (``is_held_out_repainting``).
+    One in ten is held out, to see whether colour words compose (``is_held_out_repainting``); ``held_out``
+    lists those instead.
     """
     known = frozenset(e.label for e in dataset.emoji)
     return [
@@ -203,7 +204,7 @@ def repaintings(dataset: data.Dataset) -> list[tuple[int, str, str]]:
         for i, e in enumerate(dataset.emoji)
         if e.style == "fluent" and e.group not in VARIANT_GROUPS
         for colour in data.HUES
-        if (name := data.repainted_label(e.label, colour, known)) and not is_held_out_repainting(name)
+        if (name := data.repainted_label(e.label, colour, known)) and is_held_out_repainting(name) == held_out
     ]
 
 
