@@ -13,8 +13,8 @@ import torch
 from heatkv.cli import check_writable, say
 from heatkv.files import write_atomic
 from heatkv.models import bundled_scores, load
-from heatkv.models.infinity.model import InfinityModel
-from heatkv.training import data, evaluate, export, loop, sheet, tokenizer, transformer
+from heatkv.models.infinity.model import SYNONYMS, InfinityModel
+from heatkv.training import data, evaluate, export, loop, sheet, synonyms, tokenizer, transformer
 
 GUIDE = """\
 the whole recipe (settings default to the one for two CPU cores; a GPU is used where there is one):
@@ -22,6 +22,7 @@ the whole recipe (settings default to the one for two CPU cores; a GPU is used w
   python -m heatkv.training tokenizer   --folder runs/emoji
   python -m heatkv.training transformer --folder runs/emoji
   python -m heatkv.training export      --folder runs/emoji --out assets/models/pocket
+  python -m heatkv.training synonyms    --folder runs/emoji --model assets/models/pocket
   python -m heatkv.training calibrate   --model assets/models/pocket --prompts assets/prompts/calibration.txt
   python -m heatkv.training sheet       --model assets/models/pocket --prompts assets/prompts/sheet.txt --out sheet.png
   python -m heatkv.training evaluate    --folder runs/emoji --model assets/models/pocket --out evaluation.json
@@ -70,6 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--folder", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--name", default="pocket")
+    command = commands.add_parser("synonyms", help="write what people may say into a model folder")
+    command.add_argument("--folder", type=Path, required=True, help="where the names package lies")
+    command.add_argument("--model", type=Path, required=True)
     command = commands.add_parser("calibrate", help="calibrate a model folder and store the scores in it")
     command.add_argument("--model", type=Path, required=True)
     command.add_argument("--prompts", type=Path, required=True)
@@ -109,6 +113,10 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "export":
         export.export(arguments.folder, arguments.out, arguments.name)
         print(arguments.out)
+    elif arguments.command == "synonyms":
+        path = arguments.model / SYNONYMS
+        synonyms.build(arguments.folder).save(path)
+        print(path)
     elif arguments.command == "calibrate":
         export.calibrate_bundled(load(arguments.model), read_prompts(arguments.prompts), arguments.model)
         print(arguments.model / "scores.safetensors")

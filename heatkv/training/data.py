@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,8 @@ STYLES = tuple(STYLE_PACKAGES)
 GROUP_PEOPLE, GROUP_COMPONENT, GROUP_SYMBOLS, GROUP_FLAGS = 1, 2, 8, 9
 # Colour words that pictures are repainted for, with their hue (0 to 1).
 HUES = {"red": 0.98, "orange": 0.07, "yellow": 0.135, "green": 0.36, "blue": 0.59, "purple": 0.76, "pink": 0.91}
+# Many pictures that are much alike.
+VARIANT_GROUPS = (GROUP_PEOPLE, GROUP_SYMBOLS)
 HELD_OUT_EMOJI = 80
 # Shown in the sample sheets, so never held out.
 ALWAYS_TRAINED = {"red apple", "cat face", "pizza", "rocket", "sunflower", "octopus", "house", "ghost", "rainbow"}
@@ -94,23 +97,33 @@ def read_pictures(folder: Path, style: str, side: int) -> dict[str, np.ndarray]:
     package, prefix = STYLE_PACKAGES[style]
     pictures = {}
     with tarfile.open(archive_path(folder, package)) as archive:
-        for member in archive:
-            if member.name.startswith(prefix) and member.name.endswith((".webp", ".png")):
-                handle = archive.extractfile(member)
-                assert handle is not None
-                code = normal_hexcode(Path(member.name).stem)
+        for entry in archive:
+            if entry.name.startswith(prefix) and entry.name.endswith((".webp", ".png")):
+                code = normal_hexcode(Path(entry.name).stem)
                 if code.count("-1f3f") == 0:  # skin tones are left out; do not decode them
-                    pictures[code] = load_picture(handle.read(), side)
+                    pictures[code] = load_picture(member(archive, entry.name).read(), side)
     return pictures
+
+
+def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    handle = archive.extractfile(name)
+    assert handle is not None
+    return handle
+
+
+def read_names(folder: Path) -> list[dict[str, Any]]:
+    """Label, keywords, code points and group of every emoji but flags and components, from the names package."""
+    path = archive_path(folder, NAMES_PACKAGE)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; run `python -m heatkv.training data --folder {folder}` first")
+    with tarfile.open(path) as archive:
+        entries: list[dict[str, Any]] = json.load(member(archive, "package/en/data.json"))
+    return [e for e in entries if e.get("group") not in (None, GROUP_COMPONENT, GROUP_FLAGS)]
 
 
 def prepare(folder: Path, side: int = 64) -> Path:
     """Decode the packages into one ``emoji{side}.npz`` beside them and return its path."""
-    with tarfile.open(archive_path(folder, NAMES_PACKAGE)) as archive:
-        handle = archive.extractfile("package/en/data.json")
-        assert handle is not None
-        entries = json.load(handle)
-    entries = [e for e in entries if e.get("group") not in (None, GROUP_COMPONENT, GROUP_FLAGS)]
+    entries = read_names(folder)
     images, emoji = [], []
     for style in STYLES:
         pictures = read_pictures(folder, style, side)

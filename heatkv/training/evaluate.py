@@ -99,7 +99,7 @@ def bit_accuracy(model: InfinityModel, autoencoder: Autoencoder, dataset: data.D
 
 def candidates(dataset: data.Dataset, pool: str) -> list[int]:
     """The fluent pictures whose names are drawn from."""
-    left_out = transformer.VARIANT_GROUPS if pool == "objects" else ()
+    left_out = data.VARIANT_GROUPS if pool == "objects" else ()
     return [i for i, e in enumerate(dataset.emoji) if e.style == "fluent" and e.group not in left_out]
 
 

@@ -23,7 +23,6 @@ from heatkv.scales import ScaleSchedule
 from heatkv.training import data, loop, tokenizer
 
 MAX_WORDS = 16
-VARIANT_GROUPS = (data.GROUP_PEOPLE, data.GROUP_SYMBOLS)
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int
     return [
         (i, colour, name)
         for i, e in enumerate(dataset.emoji)
-        if e.style == "fluent" and e.group not in VARIANT_GROUPS
+        if e.style == "fluent" and e.group not in data.VARIANT_GROUPS
         for colour in data.HUES
         if (name := data.repainted_label(e.label, colour, known)) and is_held_out_repainting(name) == held_out
     ]
@@ -225,7 +224,8 @@ def is_held_out_repainting(name: str) -> bool:
 
 def draw_weights(dataset: data.Dataset, run: TransformerRun) -> Tensor:
     weights = [
-        (run.fluent_weight if e.style == "fluent" else 1.0) * (run.variant_weight if e.group in VARIANT_GROUPS else 1.0)
+        (run.fluent_weight if e.style == "fluent" else 1.0)
+        * (run.variant_weight if e.group in data.VARIANT_GROUPS else 1.0)
         for e in dataset.emoji
     ]
     return torch.tensor(weights)
