@@ -21,7 +21,9 @@ from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TeacherForcing, TransformerRun
 
 CPU = torch.device("cpu")
-SMALL = TransformerRun(steps=4, batch=2, short_batch=3, depth=2, width=64, heads=4, evaluate_every=2, compile=False)
+SMALL = TransformerRun(
+    steps=4, batch=2, short_batch=3, depth=2, width=64, heads=4, evaluate_every=2, samples=0, compile=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def dataset() -> data.Dataset:
 def trained(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both stages, each interrupted once and resumed."""
     folder = tmp_path_factory.mktemp("run")
-    tokenizer.train(dataset, folder, TokenizerRun(steps=2, batch=2, evaluate_every=2), CPU)
+    tokenizer.train(dataset, folder, TokenizerRun(steps=4, batch=2, evaluate_every=2), CPU, stop_after=2)
     tokenizer.train(dataset, folder, TokenizerRun(steps=4, batch=2, evaluate_every=2), CPU)
     transformer.train(dataset, folder, SMALL, CPU, stop_after=2)
     transformer.train(dataset, folder, SMALL, CPU)
@@ -74,6 +76,31 @@ def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
     sheet.sample_sheet(model, ["red apple", "cat face"], [0, 1], tmp_path / "sheet.png", columns=2)
     with Image.open(tmp_path / "sheet.png") as page:
         assert page.size == (2 * (2 * 129 + 6), 128 + 20)
+
+
+def test_a_checkpoint_of_another_shape_is_not_resumed(dataset: data.Dataset, trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"trained with base_width 48, not 32: use its settings or another folder"):
+        tokenizer.train(dataset, trained, TokenizerRun(base_width=32), CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"side": 128}, "make pictures of 64 pixels, not 128"),
+        ({"stride": 4, "side": 32}, "--width-mult needs 2 values"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TokenizerRun(**settings)
+
+
+def test_old_checkpoints_without_scales_are_of_the_first_eight(trained: Path, tmp_path: Path) -> None:
+    state = loop.load_checkpoint(trained / "tokenizer.pt")
+    del state["scales"]
+    loop.save_checkpoint(tmp_path / "tokenizer.pt", state)
+    model = tokenizer.load_trained(tmp_path / "tokenizer.pt")
+    assert [h for h, _ in model.quantizer.scales] == list(range(1, 9)) and tokenizer.side_of(model) == 64
 
 
 def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:

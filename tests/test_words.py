@@ -16,10 +16,11 @@ from heatkv.models.prompts import PromptError
 from heatkv.training import data, synonyms
 
 BUNDLED = Path(__file__).parents[1] / "assets/models/pocket"
-WORDS = Vocabulary(tuple(sorted(
-    "apple automobile baby bicycle blue book box cat cloud dog face fox heart kiss leaf noto of open pink puppy red "
-    "run socks sun tooth".split()
-)))  # fmt: skip
+KNOWN = (
+    "apple", "automobile", "baby", "bicycle", "blue", "book", "box", "cat", "cloud", "dog", "face", "fox", "heart",
+    "kiss", "leaf", "noto", "of", "open", "pink", "puppy", "red", "run", "socks", "sun", "tooth",
+)  # fmt: skip
+WORDS = Vocabulary(KNOWN)
 TABLE = Synonyms(
     {"bike": "bicycle", "auto": "automobile", "apple": "red apple", "heart": "red heart", "book": "open book",
      "blue book": "blue book"},
@@ -41,7 +42,7 @@ def test_other_forms_of_a_word_are_known(said: str, known: str) -> None:
 
 @pytest.mark.parametrize("word", ["red", "ring", "us", "string", "thing", "is", "zebra", "ty"])
 def test_words_that_only_look_alike_are_not(word: str) -> None:
-    vocabulary = Vocabulary(("r", "u", "str", "th", "i", "t", "blue"))
+    vocabulary = Vocabulary(("r", "u", "st", "th", "i", "t", "blue"))
     assert vocabulary.id(word) is None
 
 
@@ -125,9 +126,10 @@ def names_package(folder: Path) -> None:
         {"label": "person biking", "tags": ["bike", "sport"], "hexcode": "4", "group": data.GROUP_PEOPLE},
         {"label": "red heart", "tags": ["love"], "hexcode": "5", "group": data.GROUP_SYMBOLS},
         {"label": "flag: Peru", "tags": ["pe"], "hexcode": "6", "group": data.GROUP_FLAGS},
-        *({"label": label, "hexcode": "f", "group": 4} for label in set(synonyms.BY_HAND.values()) - {"automobile"}),
     ]
     codes = {"1": ["car", "red_car"], "3": "bike", "5": ["heart"], "6": ["peru"]}
+    named = {entry["label"] for entry in entries}
+    entries += [{"label": label, "hexcode": "f", "group": 4} for label in set(synonyms.BY_HAND.values()) - named]
     files = {"data.json": entries, **{f"shortcodes/{name}.json": codes for name in synonyms.SHORTCODES}}
     with tarfile.open(data.archive_path(folder, data.NAMES_PACKAGE), "w:gz") as archive:
         for name, value in files.items():
@@ -161,7 +163,7 @@ def test_the_bundled_model_understands_everyday_words() -> None:
     assert {word for label in table.phrases.values() for word in label.split() if vocabulary.id(word) is None} == set()
     said = {
         "kitty": "cat face", "puppy": "dog face", "soccer": "soccer ball", "auto": "automobile", "bike": "bicycle",
-        "coffee": "hot beverage", "plane": "airplane", "firetruck": "fire engine", "blue car": "blue automobile",
+        "coffee": "hot beverage", "plane": "airplane", "firetruck": "fire engine", "green car": "green automobile",
         "twemoji kitties": "twemoji cat face", "red car": "automobile", "green heart": "green heart",
     }  # fmt: skip
     assert {prompt: " ".join(table.read(split_words(prompt), vocabulary)) for prompt in said} == said

@@ -28,6 +28,7 @@ STYLES = tuple(STYLE_PACKAGES)
 GROUP_PEOPLE, GROUP_COMPONENT, GROUP_SYMBOLS, GROUP_FLAGS = 1, 2, 8, 9
 # Colour words that pictures are repainted for, with their hue (0 to 1).
 HUES = {"red": 0.98, "orange": 0.07, "yellow": 0.135, "green": 0.36, "blue": 0.59, "purple": 0.76, "pink": 0.91}
+LAST_EMOJI = 16  # version of Unicode's emoji that the art goes up to
 # Many pictures that are much alike.
 VARIANT_GROUPS = (GROUP_PEOPLE, GROUP_SYMBOLS)
 HELD_OUT_EMOJI = 80
@@ -60,6 +61,10 @@ class Dataset:
         is_held_out = np.array([e.hexcode in held_out for e in self.emoji])
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
+    def thinned(self, step: int) -> Dataset:
+        """Every so many pictures, for a dry run."""
+        return Dataset(self.images[::step], self.emoji[::step])
+
 
 def download(folder: Path) -> None:
     """Fetch the packages into ``folder`` with npm (skips those already there)."""
@@ -79,6 +84,10 @@ def download(folder: Path) -> None:
 def archive_path(folder: Path, package: str) -> Path:
     name, version = package.rsplit("@", 1)
     return folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+
+
+def pictures_path(folder: Path, side: int) -> Path:
+    return folder / f"emoji{side}.npz"
 
 
 def normal_hexcode(text: str) -> str:
@@ -118,11 +127,15 @@ def read_names(folder: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{path} is missing; run `python -m heatkv.training data --folder {folder}` first")
     with tarfile.open(path) as archive:
         entries: list[dict[str, Any]] = json.load(member(archive, "package/en/data.json"))
-    return [e for e in entries if e.get("group") not in (None, GROUP_COMPONENT, GROUP_FLAGS)]
+    wanted = [e for e in entries if e.get("group") not in (None, GROUP_COMPONENT, GROUP_FLAGS)]
+    return [e for e in wanted if e.get("version", 0) <= LAST_EMOJI]
 
 
 def prepare(folder: Path, side: int = 64) -> Path:
-    """Decode the packages into one ``emoji{side}.npz`` beside them and return its path."""
+    """Decode the packages into one ``emoji{side}.npz`` beside them and return its path.
+
+    Fluent pictures are 256 pixels wide, those of the other styles 64: larger, they are only smoother.
+    """
     entries = read_names(folder)
     images, emoji = [], []
     for style in STYLES:
@@ -133,14 +146,16 @@ def prepare(folder: Path, side: int = 64) -> Path:
                 images.append(pictures[code])
                 emoji.append([entry["label"], entry.get("tags", []), style, code, entry["group"]])
         print(f"{style}: {sum(e[2] == style for e in emoji)} pictures", flush=True)
-    path = folder / f"emoji{side}.npz"
+    path = pictures_path(folder, side)
     np.savez(path, images=np.stack(images), emoji=np.array(json.dumps(emoji)))
     return path
 
 
 def load(path: Path) -> Dataset:
     if not path.exists():
-        raise FileNotFoundError(f"no data at {path}; run `python -m heatkv.training data --folder {path.parent}` first")
+        side = path.stem.removeprefix("emoji")
+        command = f"python -m heatkv.training data --folder {path.parent} --side {side}"
+        raise FileNotFoundError(f"no data at {path}; run `{command}` first")
     with np.load(path) as file:
         entries = json.loads(str(file["emoji"]))
         return Dataset(file["images"], tuple(Emoji(label, tuple(tags), *rest) for label, tags, *rest in entries))

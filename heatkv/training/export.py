@@ -14,7 +14,7 @@ from heatkv.training import loop, tokenizer, transformer
 from heatkv.training.sheet import SAMPLING
 
 EXAMPLES = ("red apple", "cat face", "rainbow", "umbrella", "panda", "cherries", "twemoji red heart", "noto bicycle")
-SUMMARY = "Text to 64 x 64 emoji in three styles; trained from scratch by this repository"
+SUMMARY = "Text to {0} x {0} emoji in three styles; trained from scratch by this repository"
 
 
 def export(folder: Path, destination: Path, name: str) -> None:
@@ -27,7 +27,7 @@ def export(folder: Path, destination: Path, name: str) -> None:
     model.load_state_dict(state["average"])
     tokenizer_state = loop.load_checkpoint(folder / "tokenizer.pt")
     facts = {
-        "summary": SUMMARY,
+        "summary": SUMMARY.format(tokenizer.side_of(autoencoder)),
         "licence": "weights MIT; see the model card for the art they derive from",
         "tokenizer_steps": tokenizer_state["step"],
         "tokenizer_psnr": tokenizer_state["history"][-1],

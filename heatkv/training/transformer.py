@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from heatkv.cache import KVCache
 from heatkv.models.infinity.autoencoder import Autoencoder, BitQuantizer
+from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import Vocabulary, WordEncoder, split_words
 from heatkv.models.infinity.transformer import InfinityTransformer, SelfAttention, TextFeatures, TransformerConfig
 from heatkv.scales import ScaleSchedule
-from heatkv.training import data, loop, tokenizer
+from heatkv.training import data, loop, sheet, tokenizer
 
 MAX_WORDS = 16
 
@@ -36,7 +37,8 @@ class TransformerRun:
     ``fluent_weight`` is how often a fluent picture is drawn for one of another style, ``variant_weight``
     how often one of people or signs (many, and much alike) for one of anything else. A share ``repaint``
     of the fluent pictures comes in another colour, with its word in the prompt. ``compile`` compiles the
-    blocks (a minute or two at the start; needs a C++ compiler on CPU).
+    blocks (a minute or two at the start; needs a C++ compiler on CPU). At every evaluation ``samples``
+    images are drawn into ``samples-STEP.png``.
     """
 
     steps: int = 5000
@@ -56,6 +58,7 @@ class TransformerRun:
     width: int = 256
     heads: int = 8
     evaluate_every: int = 500
+    samples: int = 8
     seed: int = 0
 
 
@@ -282,6 +285,14 @@ def new_model(dataset: data.Dataset, scales: ScaleSchedule, bits: int, run: Tran
     return model
 
 
+def draw_samples(average: TextToBits, autoencoder: Autoencoder, dataset: data.Dataset, count: int, path: Path) -> None:
+    """A small contact sheet of the same names every time, spread over the groups of things."""
+    labels = [e.label for e in dataset.emoji if e.style == "fluent" and e.group not in data.VARIANT_GROUPS]
+    labels = labels[:: max(1, len(labels) // count)][:count]
+    model = InfinityModel("training", average.text, average.transformer, autoencoder, sheet.SAMPLING)
+    sheet.sample_sheet(model, labels, [0], path, zoom=1)
+
+
 def train(
     dataset: data.Dataset, folder: Path, run: TransformerRun, device: torch.device, stop_after: int | None = None
 ) -> Path:
@@ -371,4 +382,6 @@ def train(
                 "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words),
                 "run": asdict(run),
             })  # fmt: skip
+            if run.samples:
+                draw_samples(average, autoencoder, dataset, run.samples, folder / f"samples-{step:06d}.png")
     return path
