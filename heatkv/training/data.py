@@ -147,7 +147,7 @@ def prepare(folder: Path, side: int = 64) -> Path:
                 emoji.append([entry["label"], entry.get("tags", []), style, code, entry["group"]])
         print(f"{style}: {sum(e[2] == style for e in emoji)} pictures", flush=True)
     path = pictures_path(folder, side)
-    np.savez(path, images=np.stack(images), emoji=np.array(json.dumps(emoji)))
+    np.savez_compressed(path, images=np.stack(images), emoji=np.array(json.dumps(emoji)))
     return path
 
 
