@@ -16,6 +16,7 @@ from PIL import Image
 from heatkv import generate, load
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
 from heatkv.scales import ScaleSchedule
+from heatkv.training import __main__ as main_module
 from heatkv.training import data, export, loop, sheet, tokenizer, transformer
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TeacherForcing, TransformerRun
@@ -219,6 +220,49 @@ def test_packages_become_pictures_on_white_without_flags_or_skin_tones(tmp_path:
     loaded = data.load(data.prepare(tmp_path))
     assert sorted({e.label for e in loaded.emoji}) == ["heart", "red apple"] and len(loaded.emoji) == 6
     assert (loaded.images == 255).all(), "transparent pixels become white"
+
+
+def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of the training README, at 32 pixels and 4 scales. Compiling blocks is left to a run by hand."""
+    monkeypatch.setattr(main_module, "DRY_RUN_THINNING", 1)
+    monkeypatch.setattr(loop, "pick_device", lambda: CPU)
+    rng = np.random.default_rng(0)
+    labels = ["cat", *(f"thing{i}" for i in range(90))]
+    emoji = [[label, ["tag"], style, f"{i:x}", 3] for i, label in enumerate(labels) for style in data.STYLES]
+    images = rng.integers(0, 256, (len(emoji), 32, 32, 3), dtype=np.uint8)
+    np.savez(data.pictures_path(tmp_path, 32), images=images, emoji=np.array(json.dumps(emoji)))
+    (tmp_path / "prompts.txt").write_text("cat\n\nthing1\n")
+
+    def call(line: str) -> int:
+        monkeypatch.setattr("sys.argv", ["training", *line.format(tmp_path, tmp_path / "dry-run").split()])
+        return main_module.main()
+
+    sizes = "--side 32 --scales 1 2 3 8 --stride 4 --width-mult 1 2 --base-width 8"
+    lines = [
+        f"tokenizer --folder {{0}} {sizes} --dry-run",
+        "transformer --folder {0} --depth 1 --width 32 --heads 2 --short-scales 3 --no-compile --samples 3 --dry-run",
+        "export --folder {1} --out {1}/m",
+        "calibrate --model {1}/m --prompts {0}/prompts.txt",
+        "sheet --model {1}/m --prompts {0}/prompts.txt --seeds 0 1 --out {0}/sheet.png",
+        "evaluate --folder {0} --model {1}/m --out {0}/evaluation.json --markdown --dry-run",
+    ]
+    for line in lines:
+        assert call(line) == 0, capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "emoji32.npz", "prompts.txt", "dry-run", "sheet.png", "evaluation.json",
+    }  # fmt: skip
+    made = {p.name for p in (tmp_path / "dry-run").iterdir()}
+    assert {"samples-000002.png", "samples-000004.png"} <= made
+    model = load(tmp_path / "dry-run/m", "cpu")
+    assert [h for h, _ in model.geometry.scales] == [1, 2, 3, 8]
+    assert model.about()["summary"].startswith("Text to 32 x 32")
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(result["bits"]["per_scale"]) == 4 and result["specialisation"]["heads"] == 2
+    assert call("evaluate --folder {0} --model {1}/m --out {0}/nowhere/e.json --dry-run") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert call("transformer --folder {0}") == 2, "outside the dry run there is no tokenizer"
 
 
 def test_missing_data_says_what_to_run(tmp_path: Path) -> None:
