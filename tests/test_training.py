@@ -265,6 +265,25 @@ def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone
     assert call("transformer --folder {0}") == 2, "outside the dry run there is no tokenizer"
 
 
+def test_a_contact_sheet_has_a_cell_a_prompt_with_its_seeds_side_by_side(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, 2, 4, 4, 3), dtype=np.uint8)
+    page = np.asarray(sheet.contact_sheet(["a", "b" * 99, "c", "d", "e"], pictures, columns=3, zoom=2))
+    width, height = 2 * 9 + 2 * sheet.GAP, 8 + sheet.LINE + 2 * sheet.GAP
+    assert page.shape == (2 * height, 3 * width, 3)
+    for i in range(5):
+        x, y = i % 3 * width + sheet.GAP, i // 3 * height + sheet.GAP + sheet.LINE
+        for s in range(2):
+            assert (page[y : y + 8 : 2, x + 9 * s : x + 9 * s + 8 : 2] == pictures[i, s]).all()
+    picture = Image.fromarray(page)
+    for name in ("a.png", "a.webp"):
+        sheet.save_picture(picture, tmp_path / name)
+        with Image.open(tmp_path / name) as again:
+            assert again.size == picture.size
+    with pytest.raises(ValueError, match=r"must end in \.png"):
+        sheet.save_picture(picture, tmp_path / "a.txt")
+
+
 def test_missing_data_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"heatkv\.training data"):
         data.load(tmp_path / "emoji64.npz")

@@ -53,13 +53,17 @@ def sample_sheet(
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     pictures = draw(model, [p for p, _ in pairs], [s for _, s in pairs])
     zoom = zoom or max(1, 128 // pictures.shape[2])
-    save_png(
+    save_picture(
         contact_sheet(prompts, pictures.reshape(len(prompts), len(seeds), *pictures.shape[1:]), columns, zoom), path
     )
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its name, atomically; a WebP is a third of a PNG for pictures of 128 pixels."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in ("PNG", "WEBP", "JPEG"):
+        raise ValueError(f"{path.name} must end in .png, .webp or .jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
-    picture.save(data, "png", optimize=True)
+    picture.save(data, kind, optimize=True, quality=92)
     write_atomic(path, data.getvalue())
