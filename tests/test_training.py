@@ -226,14 +226,14 @@ def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands of the training README, at 32 pixels and 4 scales. Compiling blocks is left to a run by hand."""
-    monkeypatch.setattr(main_module, "DRY_RUN_THINNING", 1)
+    monkeypatch.setattr(main_module, "DRY_RUN_THINNING", 2)
     monkeypatch.setattr(loop, "pick_device", lambda: CPU)
     rng = np.random.default_rng(0)
-    labels = ["cat", *(f"thing{i}" for i in range(90))]
+    labels = ["red apple", "cat", *(f"thing{i}" for i in range(180))]
     emoji = [[label, ["tag"], style, f"{i:x}", 3] for i, label in enumerate(labels) for style in data.STYLES]
     images = rng.integers(0, 256, (len(emoji), 32, 32, 3), dtype=np.uint8)
     np.savez(data.pictures_path(tmp_path, 32), images=images, emoji=np.array(json.dumps(emoji)))
-    (tmp_path / "prompts.txt").write_text("cat\n\nthing1\n")
+    (tmp_path / "prompts.txt").write_text("cat\n\nthing1\n")  # words of all pictures are known
 
     def call(line: str) -> int:
         monkeypatch.setattr("sys.argv", ["training", *line.format(tmp_path, tmp_path / "dry-run").split()])

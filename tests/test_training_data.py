@@ -156,6 +156,7 @@ def test_a_thinned_dataset_keeps_pictures_with_what_is_known_of_them() -> None:
     thin = dataset.thinned(5)
     assert len(thin.images) == len(thin.emoji) == 3
     assert [e.label for e in thin.emoji] == [dataset.emoji[i].label for i in (0, 5, 10)]
+    assert transformer.make_vocabulary(thin) == transformer.make_vocabulary(dataset), "and all words"
 
 
 def test_flags_and_lists_of_settings_reach_the_run() -> None:

@@ -49,10 +49,14 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures as uint8 ``[n, side, side, 3]`` on white, with what is known of each."""
+    """Pictures as uint8 ``[n, side, side, 3]`` on white, with what is known of each.
+
+    ``not_shown`` are emoji whose words count and whose pictures were left out.
+    """
 
     images: np.ndarray
     emoji: tuple[Emoji, ...]
+    not_shown: tuple[Emoji, ...] = ()
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices for training the tokenizer and of held-out emoji (all styles of an emoji together)."""
@@ -62,8 +66,8 @@ class Dataset:
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
     def thinned(self, step: int) -> Dataset:
-        """Every so many pictures, for a dry run."""
-        return Dataset(self.images[::step], self.emoji[::step])
+        """Every so many pictures and all words, for a dry run."""
+        return Dataset(self.images[::step], self.emoji[::step], self.emoji)
 
 
 def download(folder: Path) -> None:

@@ -109,7 +109,7 @@ class TextToBits(nn.Module):
 
 
 def make_vocabulary(dataset: data.Dataset) -> Vocabulary:
-    words = {w for e in dataset.emoji for text in (e.label, *e.tags) for w in split_words(text)}
+    words = {w for e in (*dataset.emoji, *dataset.not_shown) for text in (e.label, *e.tags) for w in split_words(text)}
     return Vocabulary(tuple(sorted(words | set(data.STYLES))))
 
 
