@@ -19,6 +19,7 @@ from PIL import Image
 from tiny import tiny_model
 
 import heatkv
+from heatkv.explore import TYPES
 from heatkv.policies import REGISTRY
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores, orders_to_json
@@ -27,9 +28,11 @@ gr = pytest.importorskip("gradio")
 
 from app import inputs, pictures  # noqa: E402
 from app.__main__ import read_prompts, read_references  # noqa: E402
+from app.cards import NAMES  # noqa: E402
 from app.demo import _Demo, create_demo, launch_options  # noqa: E402
 from app.inputs import InputError, read_link  # noqa: E402
 from app.report import scorecard  # noqa: E402
+from app.tabs.about import facts  # noqa: E402
 from app.tour import STEPS  # noqa: E402
 from app.workbench import Calibration, Workbench  # noqa: E402
 
@@ -408,3 +411,14 @@ def test_an_unknown_model_ends_with_one_line_however_it_is_started(command: list
 
 def test_a_schedule_says_what_it_was_planned_from(bench: Workbench) -> None:
     assert Schedule.from_json(bench.plan(None, 0.4, "heatkv").to_json()).provenance["planned_from"] == "scores"
+
+
+def test_about_tells_how_heads_differ_in_the_words_of_the_head_cards(bench: Workbench) -> None:
+    rows = dict(facts(bench)["rows"])
+    looked = bench.looks(None)
+    assert looked is not None
+    kinds, counts = np.unique(looked.type_LH, return_counts=True)
+    for kind, count in zip(kinds, counts, strict=True):
+        assert f"{NAMES[TYPES[kind]]} {count / looked.type_LH.size:.0%}" in rows["What heads do"]
+    assert rows["What heads do"].count("%") == len(kinds)
+    assert "an even share" in rows["How uneven heads are"]

@@ -16,12 +16,15 @@ from PIL import Image
 from heatkv import generate, load
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
 from heatkv.scales import ScaleSchedule
-from heatkv.training import data, export, loop, tokenizer, transformer
+from heatkv.training import __main__ as main_module
+from heatkv.training import data, export, loop, sheet, tokenizer, transformer
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TeacherForcing, TransformerRun
 
 CPU = torch.device("cpu")
-SMALL = TransformerRun(steps=4, batch=2, short_batch=3, depth=2, width=64, heads=4, evaluate_every=2, compile=False)
+SMALL = TransformerRun(
+    steps=4, batch=2, short_batch=3, depth=2, width=64, heads=4, evaluate_every=2, samples=0, compile=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def dataset() -> data.Dataset:
 def trained(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both stages, each interrupted once and resumed."""
     folder = tmp_path_factory.mktemp("run")
-    tokenizer.train(dataset, folder, TokenizerRun(steps=2, batch=2, evaluate_every=2), CPU)
+    tokenizer.train(dataset, folder, TokenizerRun(steps=4, batch=2, evaluate_every=2), CPU, stop_after=2)
     tokenizer.train(dataset, folder, TokenizerRun(steps=4, batch=2, evaluate_every=2), CPU)
     transformer.train(dataset, folder, SMALL, CPU, stop_after=2)
     transformer.train(dataset, folder, SMALL, CPU)
@@ -71,9 +74,34 @@ def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
     image = generate(model, "red apple", 1)
     assert image.pixels.shape == (64, 64, 3) and image.model == "m"
     export.calibrate_bundled(model, ["cat face"], tmp_path / "m")
-    export.sample_sheet(model, ["red apple", "cat face"], [0, 1], tmp_path / "sheet.png", columns=2)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * 134, 2 * 148)
+    sheet.sample_sheet(model, ["red apple", "cat face"], [0, 1], tmp_path / "sheet.png", columns=2)
+    with Image.open(tmp_path / "sheet.png") as page:
+        assert page.size == (2 * (2 * 129 + 6), 128 + 20)
+
+
+def test_a_checkpoint_of_another_shape_is_not_resumed(dataset: data.Dataset, trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"trained with base_width 48, not 32: use its settings or another folder"):
+        tokenizer.train(dataset, trained, TokenizerRun(base_width=32), CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"side": 128}, "make pictures of 64 pixels, not 128"),
+        ({"stride": 4, "side": 32}, "--width-mult needs 2 values"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TokenizerRun(**settings)
+
+
+def test_old_checkpoints_without_scales_are_of_the_first_eight(trained: Path, tmp_path: Path) -> None:
+    state = loop.load_checkpoint(trained / "tokenizer.pt")
+    del state["scales"]
+    loop.save_checkpoint(tmp_path / "tokenizer.pt", state)
+    model = tokenizer.load_trained(tmp_path / "tokenizer.pt")
+    assert [h for h, _ in model.quantizer.scales] == list(range(1, 9)) and tokenizer.side_of(model) == 64
 
 
 def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:
@@ -192,6 +220,68 @@ def test_packages_become_pictures_on_white_without_flags_or_skin_tones(tmp_path:
     loaded = data.load(data.prepare(tmp_path))
     assert sorted({e.label for e in loaded.emoji}) == ["heart", "red apple"] and len(loaded.emoji) == 6
     assert (loaded.images == 255).all(), "transparent pixels become white"
+
+
+def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of the training README, at 32 pixels and 4 scales. Compiling blocks is left to a run by hand."""
+    monkeypatch.setattr(main_module, "DRY_RUN_THINNING", 2)
+    monkeypatch.setattr(loop, "pick_device", lambda: CPU)
+    rng = np.random.default_rng(0)
+    labels = ["red apple", "cat", *(f"thing{i}" for i in range(180))]
+    emoji = [[label, ["tag"], style, f"{i:x}", 3] for i, label in enumerate(labels) for style in data.STYLES]
+    images = rng.integers(0, 256, (len(emoji), 32, 32, 3), dtype=np.uint8)
+    np.savez(data.pictures_path(tmp_path, 32), images=images, emoji=np.array(json.dumps(emoji)))
+    (tmp_path / "prompts.txt").write_text("cat\n\nthing1\n")  # words of all pictures are known
+
+    def call(line: str) -> int:
+        monkeypatch.setattr("sys.argv", ["training", *line.format(tmp_path, tmp_path / "dry-run").split()])
+        return main_module.main()
+
+    sizes = "--side 32 --scales 1 2 3 8 --stride 4 --width-mult 1 2 --base-width 8"
+    lines = [
+        f"tokenizer --folder {{0}} {sizes} --dry-run",
+        "transformer --folder {0} --depth 1 --width 32 --heads 2 --short-scales 3 --no-compile --samples 3 --dry-run",
+        "export --folder {1} --out {1}/m",
+        "calibrate --model {1}/m --prompts {0}/prompts.txt",
+        "sheet --model {1}/m --prompts {0}/prompts.txt --seeds 0 1 --out {0}/sheet.png",
+        "evaluate --folder {0} --model {1}/m --out {0}/evaluation.json --markdown --dry-run",
+    ]
+    for line in lines:
+        assert call(line) == 0, capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "emoji32.npz", "prompts.txt", "dry-run", "sheet.png", "evaluation.json",
+    }  # fmt: skip
+    made = {p.name for p in (tmp_path / "dry-run").iterdir()}
+    assert {"samples-000002.png", "samples-000004.png"} <= made
+    model = load(tmp_path / "dry-run/m", "cpu")
+    assert [h for h, _ in model.geometry.scales] == [1, 2, 3, 8]
+    assert model.about()["summary"].startswith("Text to 32 x 32")
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(result["bits"]["per_scale"]) == 4 and result["specialisation"]["heads"] == 2
+    assert call("evaluate --folder {0} --model {1}/m --out {0}/nowhere/e.json --dry-run") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert call("transformer --folder {0}") == 2, "outside the dry run there is no tokenizer"
+
+
+def test_a_contact_sheet_has_a_cell_a_prompt_with_its_seeds_side_by_side(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, 2, 4, 4, 3), dtype=np.uint8)
+    page = np.asarray(sheet.contact_sheet(["a", "b" * 99, "c", "d", "e"], pictures, columns=3, zoom=2))
+    width, height = 2 * 9 + 2 * sheet.GAP, 8 + sheet.LINE + 2 * sheet.GAP
+    assert page.shape == (2 * height, 3 * width, 3)
+    for i in range(5):
+        x, y = i % 3 * width + sheet.GAP, i // 3 * height + sheet.GAP + sheet.LINE
+        for s in range(2):
+            assert (page[y : y + 8 : 2, x + 9 * s : x + 9 * s + 8 : 2] == pictures[i, s]).all()
+    picture = Image.fromarray(page)
+    for name in ("a.png", "a.webp"):
+        sheet.save_picture(picture, tmp_path / name)
+        with Image.open(tmp_path / name) as again:
+            assert again.size == picture.size
+    with pytest.raises(ValueError, match=r"must end in \.png"):
+        sheet.save_picture(picture, tmp_path / "a.txt")
 
 
 def test_missing_data_says_what_to_run(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from app.cards import NAMES
 from app.components import Part
 from app.workbench import Workbench
+from heatkv.specialisation import specialisation
 
 TEXT = Path(__file__).parents[1] / "about.md"
 
@@ -32,10 +34,27 @@ def facts(bench: Workbench) -> dict[str, Any]:
         ("Heads", f"{geometry.layers} layers × {geometry.heads} heads of size {geometry.head_dim}"),
         ("Full KV cache", f"{geometry.full_peak_tokens} tokens, {full / 2**20:.2f} MiB, one image"),
         ("Least budget", f"{bench.percents[0]} %: scales 1 to {bench.sink_scales} alone"),
+        *_head_rows(bench),
         ("Device", f"{model.device}, {str(model.dtype).removeprefix('torch.')}"),
         *((key.replace("_", " ").capitalize(), _plain(value)) for key, value in known.items()),
     ]
     return {"title": "What is loaded", "rows": [[name, text[:300]] for name, text in rows]}
+
+
+def _head_rows(bench: Workbench) -> list[tuple[str, str]]:
+    """How heads differ, in the words of the head cards."""
+    if bench.bundled.scores is None:
+        return []
+    found = specialisation(bench.bundled.scores, bench.sink_scales)
+    kinds = sorted(found.types.items(), key=lambda item: -item[1])
+    uneven = (
+        f"{found.little:.0%} give some droppable scale less than a quarter of an even share, {found.much:.0%} more "
+        "than twice"
+    )
+    return [
+        ("What heads do", ", ".join(f"{NAMES[kind]} {share:.0%}" for kind, share in kinds if share > 0)),
+        ("How uneven heads are", uneven),
+    ]
 
 
 def _plain(value: str | int | float) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,9 @@ STYLES = tuple(STYLE_PACKAGES)
 GROUP_PEOPLE, GROUP_COMPONENT, GROUP_SYMBOLS, GROUP_FLAGS = 1, 2, 8, 9
 # Colour words that pictures are repainted for, with their hue (0 to 1).
 HUES = {"red": 0.98, "orange": 0.07, "yellow": 0.135, "green": 0.36, "blue": 0.59, "purple": 0.76, "pink": 0.91}
+LAST_EMOJI = 16  # version of Unicode's emoji that the art goes up to
+# Many pictures that are much alike.
+VARIANT_GROUPS = (GROUP_PEOPLE, GROUP_SYMBOLS)
 HELD_OUT_EMOJI = 80
 # Shown in the sample sheets, so never held out.
 ALWAYS_TRAINED = {"red apple", "cat face", "pizza", "rocket", "sunflower", "octopus", "house", "ghost", "rainbow"}
@@ -45,10 +49,14 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures as uint8 ``[n, side, side, 3]`` on white, with what is known of each."""
+    """Pictures as uint8 ``[n, side, side, 3]`` on white, with what is known of each.
+
+    ``not_shown`` are emoji whose words count and whose pictures were left out.
+    """
 
     images: np.ndarray
     emoji: tuple[Emoji, ...]
+    not_shown: tuple[Emoji, ...] = ()
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices for training the tokenizer and of held-out emoji (all styles of an emoji together)."""
@@ -56,6 +64,10 @@ class Dataset:
         held_out = set(np.random.default_rng(0).choice(codes, HELD_OUT_EMOJI, replace=False).tolist())
         is_held_out = np.array([e.hexcode in held_out for e in self.emoji])
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+    def thinned(self, step: int) -> Dataset:
+        """Every so many pictures and all words, for a dry run."""
+        return Dataset(self.images[::step], self.emoji[::step], self.emoji)
 
 
 def download(folder: Path) -> None:
@@ -78,6 +90,10 @@ def archive_path(folder: Path, package: str) -> Path:
     return folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
 
 
+def pictures_path(folder: Path, side: int) -> Path:
+    return folder / f"emoji{side}.npz"
+
+
 def normal_hexcode(text: str) -> str:
     """Code points as the art packages name their files, without the variation selector."""
     return text.lower().replace("-fe0f", "")
@@ -94,23 +110,37 @@ def read_pictures(folder: Path, style: str, side: int) -> dict[str, np.ndarray]:
     package, prefix = STYLE_PACKAGES[style]
     pictures = {}
     with tarfile.open(archive_path(folder, package)) as archive:
-        for member in archive:
-            if member.name.startswith(prefix) and member.name.endswith((".webp", ".png")):
-                handle = archive.extractfile(member)
-                assert handle is not None
-                code = normal_hexcode(Path(member.name).stem)
+        for entry in archive:
+            if entry.name.startswith(prefix) and entry.name.endswith((".webp", ".png")):
+                code = normal_hexcode(Path(entry.name).stem)
                 if code.count("-1f3f") == 0:  # skin tones are left out; do not decode them
-                    pictures[code] = load_picture(handle.read(), side)
+                    pictures[code] = load_picture(member(archive, entry.name).read(), side)
     return pictures
 
 
+def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    handle = archive.extractfile(name)
+    assert handle is not None
+    return handle
+
+
+def read_names(folder: Path) -> list[dict[str, Any]]:
+    """Label, keywords, code points and group of every emoji but flags and components, from the names package."""
+    path = archive_path(folder, NAMES_PACKAGE)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; run `python -m heatkv.training data --folder {folder}` first")
+    with tarfile.open(path) as archive:
+        entries: list[dict[str, Any]] = json.load(member(archive, "package/en/data.json"))
+    wanted = [e for e in entries if e.get("group") not in (None, GROUP_COMPONENT, GROUP_FLAGS)]
+    return [e for e in wanted if e.get("version", 0) <= LAST_EMOJI]
+
+
 def prepare(folder: Path, side: int = 64) -> Path:
-    """Decode the packages into one ``emoji{side}.npz`` beside them and return its path."""
-    with tarfile.open(archive_path(folder, NAMES_PACKAGE)) as archive:
-        handle = archive.extractfile("package/en/data.json")
-        assert handle is not None
-        entries = json.load(handle)
-    entries = [e for e in entries if e.get("group") not in (None, GROUP_COMPONENT, GROUP_FLAGS)]
+    """Decode the packages into one ``emoji{side}.npz`` beside them and return its path.
+
+    Fluent pictures are 256 pixels wide, those of the other styles 64: larger, they are only smoother.
+    """
+    entries = read_names(folder)
     images, emoji = [], []
     for style in STYLES:
         pictures = read_pictures(folder, style, side)
@@ -120,14 +150,16 @@ def prepare(folder: Path, side: int = 64) -> Path:
                 images.append(pictures[code])
                 emoji.append([entry["label"], entry.get("tags", []), style, code, entry["group"]])
         print(f"{style}: {sum(e[2] == style for e in emoji)} pictures", flush=True)
-    path = folder / f"emoji{side}.npz"
-    np.savez(path, images=np.stack(images), emoji=np.array(json.dumps(emoji)))
+    path = pictures_path(folder, side)
+    np.savez_compressed(path, images=np.stack(images), emoji=np.array(json.dumps(emoji)))
     return path
 
 
 def load(path: Path) -> Dataset:
     if not path.exists():
-        raise FileNotFoundError(f"no data at {path}; run `python -m heatkv.training data --folder {path.parent}` first")
+        side = path.stem.removeprefix("emoji")
+        command = f"python -m heatkv.training data --folder {path.parent} --side {side}"
+        raise FileNotFoundError(f"no data at {path}; run `{command}` first")
     with np.load(path) as file:
         entries = json.loads(str(file["emoji"]))
         return Dataset(file["images"], tuple(Emoji(label, tuple(tags), *rest) for label, tags, *rest in entries))
@@ -142,22 +174,49 @@ def repainted_label(label: str, colour: str, known: frozenset[str]) -> str | Non
     return None if name in known or name == label else name
 
 
-def repaint(pictures: np.ndarray, hue: float) -> np.ndarray:
-    """Pictures uint8 ``[n, side, side, 3]`` with every colour moved to (nearly) one hue; white and black stay.
+@dataclass(frozen=True, eq=False)
+class Colours:
+    """Pictures ``[n, side, side]`` taken apart: ``turn`` is the hue of a pixel as a unit complex number (red 1)."""
 
-    A quarter of the difference to a picture's own main hue is kept, so that parts can still be told apart.
-    """
+    value: np.ndarray
+    chroma: np.ndarray
+    turn: np.ndarray
+
+    @property
+    def main(self) -> np.ndarray:
+        """Main hue of every picture, ``[n]`` in radians: the mean direction of its pixels, coloured ones counting."""
+        return np.angle((self.turn * self.chroma).sum((1, 2)))
+
+
+def colours(pictures: np.ndarray) -> Colours:
+    """Take pictures uint8 ``[n, side, side, 3]`` apart into value, chroma and hue (as in HSV)."""
     rgb = pictures.astype(np.float32) / 255
     value = rgb.max(-1)
     chroma = value - rgb.min(-1)
-    saturation = chroma / np.maximum(value, 1e-6)
     red, green, blue = np.moveaxis(rgb, -1, 0)
     safe = np.maximum(chroma, 1e-6)
     sector = np.select(
         [value == red, value == green], [(green - blue) / safe % 6, (blue - red) / safe + 2], (red - green) / safe + 4
     )
-    turn = np.exp(1j * np.pi / 3 * sector)
-    main = np.angle((turn * chroma).sum((1, 2), keepdims=True))
+    return Colours(value, chroma, np.exp(1j * np.pi / 3 * sector))
+
+
+def nearest_colour(pictures: np.ndarray) -> list[str]:
+    """The word of ``HUES`` that the main hue of every picture is nearest to."""
+    turns = np.exp(2j * np.pi * np.array(list(HUES.values())))
+    distance = np.abs(np.angle(np.exp(1j * colours(pictures).main)[:, None] / turns))
+    return [list(HUES)[i] for i in distance.argmin(1)]
+
+
+def repaint(pictures: np.ndarray, hue: float) -> np.ndarray:
+    """Pictures uint8 ``[n, side, side, 3]`` with every colour moved to (nearly) one hue; white and black stay.
+
+    A quarter of the difference to a picture's own main hue is kept, so that parts can still be told apart.
+    """
+    found = colours(pictures)
+    value, turn = found.value, found.turn
+    saturation = found.chroma / np.maximum(value, 1e-6)
+    main = found.main[:, None, None]
     new_sector = (hue + 0.25 * np.angle(turn * np.exp(-1j * main)) / (2 * np.pi)) % 1 * 6
     # Grey parts take on colour too, except near white (the page, highlights).
     saturation = np.maximum(saturation, 0.6 * np.clip(4 * (1 - value), 0, 1))

@@ -1,23 +1,20 @@
-"""Stage 3: put the trained parts together as a model folder, calibrate it, and draw its sample sheet."""
+"""Stage 3: put the trained parts together as a model folder, and calibrate it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
 from heatkv.calibration import calibrate
-from heatkv.generate import generate
-from heatkv.models.base import GenerativeModel, Sampling
+from heatkv.models.base import GenerativeModel
 from heatkv.models.infinity.model import InfinityModel, save_folder
 from heatkv.models.infinity.text import Vocabulary
 from heatkv.models.infinity.transformer import TransformerConfig
 from heatkv.training import loop, tokenizer, transformer
+from heatkv.training.sheet import SAMPLING
 
-SAMPLING = Sampling(guidance=2.0, temperature=0.5)
 EXAMPLES = ("red apple", "cat face", "rainbow", "umbrella", "panda", "cherries", "twemoji red heart", "noto bicycle")
-SUMMARY = "Text to 64 x 64 emoji in three styles; trained from scratch by this repository"
+SUMMARY = "Text to {0} x {0} emoji in three styles; trained from scratch by this repository"
 
 
 def export(folder: Path, destination: Path, name: str) -> None:
@@ -30,7 +27,7 @@ def export(folder: Path, destination: Path, name: str) -> None:
     model.load_state_dict(state["average"])
     tokenizer_state = loop.load_checkpoint(folder / "tokenizer.pt")
     facts = {
-        "summary": SUMMARY,
+        "summary": SUMMARY.format(tokenizer.side_of(autoencoder)),
         "licence": "weights MIT; see the model card for the art they derive from",
         "tokenizer_steps": tokenizer_state["step"],
         "tokenizer_psnr": tokenizer_state["history"][-1],
@@ -42,23 +39,3 @@ def export(folder: Path, destination: Path, name: str) -> None:
 
 def calibrate_bundled(model: GenerativeModel, prompts: Sequence[str], destination: Path) -> None:
     calibrate(model, prompts, seed=0).save(destination / "scores.safetensors")
-
-
-def sample_sheet(
-    model: GenerativeModel, prompts: Sequence[str], seeds: Sequence[int], path: Path, columns: int = 8, zoom: int = 2
-) -> None:
-    """A labelled contact sheet, one cell a prompt and seed."""
-    cells = []
-    for prompt in prompts:
-        for seed in seeds:
-            cells.append((prompt if seed == seeds[0] else f"(seed {seed})", generate(model, prompt, seed).pixels))
-    side = cells[0][1].shape[0] * zoom
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (side + 6), rows * (side + 20)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (label, pixels) in enumerate(cells):
-        x, y = i % columns * (side + 6), i // columns * (side + 20)
-        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (x + 3, y + 16))
-        draw.text((x + 4, y + 2), label[: side // 6], fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)

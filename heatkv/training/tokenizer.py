@@ -6,6 +6,7 @@ import copy
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +18,25 @@ from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, R
 from heatkv.scales import ScaleSchedule
 from heatkv.training import data, loop
 
-SCALES = ScaleSchedule.square(range(1, 9))
-FIRST_STEPS = tuple(0.5 * 0.85**k for k in range(len(SCALES)))
-CONFIG = AutoencoderConfig(
-    base_width=48, width_mult=(1, 2, 4), bits=16, stride=8, normalize=True, norm_groups=8, patch=2, steps=FIRST_STEPS
-)
+SCALES = tuple(range(1, 9))
 
 
 @dataclass(frozen=True)
 class TokenizerRun:
-    """Settings of a tokenizer training run; defaults are the CPU recipe."""
+    """Settings of a tokenizer training run; defaults are the CPU recipe.
 
+    ``side`` pixels of a picture are ``stride`` times the last of the ``scales`` (sides of token maps). ``base_width``
+    times ``width_mult`` are the widths of the convolutions at every resolution, after ``patch`` x ``patch`` pixels were
+    packed into one; each resolution but the last is halved, until ``stride`` is reached.
+    """
+
+    side: int = 64
+    scales: tuple[int, ...] = SCALES
+    stride: int = 8
+    bits: int = 16
+    base_width: int = 48
+    width_mult: tuple[int, ...] = (1, 2, 4)
+    patch: int = 2
     steps: int = 3000
     batch: int = 48
     learning_rate: float = 2e-3
@@ -35,6 +44,25 @@ class TokenizerRun:
     truncate: float = 0.1
     evaluate_every: int = 300
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scales[-1] * self.stride != self.side:
+            raise ValueError(
+                f"a last scale of {self.scales[-1]} and a stride of {self.stride} make pictures of "
+                f"{self.scales[-1] * self.stride} pixels, not {self.side}: set --side, --scales and --stride to agree"
+            )
+        if self.config.halvings != len(self.width_mult) - 1:
+            raise ValueError(
+                f"a stride of {self.stride} after a patch of {self.patch} is {self.config.halvings} halvings: "
+                f"--width-mult needs {self.config.halvings + 1} values"
+            )
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        return AutoencoderConfig(
+            base_width=self.base_width, width_mult=self.width_mult, bits=self.bits, stride=self.stride, normalize=True,
+            norm_groups=8, patch=self.patch, steps=tuple(0.5 * 0.85**k for k in range(len(self.scales))),
+        )  # fmt: skip
 
 
 def to_model(images: np.ndarray, device: torch.device) -> Tensor:
@@ -121,8 +149,8 @@ def channels_last(model: Autoencoder) -> Autoencoder:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def new_model(config: AutoencoderConfig = CONFIG) -> Autoencoder:
-    model = Autoencoder(SCALES, config)
+def new_model(run: TokenizerRun) -> Autoencoder:
+    model = Autoencoder(ScaleSchedule.square(run.scales), run.config)
     for module in model.modules():
         if isinstance(module, ResidualBlock):  # every block starts as the identity
             nn.init.zeros_(module.conv2.weight)
@@ -137,18 +165,39 @@ def current_config(model: Autoencoder) -> AutoencoderConfig:
     return replace(model.config, steps=tuple(round(float(s), 6) for s in steps))
 
 
-def train(dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.device) -> Path:
-    """Train (or resume from ``folder/tokenizer.pt``) and return the checkpoint's path."""
+def side_of(model: Autoencoder) -> int:
+    """Pixels of a side of its pictures."""
+    return model.quantizer.final_map[0] * model.config.stride
+
+
+def check_resumes(state: dict[str, Any], model: Autoencoder, path: Path) -> None:
+    """Raise ``ValueError`` where a checkpoint is of a model of another shape than the settings ask for."""
+    asked = {**asdict(model.config), "scales": [h for h, _ in model.quantizer.scales]}
+    found = {**state["config"], "scales": list(state.get("scales", SCALES))}
+    for name in sorted(set(asked) - {"steps"}):
+        a, b = (list(v) if isinstance(v, (list, tuple)) else v for v in (found[name], asked[name]))
+        if a != b:
+            raise ValueError(f"{path} was trained with {name} {a}, not {b}: use its settings or another folder")
+
+
+def train(
+    dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.device, stop_after: int | None = None
+) -> Path:
+    """Train (or resume from ``folder/tokenizer.pt``) and return the checkpoint's path.
+
+    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is.
+    """
     path = folder / "tokenizer.pt"
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(run.seed)
-    model = new_model().to(device)
+    model = new_model(run).to(device)
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), run.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     step = 0
     history: list[dict[str, float]] = []
     if path.exists():
         state = loop.load_checkpoint(path)
+        check_resumes(state, model, path)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -158,7 +207,8 @@ def train(dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.
     trained, _ = dataset.split()
     started, losses = time.time(), torch.zeros(2)
     first = step
-    while step < run.steps:
+    last = min(run.steps, step + stop_after) if stop_after else run.steps
+    while step < last:
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps)
@@ -187,7 +237,7 @@ def train(dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.
                 flush=True,
             )
             losses.zero_()
-        if step % run.evaluate_every == 0 or step == run.steps:
+        if step % run.evaluate_every == 0 or step == last:
             result = evaluate(average, dataset, device, folder / "tokenizer.png")
             history.append({"step": step, **result})
             steps = [round(s, 2) for s in current_config(average).steps]
@@ -198,7 +248,7 @@ def train(dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.
             loop.save_checkpoint(path, {
                 "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
                 "code_size_S": model.quantizer.code_size_S, "step": step, "history": history,
-                "config": asdict(current_config(model)), "run": asdict(run),
+                "config": asdict(current_config(model)), "scales": list(run.scales), "run": asdict(run),
             })  # fmt: skip
     return path
 
@@ -208,6 +258,6 @@ def load_trained(path: Path) -> Autoencoder:
     state = loop.load_checkpoint(path)
     config = state["config"]
     config = AutoencoderConfig(**{**config, "width_mult": tuple(config["width_mult"]), "steps": tuple(config["steps"])})
-    model = Autoencoder(SCALES, config)
+    model = Autoencoder(ScaleSchedule.square(state.get("scales", SCALES)), config)
     model.load_state_dict(state["average"])
     return channels_last(model.eval().requires_grad_(False))

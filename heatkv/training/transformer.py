@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from heatkv.cache import KVCache
 from heatkv.models.infinity.autoencoder import Autoencoder, BitQuantizer
+from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import Vocabulary, WordEncoder, split_words
 from heatkv.models.infinity.transformer import InfinityTransformer, SelfAttention, TextFeatures, TransformerConfig
 from heatkv.scales import ScaleSchedule
-from heatkv.training import data, loop, tokenizer
+from heatkv.training import data, loop, sheet, tokenizer
 
 MAX_WORDS = 16
-VARIANT_GROUPS = (data.GROUP_PEOPLE, data.GROUP_SYMBOLS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class TransformerRun:
     ``fluent_weight`` is how often a fluent picture is drawn for one of another style, ``variant_weight``
     how often one of people or signs (many, and much alike) for one of anything else. A share ``repaint``
     of the fluent pictures comes in another colour, with its word in the prompt. ``compile`` compiles the
-    blocks (a minute or two at the start; needs a C++ compiler on CPU).
+    blocks (a minute or two at the start; needs a C++ compiler on CPU). At every evaluation ``samples``
+    images are drawn into ``samples-STEP.png``.
     """
 
     steps: int = 5000
@@ -57,6 +58,7 @@ class TransformerRun:
     width: int = 256
     heads: int = 8
     evaluate_every: int = 500
+    samples: int = 8
     seed: int = 0
 
 
@@ -107,7 +109,7 @@ class TextToBits(nn.Module):
 
 
 def make_vocabulary(dataset: data.Dataset) -> Vocabulary:
-    words = {w for e in dataset.emoji for text in (e.label, *e.tags) for w in split_words(text)}
+    words = {w for e in (*dataset.emoji, *dataset.not_shown) for text in (e.label, *e.tags) for w in split_words(text)}
     return Vocabulary(tuple(sorted(words | set(data.STYLES))))
 
 
@@ -192,18 +194,19 @@ def encode_all(autoencoder: Autoencoder, images: np.ndarray, device: torch.devic
     return torch.cat(latents).contiguous()
 
 
-def repaintings(dataset: data.Dataset) -> list[tuple[int, str, str]]:
-    """Every (picture, colour, new name) a fluent picture may be repainted to.
+def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int, str, str]]:
+    """Every (picture, colour, new name) a fluent picture may be repainted to in training.
 
-    One in ten is held out, to see whether colour words compose (``is_held_out_repainting``).
+    One in ten is held out, to see whether colour words compose (``is_held_out_repainting``); ``held_out``
+    lists those instead.
     """
     known = frozenset(e.label for e in dataset.emoji)
     return [
         (i, colour, name)
         for i, e in enumerate(dataset.emoji)
-        if e.style == "fluent" and e.group not in VARIANT_GROUPS
+        if e.style == "fluent" and e.group not in data.VARIANT_GROUPS
         for colour in data.HUES
-        if (name := data.repainted_label(e.label, colour, known)) and not is_held_out_repainting(name)
+        if (name := data.repainted_label(e.label, colour, known)) and is_held_out_repainting(name) == held_out
     ]
 
 
@@ -224,7 +227,8 @@ def is_held_out_repainting(name: str) -> bool:
 
 def draw_weights(dataset: data.Dataset, run: TransformerRun) -> Tensor:
     weights = [
-        (run.fluent_weight if e.style == "fluent" else 1.0) * (run.variant_weight if e.group in VARIANT_GROUPS else 1.0)
+        (run.fluent_weight if e.style == "fluent" else 1.0)
+        * (run.variant_weight if e.group in data.VARIANT_GROUPS else 1.0)
         for e in dataset.emoji
     ]
     return torch.tensor(weights)
@@ -279,6 +283,14 @@ def new_model(dataset: data.Dataset, scales: ScaleSchedule, bits: int, run: Tran
         nn.init.normal_(model.transformer.word_embed.weight, std=0.5)
         nn.init.normal_(model.text.embedding.weight, std=0.2)
     return model
+
+
+def draw_samples(average: TextToBits, autoencoder: Autoencoder, dataset: data.Dataset, count: int, path: Path) -> None:
+    """A small contact sheet of the same names every time, spread over the groups of things."""
+    labels = [e.label for e in dataset.emoji if e.style == "fluent" and e.group not in data.VARIANT_GROUPS]
+    labels = labels[:: max(1, len(labels) // count)][:count]
+    model = InfinityModel("training", average.text, average.transformer, autoencoder, sheet.SAMPLING)
+    sheet.sample_sheet(model, labels, [0], path, zoom=1)
 
 
 def train(
@@ -370,4 +382,6 @@ def train(
                 "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words),
                 "run": asdict(run),
             })  # fmt: skip
+            if run.samples:
+                draw_samples(average, autoencoder, dataset, run.samples, folder / f"samples-{step:06d}.png")
     return path

@@ -19,6 +19,7 @@ from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from heatkv.models.infinity.sampling import Guidance, generate_scales
 from heatkv.models.infinity.text import TextEncoder, Vocabulary, WordEncoder
 from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
+from heatkv.models.infinity.words import Synonyms
 from heatkv.models.offload import Stages
 from heatkv.scales import Geometry, ScaleSchedule
 
@@ -87,6 +88,7 @@ class InfinityModel:
 
 
 FORMAT, VERSION = "heatkv-model", 1
+SYNONYMS = "synonyms.json"
 
 
 def save_folder(model: InfinityModel, folder: Path) -> None:
@@ -135,6 +137,8 @@ def load_folder(folder: Path, config: dict[str, Any], device: torch.device, dtyp
         examples=tuple(config["examples"]),
         facts=config["facts"],
     )
+    if (folder / SYNONYMS).exists():
+        model.text.synonyms = Synonyms.load(folder / SYNONYMS)
     state = load_state(folder)
     for part in ("text", "transformer", "autoencoder"):
         prefix = f"{part}."

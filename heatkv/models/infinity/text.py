@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from heatkv.models.infinity.transformer import TextFeatures
+from heatkv.models.infinity.words import ARTICLES, Synonyms, Vocabulary, split_words
 from heatkv.models.prompts import PromptError, check_prompt
 
 __all__ = ["PromptError", "TextEncoder", "Vocabulary", "WordEncoder", "check_prompt", "split_words"]
@@ -33,35 +31,13 @@ class TextEncoder(Protocol):
         ...
 
 
-def split_words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower().replace("’", "").replace("'", ""))
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The words a ``WordEncoder`` knows; a word's id is its position (0 is padding)."""
-
-    words: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_ids", {word: i + 1 for i, word in enumerate(self.words)})
-
-    def id(self, word: str) -> int | None:
-        """Id of a word, tolerating a plural s."""
-        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
-        return ids.get(word) or (ids.get(word[:-1]) if word.endswith("s") else None) or ids.get(word + "s")
-
-    def suggest(self, word: str) -> str:
-        close = difflib.get_close_matches(word, self.words, n=1, cutoff=0.7)
-        return f"`{word}` (did you mean `{close[0]}`?)" if close else f"`{word}`"
-
-
 class WordEncoder(nn.Module):
     """The bundled model's text encoder: word embeddings, positions and one transformer layer."""
 
     def __init__(self, vocabulary: Vocabulary, width: int, max_words: int, heads: int = 4) -> None:
         super().__init__()
         self.vocabulary = vocabulary
+        self.synonyms = Synonyms()
         self.max_words = max_words
         self.embedding = nn.Embedding(len(vocabulary.words) + 1, width, padding_idx=0)
         self.position = nn.Parameter(torch.randn(max_words, width) * 0.02)
@@ -70,19 +46,24 @@ class WordEncoder(nn.Module):
 
     def known_and_unknown(self, prompt: str) -> tuple[list[int], list[str]]:
         """Ids of the words the encoder knows (cut to ``max_words``) and the words it does not know."""
-        words = split_words(prompt)
+        words = self.synonyms.read(split_words(prompt), self.vocabulary)
         ids = [self.vocabulary.id(word) for word in words]
         unknown = [word for word, i in zip(words, ids, strict=True) if i is None]
         return [i for i in ids if i is not None][: self.max_words], unknown
 
     def check(self, prompt: str) -> str | None:
-        """A note about unknown words, or None. Raises ``PromptError`` where nothing of the prompt is known."""
+        """A note on what is read otherwise or left out, or None. Raises ``PromptError`` where nothing is known."""
         ids, unknown = self.known_and_unknown(check_prompt(prompt))
         named = ", ".join(self.vocabulary.suggest(word) for word in unknown[:8])
         if not ids:
             what = f"does not know {named}" if unknown else "found no words in the prompt"
             raise PromptError(f"the model {what}; it knows {len(self.vocabulary.words)} words, for example `red apple`")
-        return f"words the model does not know, left out: {named}" if unknown else None
+        said = split_words(prompt)
+        read = self.synonyms.read(said, self.vocabulary)
+        plain, changed = ([word for word in words if word not in ARTICLES] for words in (said, read))
+        notes = [f"read as `{' '.join(read)}`"] if plain != changed else []
+        notes += [f"words the model does not know, left out: {named}"] if unknown else []
+        return "; ".join(notes) or None
 
     def forward(self, ids_BN: Tensor) -> TextFeatures:
         """Features of padded word ids (0 = padding; every row needs one word or more)."""
