@@ -31,7 +31,7 @@ BUNDLED = ASSETS / "models"
 
 __all__ = [
     "CheckpointError", "GenerativeModel", "NotEnoughMemory", "Preset", "Sampling", "bundled_scores", "download",
-    "find_folder", "find_geometry", "list_models", "load", "random_init", "seeded_noise",
+    "find_folder", "find_geometry", "is_bundled", "list_models", "load", "random_init", "seeded_noise",
 ]  # fmt: skip
 
 # Family -> how its published files become a model. A further family is one more line.
@@ -155,6 +155,11 @@ def available_files(preset: Preset, files: Files) -> Path:
             f"`plan --orders FILE --model {preset.id}`"
         )
     return files.transformer
+
+
+def is_bundled(name_or_path: str | Path) -> bool:
+    """Whether a name or path stands for a model in this program's own format, not for a published one."""
+    return bundled_folder(name_or_path) is not None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
