@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app.components import Part
-from app.inputs import InputError, read_percent, read_policy, read_prompt, read_seed
+from app.inputs import InputError, read_percent, read_policy, read_seed
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
 from app.pictures import data_url, file_name, png
 from app.prompts import prompt_field
@@ -110,7 +110,7 @@ class CompareTab:
         try:
             text, number = self.bench.read_prompt(prompt), read_seed(seed)
             schedule = self.schedule(percent, policy, calibration, uploaded)
-            note = self.bench.model.check_prompt(read_prompt(prompt))  # as it was written: a name may be ambiguous
+            note = self.bench.model.check_prompt(str(prompt))  # as it was written: a name may be ambiguous
         except Exception as error:
             yield *keep, notice(problem(error), "error"), gr.skip(), *idle, gr.skip()
             return
