@@ -51,9 +51,7 @@ class CalibrateTab:
                         "Use a scores or orders file …", file_types=[".safetensors", ".json"], size="sm", min_width=140,
                         elem_id="upload-scores",
                     )  # fmt: skip
-                    self.reset = gr.Button(
-                        "Back to the bundled one", size="sm", min_width=140, elem_id="calibrate-reset"
-                    )
+                    self.reset = gr.Button("Back to the first one", size="sm", min_width=140, elem_id="calibrate-reset")
                 gr.Markdown(
                     "Scores (safetensors) hold attention shares for every head and pair of scales; orders (JSON, the "
                     "format of the published head orders) only rank the heads of every scale.",
