@@ -7,7 +7,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heatkv.models.base import GenerativeModel
+    from heatkv.scores import HeadScores
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
@@ -21,17 +25,48 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
     from app.demo import create_demo, launch_options
-    from heatkv.models import bundled_scores, find_folder, load
+    from heatkv.models import find_folder, is_bundled, load
+    from heatkv.scores import HeadScores
 
     try:
         folder = find_folder(options.model)
-        model, scores = load(options.model), bundled_scores(options.model)
+        label = "bundled calibration"
+        scores = own_scores(folder)
+        if options.scores:
+            scores, label = HeadScores.load(options.scores), f"scores of {options.scores.name}"
+        model = load(options.model)
+        if scores is None:
+            scores, label = calibrated(model), "calibration on the model's examples"
         scores.check_matches(model.geometry)
     except ValueError as error:
         print(f"python -m app: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    demo = create_demo(model, scores, read_references(folder / "comparison.json"), read_prompts())
+    prompts = read_prompts() if is_bundled(options.model) else []
+    demo = create_demo(model, scores, read_references(folder / "comparison.json"), prompts, label)
     demo.launch(server_name=options.host, server_port=options.port, **launch_options())
+
+
+def own_scores(folder: Path) -> HeadScores | None:
+    """The calibration in a model's folder, if there is one."""
+    from heatkv.scores import HeadScores
+
+    path = folder / "scores.safetensors"
+    return HeadScores.load(path) if path.is_file() else None
+
+
+def calibrated(model: GenerativeModel) -> HeadScores:
+    """A calibration on the model's own examples, for a model that comes without one."""
+    from heatkv.calibration import calibrate_steps
+
+    prompts = model.examples
+    if not prompts:
+        raise ValueError(f"{model.id} has no calibration and no examples to make one from; pass --scores FILE")
+    print(f"{model.id} has no calibration beside it (--scores FILE gives one): calibrating on its examples")
+    scores = None
+    for scores in calibrate_steps(model, prompts):
+        print(f"calibrated {scores.count} of {len(prompts)}", flush=True)
+    assert scores is not None
+    return scores
 
 
 def read_references(path: Path) -> dict[str, Any]:
@@ -55,6 +90,9 @@ def read_prompts(path: Path = ROOT / "assets" / "prompts" / "calibration.txt") -
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app", description="HeatKV Explorer in the browser.")
     parser.add_argument("--model", default="pocket", help="a bundled model or a model folder (default: pocket)")
+    parser.add_argument(
+        "--scores", type=Path, help="calibration to open with (default: the model's own, or one made on its examples)"
+    )
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space says where to listen
     parser.add_argument("--host", default=host, help=f"address to listen on (default: {host})")
     parser.add_argument("--port", type=int, default=None, help="port (default: 7860, or the next free one)")

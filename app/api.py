@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.inputs import MAX_PROMPTS, InputError, read_policy, read_prompt, read_prompts, read_seed
+from app.inputs import MAX_PROMPTS, InputError, read_policy, read_seed
 from app.page import MODEL_JOB, problem
 from app.pictures import png
 from app.report import scorecard
@@ -51,7 +51,7 @@ class Api:
         """Draw one image with the full cache and one under a budget, scale by scale.
 
         Parameters:
-            prompt: What to draw.
+            prompt: What to draw; of a class-conditional model a class, by name or number.
             seed: Seed of the sampling noise, which both images share.
             budget: Peak cached tokens as a share of the full cache's peak.
             policy: Name of a static policy.
@@ -59,7 +59,7 @@ class Api:
             After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics and bytes.
         """
         try:
-            text, number, schedule = read_prompt(prompt), read_seed(seed), self._plan(budget, policy)
+            text, number, schedule = self.bench.read_prompt(prompt), read_seed(seed), self._plan(budget, policy)
             of = len(self.bench.geometry.scales)
             for step in self.bench.compare(text, number, schedule):
                 at: dict[str, Any] = {"scale": step.less_event.scale + 1, "of": of}
@@ -88,7 +88,7 @@ class Api:
         try:
             if not isinstance(prompts, list) or not 1 <= len(prompts) <= MAX_PROMPTS:
                 raise InputError(f"Pass a list of 1 to {MAX_PROMPTS} prompts.")
-            chosen = read_prompts("\n".join(read_prompt(prompt) for prompt in prompts), len(prompts))
+            chosen = [self.bench.read_prompt(prompt) for prompt in prompts]
             for scores in self.bench.calibrate(chosen, read_seed(seed)):
                 at: dict[str, Any] = {"prompts": scores.count, "of": len(chosen)}
                 if scores.count == len(chosen):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from app.components import Part
 from app.inputs import read_link
 from app.page import PRIVATE, Page, notice
 from app.tabs import about
+from app.tabs.budgets import BudgetsTab
 from app.tabs.calibrate import CalibrateTab
 from app.tabs.compare import CompareTab
 from app.tabs.heads import HeadsTab
@@ -40,6 +42,7 @@ def create_demo(
     scores: HeadScores,
     references: Mapping[str, Any] | None = None,
     prompts: Sequence[str] = (),
+    label: str = "bundled calibration",
 ) -> gr.Blocks:
     """The app for a loaded model.
 
@@ -51,8 +54,10 @@ def create_demo(
         Metrics that give a comparison a meaning, see `app.report`; left out where absent.
     prompts
         Prompts that the calibration tab suggests; default: the model's examples.
+    label
+        Where the calibration is from, in words.
     """
-    bench = Workbench(model, scores, references, prompts)
+    bench = Workbench(model, scores, references, prompts, label)
     return _Demo(bench).build()
 
 
@@ -89,6 +94,7 @@ class _Demo:
         self.heads = HeadsTab(bench)
         self.compare = CompareTab(bench)
         self.calibrate = CalibrateTab(bench)
+        self.budgets = BudgetsTab()
         self.start_percent = max(DEFAULT_PERCENT, bench.percents[0])
         self.start_policy = next(iter(bench.policies()))
         self.start_head = self.tour.showcase()
@@ -150,6 +156,7 @@ class _Demo:
                 ("heads", "Heads", lambda: self.heads.build(page)),
                 ("compare", "Compare", lambda: self.compare.build(page)),
                 ("calibrate", "Calibrate", lambda: self.calibrate.build(page)),
+                ("budgets", "Budgets", self.budgets.build),
                 ("about", "About", lambda: about.build(bench)),
             ):
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}", render_children=True) as tab:
@@ -172,6 +179,7 @@ class _Demo:
         self.heads.show_after(self.heads_chosen, page)  # the prompt may be another one by now
         self.compare.wire(page, lambda event: self.refresh_after(event.then, page))
         self.calibrate.wire(page, lambda event: self.heads.show_after(self.refresh_after(event.then, page), page))
+        self.budgets.wire()
         self.tour.wire(page, lambda event: self.heads.show_after(event, page))
         removed = self.remove.click(lambda: None, None, page.uploaded, queue=False, **PRIVATE)
         self.refresh_after(removed.then, page)
@@ -189,7 +197,7 @@ class _Demo:
 
     def table(self, calibration: Calibration | None, policy: str, uploaded: Schedule | None) -> dict[str, Any]:
         """The value of the ``knobs`` part."""
-        examples = self.bench.model.examples
+        examples = self.bench.examples
         layer, head = self.start_head
         defaults = {
             "budget": self.start_percent,
@@ -223,9 +231,13 @@ class _Demo:
         """Set the controls as the address says."""
         link = read_link(dict(request.query_params), self.bench.geometry, self.bench.percents, len(STEPS))
         percent, policy, tab = link.percent, link.policy, link.tab
+        prompt = link.prompt
+        if prompt is not None and self.bench.classes is not None:
+            with suppress(ValueError):
+                prompt = self.bench.read_prompt(prompt)
         head = link.head or self.start_head
         bar = gr.skip()
-        chosen = [gr.skip() if value is None else value for value in (percent, policy, link.prompt, link.seed)]
+        chosen = [gr.skip() if value is None else value for value in (percent, policy, prompt, link.seed)]
         tabs = gr.skip() if tab is None else gr.update(selected=tab)
         if link.tour is not None:
             chosen[0], chosen[1], tabs, head = self.tour.settings(link.tour)

@@ -16,7 +16,7 @@ MAX_PROMPT = 1000
 MAX_PROMPTS = 64
 MAX_PROMPTS_TEXT = 20_000
 MAX_SEED = 2**32 - 1
-TABS = ("tour", "heads", "compare", "calibrate", "about")
+TABS = ("tour", "heads", "compare", "calibrate", "budgets", "about")
 
 
 class InputError(ValueError):
@@ -64,6 +64,13 @@ def read_percent(value: Any, percents: Sequence[float]) -> float:
             f"The budget is {shown(value)}; choose {percents[0]:g} % to 100 % (below that not even the sinks fit)."
         )
     return max(percent for percent in percents if percent <= number + 1e-9)
+
+
+def read_batch(value: Any, most: int) -> int:
+    batch = _whole(value)
+    if batch is None or not 1 <= batch <= most:
+        raise InputError(f"The number of images is {shown(value)}; choose 1 to {most}.")
+    return batch
 
 
 def read_policy(value: Any, allowed: Collection[str]) -> str:

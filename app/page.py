@@ -29,7 +29,7 @@ class Page:
     calibration: gr.State  # Calibration of this session, or None for the bundled one
     uploaded: gr.State  # Schedule to use instead of a plan, or None
     head: gr.State  # (layer, head) in view
-    prompt: gr.Textbox | None = None
+    prompt: gr.Textbox | gr.Dropdown | None = None
     seed: gr.Number | None = None
 
 

@@ -46,6 +46,7 @@ def scorecard(full: Generation, less: Generation, geometry: Geometry, references
         "ladder": sorted(ladder, key=lambda rung: -rung["psnr"]),
         "bits": agreement,
         **this,
+        "bits_title": "Bits that agree" if bitwise else "Tokens that agree",
         "bits_floor": 0.5 if bitwise else 0.0,
         "bits_note": "in percent; the bars start at 50, which is chance" if bitwise else "in percent",
         "cost": [

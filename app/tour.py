@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what it says, what it points at, and the controls that it sets (None: left alone)."""
+    """One step: what it says, what it points at, and the controls that it sets (None: left alone).
+
+    In ``text``, ``{prompts}`` stands for what the model is asked for: prompts or classes.
+    """
 
     title: str
     text: str
@@ -56,8 +59,8 @@ STEPS = (
     ),
     Step(
         "Where the ranking comes from.",
-        "Calibration: generate a few prompts and add up where every head looks. Try prompts of your own; the map "
-        "changes for you alone, and a few prompts are enough.",
+        "Calibration: generate a few {prompts} and add up where every head looks. Try {prompts} of your own; the map "
+        "changes for you alone, and a few {prompts} are enough.",
         "calibrate", "#calibrate-start",
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,11 +19,13 @@ import numpy.typing as npt
 
 import heatkv
 from app.gpu import gpu
+from app.inputs import MAX_PROMPTS, InputError, read_prompt, read_prompts
 from heatkv import explore
 from heatkv.cache import ScheduleCache, full_cache
 from heatkv.calibration import calibrate_steps
 from heatkv.generate import Generation, ScaleEvent, collect, full_bytes, generate_events
 from heatkv.models.base import GenerativeModel
+from heatkv.models.var.classes import Classes
 from heatkv.policies import REGISTRY
 from heatkv.policies.base import Policy
 from heatkv.probe import MAX_ENTRIES, ProbeCache
@@ -82,12 +84,15 @@ class Workbench:
         scores: HeadScores,
         references: Mapping[str, Any] | None = None,
         prompts: Sequence[str] = (),
+        label: str = "bundled calibration",
     ) -> None:
         self.model = model
         self.geometry = model.geometry
-        self.bundled = Calibration("bundled calibration", scores)
+        self.classes: Classes | None = getattr(model, "classes", None)  # of a class-conditional model
+        self.bundled = Calibration(label, scores)
         self.references = references or {}
-        self.prompts = tuple(prompts) or model.examples
+        self.examples = self._usable(model.examples)
+        self.prompts = self._usable(prompts) or self.examples
         self.sink_scales = min(SINK_SCALES, len(self.geometry.scales) - 1)
         self.percents = explore.budget_percents(self.geometry.scales, self.sink_scales)
         self._lock = threading.Lock()
@@ -95,6 +100,47 @@ class Workbench:
         self._compare = gpu(self._compare_steps, 120)
         self._probe = gpu(self._probe_steps, 60)
         self._calibrate = gpu(self._calibrate_steps, 120)
+
+    # --- prompts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def noun(self) -> str:
+        """What the model is asked for."""
+        return "prompt" if self.classes is None else "class"
+
+    @property
+    def nouns(self) -> str:
+        return "prompts" if self.classes is None else "classes"
+
+    def read_prompt(self, value: Any) -> str:
+        """A prompt; of a class-conditional model a class by number or name, as its title. Raises ``ValueError``."""
+        if self.classes is None:
+            return read_prompt(value)
+        if value is None or not str(value).strip():
+            raise InputError("No class is chosen: pick one, or write its name or number.")
+        return self.classes.title(self.classes.read(read_prompt(str(value) if type(value) is int else value))[0])
+
+    def read_prompts(self, value: Any, count: Any) -> list[str]:
+        """Prompts, one a line, or a list of classes. Raises ``ValueError``."""
+        if self.classes is None:
+            return read_prompts(value, count)
+        if not isinstance(value, list) or not value:
+            raise InputError("No classes are chosen: pick one or more.")
+        if len(value) > MAX_PROMPTS:
+            raise InputError(f"These are {len(value)} classes; choose {MAX_PROMPTS} at most.")
+        return [self.read_prompt(one) for one in value]
+
+    def _usable(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """Suggested prompts; of a class-conditional model those that are classes, as titles."""
+        if self.classes is None:
+            return tuple(prompts)
+        titles = []
+        for prompt in prompts:
+            with suppress(ValueError):
+                titles.append(self.read_prompt(prompt))
+        return tuple(titles)
+
+    # --- the lock --------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -160,11 +160,15 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.calibration import calibrate_steps
-    from heatkv.models import ASSETS
+    from heatkv.models import ASSETS, is_bundled
 
     out = check_writable(arguments.out)
-    prompts = read_prompts(arguments.prompts or ASSETS / "prompts" / "calibration.txt")
+    path = arguments.prompts
+    if path is None and is_bundled(arguments.model):
+        path = ASSETS / "prompts" / "calibration.txt"
+    prompts = read_prompts(path) if path else []
     model = load_model(arguments)
+    prompts = prompts or list(model.examples)
     started = time.perf_counter()
     scores = None
     for scores in calibrate_steps(model, prompts, arguments.seed, batch=arguments.batch):
@@ -298,7 +302,11 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--out", type=Path, required=True, help="PNG file to write")
 
     sub = command("calibrate", cmd_calibrate, "measure where every head looks")
-    sub.add_argument("--prompts", type=Path, help="text file, one prompt a line (default: the bundled ones)")
+    sub.add_argument(
+        "--prompts",
+        type=Path,
+        help="text file, one prompt a line (default: the bundled ones, or a published model's examples)",
+    )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch", type=int, default=1, help="prompts at a time")
     sub.add_argument("--out", type=Path, required=True, help="scores file to write (safetensors)")

@@ -215,7 +215,7 @@ def rank_share(orders_SN: npt.NDArray[np.integer], geometry: Geometry, sink_scal
 
 
 def cells_json(looked: Looks | None, rank_LHS: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
-    """Scores of the cells and types of the heads for a browser, from a calibration or from ranks."""
+    """Scores of the cells and types of the heads for a browser, from a calibration, from ranks, or from neither."""
     if looked is not None:
         return {
             "kind": "share",
@@ -224,8 +224,8 @@ def cells_json(looked: Looks | None, rank_LHS: npt.NDArray[np.float64] | None = 
             "types": packed(looked.type_LH, "u1"),
             "typeNames": list(TYPES),
         }
-    assert rank_LHS is not None
-    return {"kind": "rank", "cells": packed(np.rint(rank_LHS * 65535), "u2"), "even": [], "types": "", "typeNames": []}
+    kind, cells = ("none", "") if rank_LHS is None else ("rank", packed(np.rint(rank_LHS * 65535), "u2"))
+    return {"kind": kind, "cells": cells, "even": [], "types": "", "typeNames": []}
 
 
 # --- what the positions of an image read ------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 /* The two-level head map: all layers, then the heads of one layer; and the memory that the kept cells take.
  *
- * Draws from window.heatkv alone. Triggers 'open' with {layer, head} when a head is chosen. value: {layer, head}, the
+ * Draws from the store of its tab alone. Triggers 'open' with {layer, head} when a head is chosen. value: {layer, head}, the
  * head that Python has opened.
  */
-const heatkv = window.heatkv;
+const heatkv = window.heatkvOf(element);
 const find = (path) => element.querySelector(path);
 const overview = find('.overview .field');
 const detail = find('.detail .field');
@@ -23,6 +23,7 @@ const shade = (p, at) => (at < 0 ? mix(p.mid, p.low, Math.min(1, -at)) : mix(p.m
 const score = (l, h, s) => heatkv.table.cells[(l * heatkv.table.heads + h) * heatkv.table.cached + s] / 65535;
 function level(l, h, s) {
   const t = heatkv.table;
+  if (t.kind === 'none') return 0;
   if (t.kind === 'rank') return 2 * score(l, h, s) - 1;
   return Math.log2(Math.max(score(l, h, s), 1e-6) / t.even[s]) / OCTAVES;
 }
@@ -137,8 +138,8 @@ function drawCursor() {
 function say(layer, head, scale) {
   const t = heatkv.table;
   const name = `Layer ${layer + 1}, head ${head + 1}, scale ${scale + 1} (${t.sizes[scale].join('×')}): `;
-  const value = score(layer, head, scale);
-  const reads = t.kind === 'rank'
+  const value = t.kind === 'none' ? 0 : score(layer, head, scale);
+  const reads = t.kind === 'none' ? '' : t.kind === 'rank'
     ? scale < t.sinkScales ? '' : `ranked ${Math.round(100 * value)} of 100 for this scale. `
     : `${(100 * value).toFixed(1)} % of its later attention, ${(value / t.even[scale]).toFixed(value < 2 * t.even[scale] ? 2 : 1)} times the even share. `;
   const from = heatkv.keptFrom(layer, head, scale);
@@ -149,12 +150,14 @@ function say(layer, head, scale) {
 
 function drawMemory() {
   const t = heatkv.table;
-  const { held, full, peak, fullPeak } = heatkv.memory();
+  const { held, full, peak, fullPeak, paperFactor } = heatkv.memory();
+  const highest = fullPeak * Math.max(1, paperFactor);
+  const show = paperFactor ? heatkv.showMib : heatkv.showBytes;
   const svg = find('.memory svg');
   const width = Math.max(240, svg.clientWidth);
-  const [left, right, top, bottom] = [58, 8, 8, 128];
+  const [left, right, top, bottom] = [paperFactor ? 74 : 58, 8, 8, 128];
   const x = (k) => left + ((width - left - right) * k) / Math.max(1, full.length - 1);
-  const y = (v) => bottom - ((bottom - top) * v) / fullPeak;
+  const y = (v) => bottom - ((bottom - top) * v) / highest;
   const node = (name, attributes, text) => {
     const made = document.createElementNS('http://www.w3.org/2000/svg', name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -164,16 +167,22 @@ function drawMemory() {
   const path = (values) => values.map((v, k) => `${k ? 'L' : 'M'}${x(k).toFixed(1)} ${y(v).toFixed(1)}`).join('');
   const parts = [];
   for (const share of [0, 0.5, 1]) {
-    parts.push(node('line', { class: 'grid', x1: left, x2: width - right, y1: y(share * fullPeak), y2: y(share * fullPeak) }));
-    parts.push(node('text', { x: left - 6, y: y(share * fullPeak) + 4, 'text-anchor': 'end' }, share ? heatkv.showBytes(share * fullPeak) : '0'));
+    parts.push(node('line', { class: 'grid', x1: left, x2: width - right, y1: y(share * highest), y2: y(share * highest) }));
+    parts.push(node('text', { x: left - 6, y: y(share * highest) + 4, 'text-anchor': 'end' }, share ? show(share * highest, highest) : '0'));
   }
   full.forEach((_, k) => parts.push(node('text', { x: x(k), y: bottom + 16, 'text-anchor': 'middle' }, k + 1)));
   parts.push(node('path', { class: 'area', d: `${path(held)}L${x(held.length - 1)} ${bottom}L${left} ${bottom}Z` }));
   parts.push(node('path', { class: 'full', d: path(full) }), node('path', { class: 'kept', d: path(held) }));
+  if (paperFactor) {
+    for (const [kind, values] of [['full', full], ['kept', held]]) parts.push(node('path', { class: `paper ${kind}`, d: path(values.map((v) => v * paperFactor)) }));
+  }
   held.forEach((v, k) => parts.push(node('circle', { cx: x(k), cy: y(v), r: 3 })));
   svg.setAttribute('viewBox', `0 0 ${width} 150`);
   svg.replaceChildren(...parts);
-  const figure = `at most ${heatkv.showPart(peak, fullPeak)}`;
+  const figure = paperFactor
+    ? `at most ${heatkv.showMib(peak, fullPeak)}; as the papers count ${heatkv.showMib(peak * paperFactor, fullPeak)}`
+    : `at most ${heatkv.showPart(peak, fullPeak)}`;
+  find('.keys .paper-key').hidden = !paperFactor;
   find('.figure').textContent = figure;
   svg.setAttribute('aria-label', `KV cache while scales 1 to ${t.sizes.length} are drawn: ${figure}`);
 }
@@ -183,6 +192,7 @@ function drawLegend() {
   const pen = find('.legend canvas').getContext('2d');
   for (const i of range(160)) { pen.fillStyle = css(shade(p, i / 79.5 - 1)); pen.fillRect(i, 0, 1, 1); }
   const rank = heatkv.table.kind === 'rank';
+  find('.legend .scale').hidden = heatkv.table.kind === 'none';
   find('.less').textContent = rank ? 'first to go' : 'read ¼ of even';
   find('.more').textContent = rank ? 'last to go' : '4 × even';
 }

@@ -43,6 +43,7 @@ function show() {
   find('.close').hidden = value.ladder.length < 2;
   ladder(value.ladder);
   bits(value.bits, value.bits_floor);
+  find('.bits-title').textContent = value.bits_title;
   find('.bits-note').textContent = value.bits_note;
   find('.cost-note').textContent = value.cost_note;
   find('.cost thead').replaceChildren(row('th', ['', 'full cache', 'compressed', '']));

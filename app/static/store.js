@@ -1,9 +1,10 @@
 /* What the parts of the page share, in one place: the table of budgets, the budget, the head in view and the address.
+ * There are two: `window.heatkv` for the loaded model, and `window.heatkvPublished` for what the Budgets tab looks at.
  *
  * Python sends the table once (knobs.js hands it over). From then on the slider calls `heatkv.set('budget', 35)` and
  * every part that draws hears of it; no request is made. Text from outside only ever reaches `textContent`.
  */
-window.heatkv = (() => {
+window.heatkvStore = () => {
   const bus = new EventTarget();
   const address = { budget: null, policy: null, prompt: null, seed: null, tab: null, head: null, tour: null };
   let defaults = {};
@@ -95,6 +96,7 @@ window.heatkv = (() => {
       full: table.fullResident.map((n) => n * table.bytesPerToken),
       peak: Math.max(...held) * table.bytesPerToken,
       fullPeak: Math.max(...table.fullResident) * table.bytesPerToken,
+      paperFactor: (table.paperBytesPerToken || 0) / table.bytesPerToken, // 0: not asked for
     };
   }
 
@@ -137,8 +139,12 @@ window.heatkv = (() => {
     emit('cell');
   }
 
+  /** Bytes in MiB, the unit of the papers' tables, with a decimal where `whole` is small. */
+  const mib = (count, whole = count) => (count / 2 ** 20).toFixed(whole < 100 * 2 ** 20 ? 1 : 0);
+  const showMib = (count, whole = count) => `${mib(count, whole)} MiB`;
+
   return {
-    bus, emit, follow, load, set, step, kept, keptFrom, resident, memory, showBytes, showPart, look, link, unpack, clamp,
+    bus, mib, showMib, emit, follow, load, set, step, kept, keptFrom, resident, memory, showBytes, showPart, look, link, unpack, clamp,
     get table() { return table; },
     get budget() { return fixed ? table.percents[0] : budget; },
     get fixed() { return fixed; },
@@ -151,4 +157,8 @@ window.heatkv = (() => {
       return range(table.layers).map((l) => range(table.heads).map((h) => range(table.cached).map((s) => kept(l, h, s))));
     },
   };
-})();
+};
+window.heatkv = window.heatkvStore();
+window.heatkvPublished = window.heatkvStore();
+/** The store that a part draws from: that of the tab it stands in. */
+window.heatkvOf = (element) => (element.closest('#tab-budgets') ? window.heatkvPublished : window.heatkv);

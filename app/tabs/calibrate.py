@@ -11,8 +11,9 @@ import gradio as gr
 
 from app.api import scores_bytes
 from app.components import Part
-from app.inputs import MAX_PROMPTS, read_prompts
+from app.inputs import MAX_PROMPTS
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
+from app.prompts import prompts_field
 from app.tabs.compare import without_folder
 from app.workbench import Calibration, Workbench
 from heatkv.scores import HeadScores, load_orders, orders_to_json
@@ -24,19 +25,17 @@ class CalibrateTab:
 
     def build(self, page: Page) -> None:
         gr.Markdown(
-            "The model draws every prompt once with the full cache, and adds up where each head looks. Plans are made "
-            "from that. What you do here changes your own session only.",
+            f"The model draws every {self.bench.noun} once with the full cache, and adds up where each head looks. "
+            "Plans are made from that. What you do here changes your own session only.",
             elem_classes="prose-narrow",
         )
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=320):
-                self.prompts = gr.Textbox(
-                    "\n".join(self.bench.prompts), label="Prompts, one a line", lines=10, max_lines=16,
-                    max_length=20_000, elem_id="calibrate-prompts",
-                )  # fmt: skip
+                self.prompts = prompts_field(self.bench, elem_id="calibrate-prompts")
                 self.count = gr.Slider(
                     1, MAX_PROMPTS, value=min(MAX_PROMPTS, max(1, len(self.bench.prompts))), step=1,
                     label="Use the first … prompts", buttons=[], elem_id="calibrate-count",
+                    visible=self.bench.classes is None,
                 )  # fmt: skip
                 with gr.Row():
                     self.start = gr.Button("Calibrate", variant="primary", elem_id="calibrate-start")
@@ -52,9 +51,7 @@ class CalibrateTab:
                         "Use a scores or orders file …", file_types=[".safetensors", ".json"], size="sm", min_width=140,
                         elem_id="upload-scores",
                     )  # fmt: skip
-                    self.reset = gr.Button(
-                        "Back to the bundled one", size="sm", min_width=140, elem_id="calibrate-reset"
-                    )
+                    self.reset = gr.Button("Back to the first one", size="sm", min_width=140, elem_id="calibrate-reset")
                 gr.Markdown(
                     "Scores (safetensors) hold attention shares for every head and pair of scales; orders (JSON, the "
                     "format of the published head orders) only rank the heads of every scale.",
@@ -85,7 +82,7 @@ class CalibrateTab:
 
     def in_use(self, calibration: Calibration | None) -> dict[str, str]:
         found = calibration or self.bench.bundled
-        count = f", {found.scores.count} prompts" if found.scores else ", ranks only"
+        count = f", {found.scores.count} {self.bench.nouns}" if found.scores else ", ranks only"
         return notice(f"In use: {found.label}{count}.")
 
     def calibrate(self, prompts: Any, count: Any) -> Iterator[Any]:
@@ -93,7 +90,7 @@ class CalibrateTab:
         idle = gr.update(interactive=True), gr.update(interactive=False)
         busy = gr.update(interactive=False), gr.update(interactive=True)
         try:
-            chosen = read_prompts(prompts, count)
+            chosen = self.bench.read_prompts(prompts, count)
             for prompt in chosen:
                 self.bench.model.check_prompt(prompt)
         except Exception as error:
@@ -105,7 +102,7 @@ class CalibrateTab:
         try:
             for scores in self.bench.calibrate(chosen):
                 each = (time.perf_counter() - started) / scores.count
-                text = f"{scores.count} of {len(chosen)} prompts, {each:.1f} s each"
+                text = f"{scores.count} of {len(chosen)} {self.bench.nouns}, {each:.1f} s each"
                 progress = {"done": scores.count, "of": len(chosen), "text": text}
                 if scores.count < len(chosen):
                     yield gr.skip(), progress, gr.skip(), *busy

@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 
 from app.components import Part
-from app.inputs import InputError, read_percent, read_policy, read_prompt, read_seed
+from app.inputs import InputError, read_percent, read_policy, read_seed
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
 from app.pictures import data_url, file_name, png
+from app.prompts import prompt_field
 from app.report import scorecard
 from app.workbench import Calibration, Workbench
 from heatkv.generate import Generation
@@ -24,15 +25,9 @@ class CompareTab:
         self.bench = bench
 
     def build(self, page: Page) -> None:
-        examples = self.bench.model.examples
         with gr.Row(elem_classes="ends"):
-            page.prompt = gr.Textbox(
-                examples[0] if examples else "",
-                label="Prompt",
-                max_length=1000,
-                scale=6,
-                min_width=220,
-                elem_id="prompt",
+            page.prompt = prompt_field(
+                self.bench, self.bench.noun.capitalize(), scale=6, min_width=220, elem_id="prompt"
             )
             page.seed = gr.Number(
                 0,
@@ -48,7 +43,7 @@ class CompareTab:
             self.generate = gr.Button("Generate", variant="primary", scale=2, min_width=120, elem_id="generate")
             self.cancel = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="generate-cancel")
         with gr.Row(elem_id="examples"):
-            self.examples = [(text, gr.Button(text, size="sm")) for text in examples[:8]]
+            self.examples = [(text, gr.Button(text, size="sm")) for text in self.bench.examples[:8]]
         self.notice = Part("notice", elem_id="compare-notice")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
@@ -75,9 +70,10 @@ class CompareTab:
         """``refresh(event)`` redraws the head map and the controls after ``event``."""
         inputs = [page.prompt, page.seed, page.budget, page.policy, page.calibration, page.uploaded]
         outputs = [self.wipe, self.card, self.notice, self.result, self.generate, self.cancel, self.save_image]
+        submits = [page.prompt.submit] if isinstance(page.prompt, gr.Textbox) else []
         runs = [
             trigger(self.compare, inputs, outputs, **MODEL_JOB, **PRIVATE)
-            for trigger in (self.generate.click, page.prompt.submit)
+            for trigger in (self.generate.click, *submits)
         ]
         for text, button in self.examples:
             chosen = button.click(lambda text=text: text, None, page.prompt, queue=False, **PRIVATE)
@@ -112,9 +108,9 @@ class CompareTab:
         idle = gr.update(interactive=True), gr.update(interactive=False)
         keep = gr.skip(), gr.skip()
         try:
-            text, number = read_prompt(prompt), read_seed(seed)
+            text, number = self.bench.read_prompt(prompt), read_seed(seed)
             schedule = self.schedule(percent, policy, calibration, uploaded)
-            note = self.bench.model.check_prompt(text)
+            note = self.bench.model.check_prompt(str(prompt))  # as it was written: a name may be ambiguous
         except Exception as error:
             yield *keep, notice(problem(error), "error"), gr.skip(), *idle, gr.skip()
             return

@@ -9,8 +9,9 @@ import gradio as gr
 
 from app.cards import failed, head_card
 from app.components import Part
-from app.inputs import InputError, read_head, read_prompt, read_seed
+from app.inputs import InputError, read_head, read_seed
 from app.page import MODEL_JOB, PRIVATE, Page, problem
+from app.prompts import prompt_field
 from app.workbench import Calibration, Probe, Workbench
 
 
@@ -27,13 +28,8 @@ class HeadsTab:
             with gr.Column(scale=5, min_width=320):
                 self.card = Part("headcard")
                 with gr.Row(elem_classes="ends"):
-                    self.prompt = gr.Textbox(
-                        next(iter(self.bench.model.examples), ""),
-                        label="Draw another image",
-                        max_length=1000,
-                        scale=4,
-                        min_width=160,
-                        elem_id="heads-prompt",
+                    self.prompt = prompt_field(
+                        self.bench, "Draw another image", scale=4, min_width=160, elem_id="heads-prompt"
                     )
                     self.draw = gr.Button("Show", scale=1, min_width=80, size="md", elem_id="heads-show")
         self.probe = gr.State(None, time_to_live=3600)
@@ -44,7 +40,8 @@ class HeadsTab:
             self.open, inputs, [page.head, self.card, self.map], trigger_mode="always_last", queue=False, **PRIVATE
         )
         opened.then(self.draw_card, [page.head, *inputs], [self.card, self.probe], **MODEL_JOB, **PRIVATE)
-        for trigger in (self.draw.click, self.prompt.submit):
+        submits = [self.prompt.submit] if isinstance(self.prompt, gr.Textbox) else []
+        for trigger in (self.draw.click, *submits):
             self.show_after(trigger(None, self.prompt, page.prompt, js="(text) => text"), page)
         page.prompt.change(None, page.prompt, self.prompt, js="(text) => text")
 
@@ -72,9 +69,10 @@ class HeadsTab:
         """The card from what is at hand, and the head for the map to point at."""
         place = {"layer": head[0], "head": head[1]}
         try:
-            known = probe is not None and probe.holds(read_prompt(prompt), read_seed(seed or 0), head)
-        except InputError as error:
-            return failed(self._card(head, calibration, None), str(error)), place
+            text, number = self.bench.read_prompt(prompt), read_seed(seed or 0)
+        except ValueError as error:
+            return failed(self._card(head, calibration, None), problem(error)), place
+        known = probe is not None and probe.holds(text, number, head)
         return self._card(head, calibration, probe if known else None), place
 
     def draw_card(
@@ -82,8 +80,8 @@ class HeadsTab:
     ) -> Iterator[Any]:
         """Draw the image and record what its heads read, unless that is at hand."""
         try:
-            text, number = read_prompt(prompt), read_seed(seed or 0)
-        except InputError:
+            text, number = self.bench.read_prompt(prompt), read_seed(seed or 0)
+        except ValueError:
             yield gr.skip(), gr.skip()
             return
         if probe is not None and probe.holds(text, number, head):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
@@ -20,7 +19,10 @@ class TourTab:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        return [{key: asdict(step)[key] for key in ("title", "text", "focus")} for step in STEPS]
+        return [
+            {"title": step.title, "text": step.text.format(prompts=self.bench.nouns), "focus": step.focus}
+            for step in STEPS
+        ]
 
     def build_bar(self) -> None:
         """The bar above the tabs."""

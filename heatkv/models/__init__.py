@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from heatkv.files import shown
-from heatkv.models import hub
+from heatkv.models import hub, untrained
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.models.checkpoint import CheckpointError
 from heatkv.models.folder import identify
@@ -31,7 +31,7 @@ BUNDLED = ASSETS / "models"
 
 __all__ = [
     "CheckpointError", "GenerativeModel", "NotEnoughMemory", "Preset", "Sampling", "bundled_scores", "download",
-    "find_folder", "find_geometry", "list_models", "load", "seeded_noise",
+    "find_folder", "find_geometry", "is_bundled", "list_models", "load", "random_init", "seeded_noise",
 ]  # fmt: skip
 
 # Family -> how its published files become a model. A further family is one more line.
@@ -157,6 +157,11 @@ def available_files(preset: Preset, files: Files) -> Path:
     return files.transformer
 
 
+def is_bundled(name_or_path: str | Path) -> bool:
+    """Whether a name or path stands for a model in this program's own format, not for a published one."""
+    return bundled_folder(name_or_path) is not None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -195,6 +200,10 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+def default_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def load(
     name_or_path: str | Path,
     device: str | torch.device | None = None,
@@ -228,7 +237,7 @@ def load(
         The model does not fit on the device.
     """
     device = torch.device(device) if device else default_device()
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = dtype or default_dtype(device)
     folder = bundled_folder(name_or_path)
     if folder is None:
         preset, files = find_official(name_or_path)
@@ -242,6 +251,22 @@ def load(
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         raise CheckpointError(f"{folder} does not hold a complete model: {error}") from error
+
+
+def random_init(
+    preset: str | Preset, device: str | torch.device | None = None, dtype: torch.dtype | None = None, seed: int = 0
+) -> GenerativeModel:
+    """A published model's shape with random weights, made on the device itself, for measurements without a download.
+
+    ``device`` and ``dtype`` default as in ``load``; prompts are read without a text encoder. Its id ends in
+    ``-random``. Raises ``ValueError`` for names that are not published, ``NotEnoughMemory`` where it does not fit.
+    """
+    found = find_preset(preset) if isinstance(preset, str) else preset
+    if found is None:
+        raise ValueError(f"{shown(preset)} is not a published model; choose one of {', '.join(PRESETS)}")
+    device = torch.device(device) if device else default_device()
+    dtype = dtype or default_dtype(device)
+    return untrained.random_init(found, device, dtype, seed)
 
 
 def download(name: str, report: Callable[[str], object] = print) -> Listing:

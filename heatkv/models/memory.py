@@ -120,7 +120,9 @@ def decoder_parameters(config: AutoencoderConfig | VqvaeConfig) -> int:
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes free on ``device``; None where the system does not tell."""
+    """Bytes free on ``device``; None where the system does not tell, or where nothing takes memory."""
+    if device.type == "meta":
+        return None
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":

@@ -39,10 +39,10 @@ class Paced:
 class Site:
     """The running app: its address, its model and the calibration it opened with."""
 
-    def __init__(self) -> None:
-        self.model = Paced(tiny_model())
-        self.scores = heatkv.calibrate(self.model.model, ["red apple", "blue cat"])
-        self.demo = create_demo(self.model, self.scores, REFERENCES, ["red apple", "blue cat", "green tree"])  # type: ignore[arg-type]
+    def __init__(self, model: Any = None, prompts: tuple[str, ...] = ("red apple", "blue cat", "green tree")) -> None:
+        self.model = Paced(model or tiny_model())
+        self.scores = heatkv.calibrate(self.model.model, prompts[:2])
+        self.demo = create_demo(self.model, self.scores, REFERENCES, prompts)  # type: ignore[arg-type]
         _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
 
 

@@ -26,6 +26,7 @@ PATCHIFIED_IMAGE = AutoencoderConfig(32, (1, 2), bits=2, stride=2, patchify=True
 VAR = VarConfig(depth=3, width=32, heads=2, vocabulary=24, code_width=4, classes=10)
 VAR_IMAGE = VqvaeConfig(base_width=32, width_mult=(1, 2), code_width=4, vocabulary=24)
 
+WORDS = ("a", "cat", "dog", "on", "red", "tree")
 State = dict[str, Tensor]
 
 
@@ -157,6 +158,26 @@ def write_text_encoder(folder: Path, width: int = 128) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": width}))
 
 
+def write_t5(folder: Path, width: int = 128) -> None:
+    """A tiny random T5, encoder and decoder, as a hub snapshot holds it; it knows `WORDS`."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=len(vocabulary), d_model=width, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+    )  # fmt: skip
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
 def write_settings(folder: Path, scales: ScaleSchedule = SCALES, **more: object) -> None:
     settings = {"format": "heatkv-official", "version": 1, "scales": [list(size) for size in scales], **more}
     (folder / "config.json").write_text(json.dumps(settings))
@@ -164,14 +185,14 @@ def write_settings(folder: Path, scales: ScaleSchedule = SCALES, **more: object)
 
 def write_infinity(
     folder: Path, layout: str = "chunks", config: TransformerConfig = INFINITY,
-    image: AutoencoderConfig = INFINITY_IMAGE, scales: ScaleSchedule = SCALES,
+    image: AutoencoderConfig = INFINITY_IMAGE, scales: ScaleSchedule = SCALES, *, t5: bool = False,
 ) -> InfinityTransformer:  # fmt: skip
-    """A whole Infinity model in ``folder``; returns its transformer."""
+    """A whole Infinity model in ``folder``, with a real text encoder or its configuration; returns its transformer."""
     model = random_infinity(config, scales)
     INFINITY_LAYOUTS[layout](model, folder)
     autoencoder = randomised(Autoencoder(scales, image))
     torch.save({"vae": published_bits(autoencoder), "step": 3}, folder / "vae.pth")  # type: ignore[arg-type]
-    write_text_encoder(folder / "flan-t5-tiny", config.text_width)
+    (write_t5 if t5 else write_text_encoder)(folder / "flan-t5-tiny", config.text_width)
     write_settings(folder, scales, id="tiny-infinity", sampling={"guidance": 3.0, "top_p": 0.97}, examples=["a cat"])
     return model
 

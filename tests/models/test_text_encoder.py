@@ -16,30 +16,15 @@ from heatkv.models.infinity.t5 import T5Encoder, text_width
 from heatkv.models.offload import Stages
 from heatkv.models.prompts import PromptError
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 CPU = torch.device("cpu")
-WORDS = ("a", "cat", "dog", "on", "red", "tree")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random T5, encoder and decoder, as a hub snapshot holds it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     path = tmp_path_factory.mktemp("text") / "flan-t5-tiny"
-    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(path)
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=len(vocabulary), d_model=128, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
-    )  # fmt: skip
-    transformers.T5ForConditionalGeneration(config).save_pretrained(path)
+    files.write_t5(path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from heatkv.models.var.layout import SCALES
 from heatkv.models.var.model import VarModel
 from heatkv.models.var.sampling import draw_tokens, guidance_at
 from heatkv.models.var.transformer import VarConfig
+from heatkv.models.var.vqvae import Vqvae
 
 SHAPES = {
     "per block": files.VAR,
@@ -56,6 +58,29 @@ def test_unknown_scales_ask_for_a_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"none of the published scale lists.*config\.json"):
         load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("phis", "name"), [(1, "quant_resi.qresi."), (5, "quant_resi.{}."), (4, "quant_resi.qresi_ls.{}.")]
+)
+def test_convolutions_of_the_quantiser_are_shared_by_all_some_or_no_scales(
+    tmp_path: Path, phis: int, name: str
+) -> None:
+    """One for all scales, one a scale (both only in training code), and four for all, as published."""
+    files.write_var(tmp_path)
+    autoencoder = files.randomised(Vqvae(files.SCALES, replace(files.VAR_IMAGE, phis=phis)))
+    state = {}
+    for key, tensor in autoencoder.state_dict().items():
+        match = re.search(r"quant_resi\.qresi_ls\.(\d+)\.", key)
+        state[key if match is None else key.replace(match[0], name.format(match[1]))] = tensor
+    torch.save(state, tmp_path / "vae.pth")
+    model = load(tmp_path, "cpu")
+    assert isinstance(model, VarModel) and isinstance(autoencoder, Vqvae)
+    assert model.autoencoder.config.phis == phis
+    if phis == len(files.SCALES):
+        assert model.autoencoder.quantize.phi_of_scale == tuple(range(phis)), "each scale has its own"
+    index = torch.arange(4)[None] % files.VAR.vocabulary
+    assert torch.equal(model.autoencoder.quantize.code(index, 1), autoencoder.quantize.code(index, 1))
 
 
 def test_loading_is_strict(tmp_path: Path) -> None:

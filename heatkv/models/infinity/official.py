@@ -83,10 +83,15 @@ def load_transformer(
         lambda: InfinityTransformer(shape, preset.scales), state, path, device,
         lambda name: dtype if name.startswith("blocks.") else torch.float32, allow_unused=True,
     )  # fmt: skip
-    model.rope = rope_table(preset.scales, shape.head_dim, shape.rope_grid).to(device)
-    tokens = torch.tensor(preset.scales.tokens)
-    model.level = torch.repeat_interleave(torch.arange(len(tokens)), tokens).to(device)
+    set_positions(model, device)
     return model, ignored
+
+
+def set_positions(model: InfinityTransformer, device: torch.device) -> None:
+    """Set the buffers that follow from the scales, of a model made on the meta device."""
+    model.rope = rope_table(model.scales, model.config.head_dim, model.config.rope_grid).to(device)
+    tokens = torch.tensor(model.scales.tokens)
+    model.level = torch.repeat_interleave(torch.arange(len(tokens)), tokens).to(device)
 
 
 def load_autoencoder(preset: Preset, path: Path, device: torch.device) -> Autoencoder:

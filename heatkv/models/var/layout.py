@@ -32,8 +32,8 @@ def autoencoder_state(state: dict[str, Tensor], *, with_encoder: bool = True) ->
     for key, tensor in state.items():
         if DERIVED.search(key) or (not with_encoder and key.startswith(("encoder.", "quant_conv."))):
             continue
-        # One convolution for all scales has no number in its name.
-        result[key.replace("quant_resi.qresi.", "quant_resi.qresi_ls.0.")] = tensor
+        # Besides the published list: one convolution for all scales (no number) or one for each (no list's name).
+        result[re.sub(r"quant_resi\.(?:qresi|(\d+))\.", lambda m: f"quant_resi.qresi_ls.{m[1] or 0}.", key)] = tensor
     return result
 
 
@@ -77,5 +77,5 @@ def autoencoder_config(state: dict[str, Tensor]) -> VqvaeConfig:
         width_mult=tuple(width // base for width in widths),
         code_width=code_width,
         vocabulary=vocabulary,
-        phis=max(1, count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")),
+        phis=max(1, count(state, r"quantize\.quant_resi\.(?:qresi_ls\.)?(\d+)\.")),
     )

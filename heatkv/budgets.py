@@ -1,0 +1,164 @@
+"""Budgets without weights: which cells of a published model every budget keeps, and what its cache takes, from a file.
+
+A ranking comes from head orders (the published JSON format) or from the scores of a calibration. Without one, only
+policies that need none can be planned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heatkv import explore
+from heatkv.models.presets import PRESETS, Preset, find_preset
+from heatkv.policies import REGISTRY, plan
+from heatkv.policies.base import Policy
+from heatkv.scales import Geometry
+from heatkv.schedule import Schedule
+from heatkv.scores import HeadScores, load_orders
+
+SINK_SCALES = 3
+GUIDED_ROWS = 2  # with classifier-free guidance every image is two rows, and both are cached
+MAX_BATCH = 1024
+REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Bytes of one element of the keys and of the values."""
+
+    key_bytes: int
+    value_bytes: int
+
+    def bytes_per_token(self, geometry: Geometry, batch: int) -> int:
+        """Keys and values of one cached token of one head, for ``batch`` guided images. Raises ``ValueError``."""
+        if not 1 <= batch <= MAX_BATCH:
+            raise ValueError(f"batch {batch} is outside 1 to {MAX_BATCH} images")
+        return geometry.kv_bytes(
+            1, batch=GUIDED_ROWS * batch, key_bytes=self.key_bytes, value_bytes=self.value_bytes
+        )  # fmt: skip
+
+
+# The papers' tables count keys in float32 and values in bfloat16, which is how the published code caches them.
+PAPERS = Accounting(4, 2)
+# This program caches both in the compute dtype.
+OURS = {"bfloat16": Accounting(2, 2), "float32": Accounting(4, 4)}
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What plans are made from, and for which geometry it was read. ``label`` says where from."""
+
+    label: str
+    geometry: Geometry
+    source: HeadScores | npt.NDArray[np.int64]
+
+    @property
+    def scores(self) -> HeadScores | None:
+        return self.source if isinstance(self.source, HeadScores) else None
+
+    def fits(self, preset: Preset) -> bool:
+        return self.geometry == preset.geometry
+
+
+def choose_preset(name: str, size: str = "", ratio: str = "") -> Preset:
+    """A published model at a published size and aspect ratio, where it has a choice. Raises ``ValueError``."""
+    preset = find_preset(name) if isinstance(name, str) else None
+    if preset is None:
+        raise ValueError(f"there is no published model {name!r}; choose one of {', '.join(PRESETS)}")
+    return preset.at(size or preset.size, ratio or preset.ratio) if preset.size else preset
+
+
+def read_ranking(path: str | os.PathLike[str], preset: Preset) -> Ranking:
+    """Orders (``.json``) or scores (``.safetensors``) of ``preset``. Raises ``ValueError`` that says what is wrong."""
+    name = os.path.basename(path)[:60]
+    if name.lower().endswith(".json"):
+        orders = load_orders(path, preset.geometry, sink_scales_of(preset))
+        return Ranking(f"orders, {name}", preset.geometry, orders)
+    scores = HeadScores.load(path)
+    scores.check_matches(preset.geometry)
+    return Ranking(f"scores of {scores.model}, {name}, {scores.count} prompts", preset.geometry, scores)
+
+
+def what_is_needed(preset: Preset) -> str:
+    """Which files a ranking of ``preset`` can be read from, in words."""
+    geometry, sinks = preset.geometry, sink_scales_of(preset)
+    sources = len(geometry.scales) - 1 - sinks
+    return (
+        f"HeatKV needs a file that ranks the heads: head orders of {preset.id} (JSON: for each of the {sources} scales "
+        f"{sinks + 1} to {sinks + sources} a list of all {geometry.slots} [head, layer] pairs, the first to go first), "
+        f"or scores from `python -m heatkv calibrate --model {preset.id} --out scores.safetensors`"
+    )
+
+
+def sink_scales_of(preset: Preset) -> int:
+    return min(SINK_SCALES, len(preset.scales) - 1)
+
+
+def percents_of(preset: Preset) -> tuple[int, ...]:
+    """Whole percents from the least feasible budget to 100."""
+    return explore.budget_percents(preset.scales, sink_scales_of(preset))
+
+
+def policies_for(ranking: Ranking | None) -> dict[str, Policy]:
+    """The policies that can be planned ahead from what is known."""
+    known = {"nothing"}
+    if ranking is not None:
+        known |= {"orders", "scores"} if ranking.scores else {"orders"}
+    return {name: policy for name, policy in REGISTRY.items() if policy.static and policy.needs in known}
+
+
+def plan_for(preset: Preset, ranking: Ranking | None, budget: float, policy: str) -> Schedule:
+    """The schedule of ``preset`` for a budget, as a share. Raises ``ValueError``."""
+    scores = ranking.scores if ranking else None
+    return plan(
+        ranking.source if ranking else None, budget, policy, sink_scales_of(preset),
+        model=scores.model if scores else preset.id, geometry=preset.geometry,
+    )  # fmt: skip
+
+
+class Tables:
+    """Tables of budgets, the last few remembered: a table takes a plan for every percent."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, int, str], tuple[Ranking | None, explore.BudgetTable]] = OrderedDict()
+
+    def table(self, preset: Preset, ranking: Ranking | None, policy: str) -> explore.BudgetTable:
+        key = preset.id, id(ranking), policy
+        found = self._known.get(key)
+        if found is not None and found[0] is ranking:  # held, so that its id is not another's
+            self._known.move_to_end(key)
+            return found[1]
+        table = explore.budget_table(lambda budget: plan_for(preset, ranking, budget, policy), percents_of(preset))
+        self._known[key] = ranking, table
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return table
+
+
+def table_json(
+    preset: Preset, ranking: Ranking | None, table: explore.BudgetTable, batch: int, dtype: str
+) -> dict[str, Any]:
+    """Plain values for a browser: every budget's cells, every cell's rank or score, and bytes in both accountings."""
+    if dtype not in OURS:
+        raise ValueError(f"the cache's dtype {dtype!r} is not one of {', '.join(OURS)}")
+    geometry, sinks = preset.geometry, table.sink_scales
+    looked = explore.looks(ranking.scores, sinks) if ranking and ranking.scores else None
+    ranks = None
+    if ranking is not None and ranking.scores is None:
+        ranks = explore.rank_share(np.asarray(ranking.source), geometry, sinks)
+    return {
+        **table.to_json(),
+        **explore.cells_json(looked, ranks),
+        "bytesPerToken": OURS[dtype].bytes_per_token(geometry, batch),
+        "paperBytesPerToken": PAPERS.bytes_per_token(geometry, batch),
+        "model": preset.id,
+        "batch": batch,
+        "dtype": dtype,
+        "fixed": False,
+    }
