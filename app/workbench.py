@@ -186,8 +186,10 @@ class Workbench:
             if pair[0].scale < last:
                 yield ComparisonStep(pair[0], pair[1])
                 continue
-            full = collect(model, prompt, seed, caches[0], None, events[0], sampling)
-            less = collect(model, prompt, seed, caches[1], schedule, events[1], sampling)
+            full = collect(model, prompt, seed, caches[0], "full", 1.0, events[0], sampling)
+            less = collect(
+                model, prompt, seed, caches[1], schedule.policy, schedule.budget, events[1], sampling
+            )  # fmt: skip
             yield ComparisonStep(pair[0], pair[1], full, less)
 
     def probe(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | None]:

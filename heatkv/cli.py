@@ -110,8 +110,8 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
     from heatkv.generate import generate
-    from heatkv.models import find_folder
-    from heatkv.policies import plan
+    from heatkv.models import find_folder, find_geometry
+    from heatkv.policies import cache_factory, find
     from heatkv.schedule import Schedule
 
     out = check_writable(arguments.out)
@@ -119,10 +119,17 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.schedule and arguments.budget is not None:
         raise ValueError("give either --budget or --schedule, not both")
     schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
+    scores = None
     if arguments.budget is not None:
-        schedule = plan(load_scores(arguments), arguments.budget, arguments.policy)
+        if find(arguments.policy).needs != "nothing":
+            scores = load_scores(arguments)
+        geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
+        cache_factory(arguments.policy, geometry, arguments.budget, scores)  # what is wrong is said before loading
     model = load_model(arguments)
-    result = generate(model, arguments.prompt, arguments.seed, schedule)
+    result = generate(
+        model, arguments.prompt, arguments.seed, schedule, policy=arguments.policy, budget=arguments.budget,
+        scores=scores,
+    )  # fmt: skip
     if result.note:
         say(f"note: {result.note}")
     about = PngInfo()
@@ -292,7 +299,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument(
         "--budget", type=float, help="share of the full cache's peak, for example 0.3 (default: full cache)"
     )
-    sub.add_argument("--policy", default="heatkv")
+    sub.add_argument("--policy", default="heatkv", help="how the budget is spent (default: heatkv)")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--schedule", type=Path, help="a schedule file instead of a budget")
     sub.add_argument("--out", type=Path, required=True, help="PNG file to write")
