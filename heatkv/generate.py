@@ -42,9 +42,10 @@ class Generation:
     """An image and what it cost.
 
     Memory is reported in three numbers: ``kv_bytes_theoretical`` (the peak of cached tokens that was
-    known ahead, from the schedule or the policy's allowances), ``kv_bytes_peak`` (the most that was allocated for cached keys and values, measured) and
-    ``process_bytes_peak`` (everything: weights, activations, the interpreter; the high-water mark of
-    the process on CPU, of the device's allocator on CUDA; None where the system does not tell).
+    known ahead, from the schedule or the policy's allowances), ``kv_bytes_peak`` (the most that was
+    allocated for cached keys and values, measured) and ``process_bytes_peak`` (everything: weights,
+    activations, the interpreter; the high-water mark of the process on CPU, of the device's allocator
+    on CUDA; None where the system does not tell).
     """
 
     model: str
