@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"python -m app: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     prompts = read_prompts() if is_bundled(options.model) else []
-    demo = create_demo(model, scores, read_references(folder / "comparison.json"), prompts, label)
+    path = folder / "comparison.json"
+    demo = create_demo(model, scores, read_references(path), prompts, label, read_comparison(path))
     demo.launch(server_name=options.host, server_port=options.port, **launch_options())
 
 
@@ -69,13 +70,18 @@ def calibrated(model: GenerativeModel) -> HeadScores:
     return scores
 
 
-def read_references(path: Path) -> dict[str, Any]:
-    """The references of a model's bundled comparison; none where the file is absent or something else."""
+def read_comparison(path: Path) -> dict[str, Any]:
+    """A model's bundled comparison; empty where the file is absent or something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    references = found.get("references") if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def read_references(path: Path) -> dict[str, Any]:
+    """The references of a model's bundled comparison; none where there are none."""
+    references = read_comparison(path).get("references")
     return references if isinstance(references, dict) else {}
 
 

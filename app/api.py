@@ -15,7 +15,7 @@ from app.inputs import MAX_PROMPTS, InputError, read_policy, read_seed
 from app.page import MODEL_JOB, problem
 from app.pictures import png
 from app.report import scorecard
-from app.workbench import Workbench
+from app.workbench import Choice, Workbench
 from heatkv.scores import HeadScores, orders_to_json
 
 
@@ -40,7 +40,10 @@ class Api:
             The schedule in the heatkv-schedule format.
         """
         try:
-            found: dict[str, Any] = json.loads(self._plan(budget, policy).to_json())
+            choice = self._choice(budget, policy)
+            if choice.schedule is None:
+                raise InputError(f"Policy {choice.policy!r} decides while it draws and has no schedule.")
+            found: dict[str, Any] = json.loads(choice.schedule.to_json())
         except Exception as error:
             raise gr.Error(problem(error)) from error
         return found
@@ -54,14 +57,14 @@ class Api:
             prompt: What to draw; of a class-conditional model a class, by name or number.
             seed: Seed of the sampling noise, which both images share.
             budget: Peak cached tokens as a share of the full cache's peak.
-            policy: Name of a static policy.
+            policy: Name of a policy.
         Returns:
             After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics and bytes.
         """
         try:
-            text, number, schedule = self.bench.read_prompt(prompt), read_seed(seed), self._plan(budget, policy)
+            text, number, choice = self.bench.read_prompt(prompt), read_seed(seed), self._choice(budget, policy)
             of = len(self.bench.geometry.scales)
-            for step in self.bench.compare(text, number, schedule):
+            for step in self.bench.compare(text, number, choice):
                 at: dict[str, Any] = {"scale": step.less_event.scale + 1, "of": of}
                 if step.full is not None and step.less is not None:
                     card = scorecard(step.full, step.less, self.bench.geometry, self.bench.references)
@@ -99,10 +102,10 @@ class Api:
         except Exception as error:
             raise gr.Error(problem(error)) from error
 
-    def _plan(self, budget: Any, policy: Any) -> Any:
+    def _choice(self, budget: Any, policy: Any) -> Choice:
         if isinstance(budget, bool) or not isinstance(budget, (int, float)):
             raise InputError("The budget must be a number above 0 and up to 1.")
-        return self.bench.plan(None, float(budget), read_policy(policy, self.bench.policies()))
+        return self.bench.choose(None, float(budget), read_policy(policy, self.bench.policies()))
 
 
 def scores_bytes(scores: HeadScores) -> bytes:

@@ -18,6 +18,7 @@ from app.tabs.budgets import BudgetsTab
 from app.tabs.calibrate import CalibrateTab
 from app.tabs.compare import CompareTab
 from app.tabs.heads import HeadsTab
+from app.tabs.methods import MethodsTab
 from app.tabs.tour import TourTab
 from app.tour import STEPS
 from app.workbench import Calibration, Workbench
@@ -43,6 +44,7 @@ def create_demo(
     references: Mapping[str, Any] | None = None,
     prompts: Sequence[str] = (),
     label: str = "bundled calibration",
+    comparison: Mapping[str, Any] | None = None,
 ) -> gr.Blocks:
     """The app for a loaded model.
 
@@ -56,9 +58,11 @@ def create_demo(
         Prompts that the calibration tab suggests; default: the model's examples.
     label
         Where the calibration is from, in words.
+    comparison
+        What ``python -m heatkv compare`` found for this model, for the methods tab.
     """
     bench = Workbench(model, scores, references, prompts, label)
-    return _Demo(bench).build()
+    return _Demo(bench, comparison).build()
 
 
 def launch_options() -> dict[str, Any]:
@@ -88,11 +92,12 @@ def launch_options() -> dict[str, Any]:
 
 
 class _Demo:
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, comparison: Mapping[str, Any] | None = None) -> None:
         self.bench = bench
         self.tour = TourTab(bench)
         self.heads = HeadsTab(bench)
         self.compare = CompareTab(bench)
+        self.methods = MethodsTab(bench, comparison or {})
         self.calibrate = CalibrateTab(bench)
         self.budgets = BudgetsTab()
         self.start_percent = max(DEFAULT_PERCENT, bench.percents[0])
@@ -155,6 +160,7 @@ class _Demo:
                 ("tour", "Tour", self.tour.build),
                 ("heads", "Heads", lambda: self.heads.build(page)),
                 ("compare", "Compare", lambda: self.compare.build(page)),
+                ("methods", "Methods", lambda: self.methods.build(page)),
                 ("calibrate", "Calibrate", lambda: self.calibrate.build(page)),
                 ("budgets", "Budgets", self.budgets.build),
                 ("about", "About", lambda: about.build(bench)),
@@ -174,9 +180,11 @@ class _Demo:
             (page.seed, "seed"),
         ):
             component.change(None, component, None, js=TELL.format(key=key))
-        self.refresh_after(page.policy.change, page)
+        self.heads.types_after(self.refresh_after(page.policy.change, page), page)
         self.heads.wire(page)
-        self.heads.show_after(self.heads_chosen, page)  # the prompt may be another one by now
+        self.methods.wire(page)
+        # The prompt may be another one by now.
+        self.heads.types_after(self.heads.show_after(self.heads_chosen, page), page)
         self.compare.wire(page, lambda event: self.refresh_after(event.then, page))
         self.calibrate.wire(page, lambda event: self.heads.show_after(self.refresh_after(event.then, page), page))
         self.budgets.wire()

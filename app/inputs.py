@@ -16,7 +16,7 @@ MAX_PROMPT = 1000
 MAX_PROMPTS = 64
 MAX_PROMPTS_TEXT = 20_000
 MAX_SEED = 2**32 - 1
-TABS = ("tour", "heads", "compare", "calibrate", "budgets", "about")
+TABS = ("tour", "heads", "compare", "methods", "calibrate", "budgets", "about")
 
 
 class InputError(ValueError):

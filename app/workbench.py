@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +21,14 @@ import heatkv
 from app.gpu import gpu
 from app.inputs import MAX_PROMPTS, InputError, read_prompt, read_prompts
 from heatkv import explore
-from heatkv.cache import ScheduleCache, full_cache
+from heatkv.cache import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import calibrate_steps
 from heatkv.generate import Generation, ScaleEvent, collect, full_bytes, generate_events
 from heatkv.models.base import GenerativeModel
 from heatkv.models.var.classes import Classes
-from heatkv.policies import REGISTRY
+from heatkv.policies import REGISTRY, cache_factory
 from heatkv.policies.base import Policy
+from heatkv.policies.headkv import HeadKVCache
 from heatkv.probe import MAX_ENTRIES, ProbeCache
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
@@ -49,6 +50,32 @@ class Calibration:
     @property
     def scores(self) -> HeadScores | None:
         return self.source if isinstance(self.source, HeadScores) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A policy at a budget, ready to draw with. ``schedule`` is None where the policy decides while it draws."""
+
+    policy: str
+    budget: float
+    make_cache: Callable[[], KVCache]
+    schedule: Schedule | None
+    planned_from: str
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> Choice:
+        planned_from = str(schedule.provenance.get("planned_from", ""))
+        make = lambda: ScheduleCache(schedule.geometry, schedule)  # noqa: E731
+        return cls(schedule.policy, schedule.budget, make, schedule, planned_from)
+
+
+@dataclass(frozen=True, eq=False)
+class SheetStep:
+    """One picture of a contact sheet: the run, why there is none, or neither while it is being drawn."""
+
+    policy: str
+    run: Generation | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +127,8 @@ class Workbench:
         self._compare = gpu(self._compare_steps, 120)
         self._probe = gpu(self._probe_steps, 60)
         self._calibrate = gpu(self._calibrate_steps, 120)
+        self._sheet = gpu(self._sheet_steps, 120)
+        self._local_heads = gpu(self._local_heads_steps, 60)
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 
@@ -161,19 +190,24 @@ class Workbench:
     # --- plans -----------------------------------------------------------------------------------------------------
 
     def policies(self, calibration: Calibration | None = None) -> dict[str, Policy]:
-        """The policies that can be planned ahead from what is known."""
+        """The policies that what is known is enough for."""
         orders_only = calibration is not None and calibration.scores is None
-        return {
-            name: policy
-            for name, policy in REGISTRY.items()
-            if policy.static and not (orders_only and policy.needs == "scores")
-        }
+        return {name: policy for name, policy in REGISTRY.items() if not (orders_only and policy.needs == "scores")}
 
     def plan(self, calibration: Calibration | None, budget: float, policy: str) -> Schedule:
         calibration = calibration or self.bundled
         return heatkv.plan(
             calibration.source, budget, policy, self.sink_scales, model=self.model.id, geometry=self.geometry
         )
+
+    def choose(self, calibration: Calibration | None, budget: float, policy: str) -> Choice:
+        """Any policy at a budget, static or dynamic."""
+        if REGISTRY[policy].static:
+            schedule = self.plan(calibration, budget, policy)
+            return Choice(policy, budget, Choice.of(schedule).make_cache, schedule, Choice.of(schedule).planned_from)
+        found = calibration or self.bundled
+        make = cache_factory(policy, self.geometry, budget, found.source, self.sink_scales)
+        return Choice(policy, budget, make, None, REGISTRY[policy].needs)
 
     def table(self, calibration: Calibration | None, policy: str, uploaded: Schedule | None = None) -> dict[str, Any]:
         """What the page draws from, as plain values: every budget's cells, every cell's score."""
@@ -183,7 +217,7 @@ class Workbench:
         elif found is self.bundled and policy in self._tables:
             budgets = self._tables[policy]
         else:
-            budgets = explore.budget_table(lambda budget: self.plan(found, budget, policy), self.percents)
+            budgets = self._budgets(found, policy)
             if found is self.bundled:
                 self._tables[policy] = budgets
         looks = self.looks(found)
@@ -196,6 +230,12 @@ class Workbench:
             "bytesPerToken": self.bytes_per_token,
             "fixed": uploaded is not None,
         }
+
+    def _budgets(self, calibration: Calibration, policy: str) -> explore.BudgetTable:
+        if REGISTRY[policy].static:
+            return explore.budget_table(lambda budget: self.plan(calibration, budget, policy), self.percents)
+        planned = [self.choose(calibration, p / 100, policy).make_cache().planned_tokens for p in self.percents]
+        return explore.dynamic_table(self.geometry, self.sink_scales, policy, self.percents, planned)
 
     def looks(self, calibration: Calibration | None) -> explore.Looks | None:
         calibration = calibration or self.bundled
@@ -215,14 +255,14 @@ class Workbench:
 
     # --- long jobs -------------------------------------------------------------------------------------------------
 
-    def compare(self, prompt: str, seed: int, schedule: Schedule) -> Iterator[ComparisonStep]:
-        """Generate with the full cache and under ``schedule``, scale by scale in turn."""
+    def compare(self, prompt: str, seed: int, choice: Choice) -> Iterator[ComparisonStep]:
+        """Generate with the full cache and as ``choice`` spends its budget, scale by scale in turn."""
         with self._turn():
-            yield from self._compare(prompt, seed, schedule)
+            yield from self._compare(prompt, seed, choice)
 
-    def _compare_steps(self, prompt: str, seed: int, schedule: Schedule) -> Iterator[ComparisonStep]:
+    def _compare_steps(self, prompt: str, seed: int, choice: Choice) -> Iterator[ComparisonStep]:
         model, sampling = self.model, self.model.sampling
-        caches = full_cache(self.geometry), ScheduleCache(self.geometry, schedule)
+        caches = full_cache(self.geometry), choice.make_cache()
         runs = [generate_events(model, prompt, seed, cache, sampling, previews=True) for cache in caches]
         events: tuple[list[ScaleEvent], list[ScaleEvent]] = ([], [])
         last = len(self.geometry.scales) - 1
@@ -232,8 +272,10 @@ class Workbench:
             if pair[0].scale < last:
                 yield ComparisonStep(pair[0], pair[1])
                 continue
-            full = collect(model, prompt, seed, caches[0], None, events[0], sampling)
-            less = collect(model, prompt, seed, caches[1], schedule, events[1], sampling)
+            full = collect(model, prompt, seed, caches[0], "full", 1.0, events[0], sampling)
+            less = collect(
+                model, prompt, seed, caches[1], choice.policy, choice.budget, events[1], sampling
+            )  # fmt: skip
             yield ComparisonStep(pair[0], pair[1], full, less)
 
     def probe(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | None]:
@@ -267,3 +309,44 @@ class Workbench:
 
     def _calibrate_steps(self, prompts: Sequence[str], seed: int) -> Iterator[HeadScores]:
         yield from calibrate_steps(self.model, prompts, seed)
+
+    def sheet(self, prompt: str, seed: int, calibration: Calibration | None, budget: float) -> Iterator[SheetStep]:
+        """One image with the full cache, then one under every policy; a step a scale, so that it can be stopped."""
+        with self._turn():
+            yield from self._sheet(prompt, seed, calibration, budget)
+
+    def _sheet_steps(
+        self, prompt: str, seed: int, calibration: Calibration | None, budget: float
+    ) -> Iterator[SheetStep]:
+        model, sampling = self.model, self.model.sampling
+        for policy in ("full", *self.policies(calibration)):
+            try:
+                cache = (
+                    full_cache(self.geometry)
+                    if policy == "full"
+                    else self.choose(calibration, budget, policy).make_cache()
+                )
+            except ValueError as error:  # this policy can not keep to this budget; the others may
+                yield SheetStep(policy, reason=str(error))
+                continue
+            events = []
+            for event in generate_events(model, prompt, seed, cache, sampling):
+                yield SheetStep(policy)
+                events.append(event)
+            share = 1.0 if policy == "full" else budget
+            yield SheetStep(policy, collect(model, prompt, seed, cache, policy, share, events, sampling))
+
+    def local_heads(self, prompt: str, seed: int, budget: float) -> Iterator[tuple[npt.NDArray[np.bool_], int] | None]:
+        """Which heads HeadKV finds local in one image, ``(layers, heads)``, and at which scale; None until then."""
+        with self._turn():
+            yield from self._local_heads(prompt, seed, budget)
+
+    def _local_heads_steps(
+        self, prompt: str, seed: int, budget: float
+    ) -> Iterator[tuple[npt.NDArray[np.bool_], int] | None]:
+        cache = self.choose(None, budget, "headkv").make_cache()
+        assert isinstance(cache, HeadKVCache)
+        for _ in generate_events(self.model, prompt, seed, cache):
+            yield None
+        rows = [local_BH[0].numpy() for local_BH in cache.local_LBH if local_BH is not None]
+        yield np.stack(rows), cache.typing_scale  # row 0 is the prompt's, with guidance or without

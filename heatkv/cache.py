@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heatkv.attention import Piece, ragged_attention
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, Storage
+from heatkv.schedule import INT8_FACTOR_BYTES, Schedule, Storage
 
 
 class KVCache:
@@ -62,6 +62,15 @@ class KVCache:
     def planned_tokens(self) -> int:
         """The most tokens it will hold for one batch row, summed over heads, as far as is known in advance."""
         return self.geometry.full_peak_tokens
+
+    def planned_bytes(self, rows: int, itemsize: int) -> int:
+        """The most it will hold for so many batch rows, with ``itemsize`` bytes a computed number."""
+        return self.geometry.kv_bytes(self.planned_tokens, batch=rows, key_bytes=itemsize, value_bytes=itemsize)
+
+    @property
+    def planned_share(self) -> float:
+        """The same as a share of the full cache's peak, both as if the model computed in 16 bits."""
+        return self.planned_tokens / max(1, self.geometry.full_peak_tokens)
 
     @property
     def last_scale(self) -> bool:
@@ -175,6 +184,15 @@ class ScheduleCache(KVCache):
     @property
     def planned_tokens(self) -> int:
         return self.schedule.peak_tokens
+
+    def planned_bytes(self, rows: int, itemsize: int) -> int:
+        if self.schedule.storage == "compute":
+            return super().planned_bytes(rows, itemsize)
+        return self.planned_tokens * rows * 2 * (self.geometry.head_dim + INT8_FACTOR_BYTES)
+
+    @property
+    def planned_share(self) -> float:
+        return self.schedule.peak_share
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         if self.scale < self._prefix_scales:

@@ -110,8 +110,8 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
     from heatkv.generate import generate
-    from heatkv.models import find_folder
-    from heatkv.policies import plan
+    from heatkv.models import find_folder, find_geometry
+    from heatkv.policies import cache_factory, find
     from heatkv.schedule import Schedule
 
     out = check_writable(arguments.out)
@@ -119,10 +119,17 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.schedule and arguments.budget is not None:
         raise ValueError("give either --budget or --schedule, not both")
     schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
+    scores = None
     if arguments.budget is not None:
-        schedule = plan(load_scores(arguments), arguments.budget, arguments.policy)
+        if find(arguments.policy).needs != "nothing":
+            scores = load_scores(arguments)
+        geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
+        cache_factory(arguments.policy, geometry, arguments.budget, scores)  # what is wrong is said before loading
     model = load_model(arguments)
-    result = generate(model, arguments.prompt, arguments.seed, schedule)
+    result = generate(
+        model, arguments.prompt, arguments.seed, schedule, policy=arguments.policy, budget=arguments.budget,
+        scores=scores,
+    )  # fmt: skip
     if result.note:
         say(f"note: {result.note}")
     about = PngInfo()
@@ -227,30 +234,54 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from heatkv.compare import compare, markdown_table
-    from heatkv.models import load
+    from heatkv.compare import iso_table, markdown_table
 
     out = check_writable(arguments.out)
     prompts = read_prompts(arguments.prompts)
-    budgets, policies = list_of(float, arguments.budgets), list_of(str, arguments.policies)
+    models = list_of(str, arguments.model)
+    if arguments.scores and len(models) > 1:
+        raise ValueError("--scores are of one model; with several, each is planned from the scores in its folder")
+    results = [compare_model(arguments, model, prompts) for model in models]
+    report = results[0] if len(results) == 1 else {"models": results}
+    write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
+    if not arguments.json:
+        for result in results:
+            print(f"{result['model']}, full cache {result['kv_bytes_full']} bytes an image\n")
+            print(markdown_table(result), iso_table(result), sep="\n\n")
+    return {**report, "out": str(out)}
+
+
+def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str]) -> dict[str, Any]:
+    from heatkv.compare import compare
+    from heatkv.models import bundled_scores, default_device
+    from heatkv.policies import REGISTRY
+    from heatkv.scores import HeadScores
+
+    budgets = list_of(float, arguments.budgets)
+    policies = list(REGISTRY) if arguments.policies == "all" else list_of(str, arguments.policies)
     if not budgets or not policies:
         raise ValueError("give at least one budget and one policy")
-    scores = load_scores(arguments)
-    model = load_model(arguments)
-    low = (
-        load(arguments.model, check_device(arguments.device), torch.bfloat16) if model.dtype != torch.bfloat16 else None
-    )
+    device = check_device(arguments.device) or str(default_device())
+    dtype = arguments.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    scores = HeadScores.load(arguments.scores) if arguments.scores else bundled_scores(model)
     result = compare(
-        model, prompts, scores, budgets, policies, low_precision=low, repetitions=arguments.seeds,
-        orders=arguments.orders_count, batch=arguments.batch, progress=say,
-    )  # fmt: skip
-    result["machine"] = machine()
-    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
-    if not arguments.json:
-        print(markdown_table(result))
-    return {**result, "out": str(out)}
+        model,
+        prompts,
+        scores,
+        list(dict.fromkeys(budgets)),
+        list(dict.fromkeys(policies)),
+        device=device,
+        dtype=dtype,
+        repetitions=arguments.seeds,
+        orders=arguments.orders_count,
+        batch=arguments.batch,
+        threads=arguments.threads,
+        shards=arguments.shards / Path(model).name if arguments.shards else None,
+        workers=arguments.workers,
+        engine=arguments.engine,
+        progress=say,
+    )
+    return {**result, "machine": machine()}
 
 
 def machine() -> str:
@@ -296,7 +327,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument(
         "--budget", type=float, help="share of the full cache's peak, for example 0.3 (default: full cache)"
     )
-    sub.add_argument("--policy", default="heatkv")
+    sub.add_argument("--policy", default="heatkv", help="how the budget is spent (default: heatkv)")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--schedule", type=Path, help="a schedule file instead of a budget")
     sub.add_argument("--out", type=Path, required=True, help="PNG file to write")
@@ -322,18 +353,25 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--seed", type=int, default=0, help="for policies that roll dice")
     sub.add_argument("--out", type=Path, required=True, help="schedule file to write (JSON)")
 
-    sub = command("compare", cmd_compare, "compare policies with the full cache over many prompts")
+    sub = command("compare", cmd_compare, "compare policies with the full cache over many prompts", model=False)
+    sub.add_argument("--model", default="pocket", help="model name or folder, or several with commas between")
+    sub.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="compute dtype (default: by device)")
     sub.add_argument(
         "--prompts", type=Path, required=True, help="text file, one prompt a line; none used for calibration"
     )
     sub.add_argument("--budgets", default="0.5,0.3,0.2,0.1")
-    sub.add_argument("--policies", default="heatkv,random,reverse")
+    sub.add_argument("--policies", default="all", help="names with commas between (default: all)")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--seeds", type=int, default=2, help="seeds a prompt")
     sub.add_argument(
         "--random-orders", dest="orders_count", type=int, default=5, help="orders that `random` is averaged over"
     )
     sub.add_argument("--batch", type=int, default=8, help="images at a time")
+    sub.add_argument("--shards", type=Path, help="folder for finished pieces: run again to go on where it ended")
+    sub.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    sub.add_argument("--threads", type=int, default=1, help="threads of each process")
+    sub.add_argument("--engine", default="local", help="local, or ray: the machines of a Ray cluster")
     sub.add_argument("--out", type=Path, required=True, help="results file to write (JSON)")
     return parser
 

@@ -8,110 +8,45 @@ the full cache (what no one minds).
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from heatkv import metrics
-from heatkv.cache import ScheduleCache, full_cache
-from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
-from heatkv.policies import find, plan
-from heatkv.schedule import Schedule, least_budget
+from heatkv.models.base import GenerativeModel
+from heatkv.policies import find
 from heatkv.scores import HeadScores
+from heatkv.shards import (
+    BATCHES,
+    REFERENCES,
+    Outcome,
+    Sample,
+    Setting,
+    Shard,
+    cache_maker,
+    fingerprint,
+    loaded,
+    read_shard,
+    weights_fingerprint,
+    write_shard,
+)
+from heatkv.statistics import Values, difference, iso_psnr, summarise
+from heatkv.workers import Task, check_engine, run_tasks
 
-METRICS = ("psnr", "psnr_foreground", "ssim", "bit_agreement")
-SEED_STRIDE = 1_000  # seed of prompt i, repetition j: i + j * SEED_STRIDE
-OTHER_SEED = 500_000  # added for the "another seed" reference
-BOOTSTRAPS = 1_000
+BASELINE = "heatkv"  # what the others are compared with
+REFERENCE_NAMES = {"other_seed": "another seed", "sinks_only": "sinks only", "dtype_noise": "bf16 against fp32"}
 
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Images of one run over a few prompts: pixels, bits per scale, and the costs of one image."""
-
-    pixels: npt.NDArray[np.uint8]
-    bits: tuple[npt.NDArray[np.generic], ...]
-    kv_bytes_peak: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is compared: prompts with their seeds, in batches of ``batch`` rows."""
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    batch: int
-
-    @classmethod
-    def of(cls, prompts: Sequence[str], repetitions: int, batch: int) -> Sample:
-        pairs = [(prompt, i + j * SEED_STRIDE) for j in range(repetitions) for i, prompt in enumerate(prompts)]
-        return cls(tuple(p for p, _ in pairs), tuple(s for _, s in pairs), batch)
-
-    def reseeded(self, offset: int) -> Sample:
-        return Sample(self.prompts, tuple(seed + offset for seed in self.seeds), self.batch)
-
-
-def run(model: GenerativeModel, sample: Sample, schedule: Schedule | None, sampling: Sampling) -> list[Batch]:
-    """Generate the whole sample, full cache or under a schedule."""
-    batches = []
-    for first in range(0, len(sample.prompts), sample.batch):
-        prompts = sample.prompts[first : first + sample.batch]
-        seeds = sample.seeds[first : first + sample.batch]
-        cache = ScheduleCache(model.geometry, schedule) if schedule else full_cache(model.geometry)
-        started = time.perf_counter()
-        steps = list(model.run(prompts, seeded_noise(seeds), cache, sampling))
-        pixels = model.decode(steps[-1].latent).numpy()
-        seconds = (time.perf_counter() - started) / len(prompts)
-        bits = tuple(step.tokens.cpu().numpy() for step in steps)
-        batches.append(Batch(pixels, bits, cache.peak_bytes // len(prompts), seconds))
-    return batches
-
-
-def score(reference: list[Batch], other: list[Batch]) -> npt.NDArray[np.float64]:
-    """``METRICS`` of every image of ``other`` against the same image of ``reference``, ``[images, metrics]``."""
-    rows = []
-    for a, b in zip(reference, other, strict=True):
-        tokens = [bits[0].size for bits in a.bits]
-        for i in range(len(a.pixels)):
-            agreement = metrics.bit_agreement([x[i] for x in a.bits], [x[i] for x in b.bits])
-            pair = a.pixels[i], b.pixels[i]
-            rows.append(
-                [
-                    metrics.psnr(*pair),
-                    metrics.foreground_psnr(*pair),
-                    metrics.ssim(*pair),
-                    metrics.mean_agreement(agreement, tokens),
-                ]
-            )
-    return np.array(rows)
-
-
-def summarise(values: npt.NDArray[np.float64], prompts: int) -> dict[str, Any]:
-    """Means over images with bootstrap confidence intervals (prompts are resampled, with all their seeds)."""
-    by_prompt = values.reshape(-1, prompts, len(METRICS)).mean(0)
-    picks = np.random.default_rng(0).integers(0, prompts, (BOOTSTRAPS, prompts))
-    low, high = np.percentile(by_prompt[picks].mean(1), [2.5, 97.5], axis=0)
-    summary: dict[str, Any] = {name: round(float(v), 4) for name, v in zip(METRICS, values.mean(0), strict=True)}
-    summary["n"] = len(values)
-    summary["ci95"] = {
-        name: [round(float(a), 4), round(float(b), 4)] for name, a, b in zip(METRICS, low, high, strict=True)
-    }
-    return summary
-
-
-def mean_of(batches: list[Batch], field: str) -> float:
-    weights = [len(b.pixels) for b in batches]
-    return float(np.average([getattr(b, field) for b in batches], weights=weights))
-
-
-def check_request(model: GenerativeModel, prompts: Sequence[str], scores: HeadScores, policies: Sequence[str]) -> None:
+def check_request(
+    model: GenerativeModel, prompts: Sequence[str], scores: HeadScores, budgets: Sequence[float],
+    policies: Sequence[str],
+) -> None:  # fmt: skip
     """Refuse unusable prompts, unknown policies, and evaluation on calibration prompts."""
     if not prompts:
         raise ValueError("there are no prompts to compare on")
@@ -124,107 +59,267 @@ def check_request(model: GenerativeModel, prompts: Sequence[str], scores: HeadSc
         )
     for policy in policies:
         find(policy)
+    for budget in budgets:
+        if not 0 < budget <= 1:
+            raise ValueError(f"budget {budget:g} is not a share of the full cache's peak; choose above 0 and up to 1")
+    scores.check_matches(model.geometry)
+
+
+@dataclass
+class _Work:
+    """The shards of a comparison: which there are, and what has come of them; ``fulls`` are files of the full cache."""
+
+    setting: Setting
+    sample: Sample
+    folder: Path
+    results: dict[Shard, Outcome] = field(default_factory=dict)
+    fulls: dict[int, tuple[bytes, str]] = field(default_factory=dict)
+
+    def shards(self, kind: str, policy: str = "", budget: float = 1.0, order: int = 0) -> list[Shard]:
+        """One run over all images, cut into whole batches."""
+        count = BATCHES * self.setting.batch
+        return [
+            Shard(kind, first, self.sample.slice(first, count), policy, budget, order)
+            for first in range(0, len(self.sample.prompts), count)
+        ]
+
+    def do(self, shards: Sequence[Shard], workers: int, engine: str, progress: Progress) -> None:
+        """Fill ``results`` from files, and where there is none that fits, by computing."""
+        prints = _fingerprints(self.setting, shards)
+        tasks = []
+        for shard in shards:
+            data = read_shard(self.folder, shard, prints[shard])
+            if data is None:
+                tasks.append(Task(shard, prints[shard], *self.fulls.get(shard.first, (None, ""))))
+            else:
+                self._take(shard, data, prints[shard])
+        if len(tasks) < len(shards):
+            progress(f"{len(shards) - len(tasks)} of {len(shards)} shards are there already")
+        started = time.perf_counter()
+        for done, (shard, data) in enumerate(run_tasks(self.setting, tasks, workers, engine, progress), start=1):
+            write_shard(self.folder, shard, data)
+            self._take(shard, data, prints[shard])
+            minutes = (time.perf_counter() - started) / done * (len(tasks) - done) / 60
+            progress(f"{done} of {len(tasks)}: {shard.words}; about {minutes:.0f} min left")
+
+    def _take(self, shard: Shard, data: bytes, fingerprint: str) -> None:
+        outcome = Outcome.from_bytes(data, fingerprint, shard)
+        assert outcome is not None
+        if shard.kind == "full":
+            self.fulls[shard.first] = data, fingerprint
+        # The images are needed in the files only.
+        self.results[shard] = Outcome(outcome.facts, outcome.values_IM, outcome.agreement_IK)
+
+    def of(self, shards: Sequence[Shard]) -> tuple[Values, Values]:
+        """Values and agreement of all images of a run."""
+        found = [self.results[shard] for shard in shards]
+        return np.concatenate([f.values_IM for f in found]), np.concatenate([f.agreement_IK for f in found])
+
+    def seconds(self, shards: Sequence[Shard]) -> float:
+        weights = [len(shard.sample.prompts) for shard in shards]
+        return round(float(np.average([self.results[s].facts["seconds"] for s in shards], weights=weights)), 4)
+
+    def most(self, shards: Sequence[Shard], fact: str) -> float:
+        return max(self.results[shard].facts[fact] for shard in shards)
+
+
+def _fingerprints(setting: Setting, shards: Sequence[Shard]) -> dict[Shard, str]:
+    """Plans once for all slices of a run."""
+    caches = {}
+    prints = {}
+    for shard in shards:
+        run = shard.kind, shard.policy, shard.budget, shard.order
+        if run not in caches:
+            caches[run] = cache_maker(setting, shard)()
+        prints[shard] = fingerprint(setting, shard, caches[run])
+    return prints
 
 
 def compare(
-    model: GenerativeModel,
+    model: str,
     prompts: Sequence[str],
     scores: HeadScores,
     budgets: Sequence[float],
     policies: Sequence[str],
     *,
-    low_precision: GenerativeModel | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
     repetitions: int = 2,
     orders: int = 5,
     sink_scales: int = 3,
     batch: int = 8,
+    threads: int = 1,
+    shards: str | Path | None = None,
+    workers: int = 1,
+    engine: str = "local",
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """Compare policies at budgets against the full cache.
 
     Parameters
     ----------
+    model
+        Name or folder of the model; every worker loads it.
     prompts
         Evaluation prompts; none of them may be one of the calibration's.
-    low_precision
-        The same model in bfloat16, for the ``dtype_noise`` reference; left out if None.
+    dtype
+        ``float32`` or ``bfloat16``; with the former, bfloat16 is a reference, ``dtype_noise``.
     repetitions
         Seeds a prompt.
     orders
         How many random orders the ``random`` policy (any seeded one) is averaged over.
+    threads
+        Of each worker. The numbers can depend on it in the last bit, so it does not follow the number of workers.
+    shards
+        Folder for the pieces of the work; what is there already is not done again. Default: a temporary one.
+    workers, engine
+        Processes on this machine, or ``ray``: the machines of a Ray cluster. The numbers are the same.
 
     Returns
     -------
     dict
-        ``rows`` (one a policy and budget), ``references``, and the settings; plain JSON values.
+        ``rows`` (one a policy and budget; one with a ``reason`` instead of numbers where the policy can not keep to the
+        budget), ``references``, ``iso_psnr`` and the settings; plain JSON values.
     """
-    check_request(model, prompts, scores, policies)
-    sampling = model.sampling
-    sample = Sample.of(prompts, repetitions, batch)
-    plans = {
-        (policy, budget): [
-            plan(scores, budget, policy, sink_scales, seed=seed) for seed in range(orders if find(policy).seeded else 1)
-        ]
-        for policy in policies
-        for budget in budgets
-    }
-    sinks_only = plan(scores, least_budget(model.geometry.scales, sink_scales), "heatkv", sink_scales)
+    check_engine(engine)
+    if min(repetitions, orders, batch, threads, workers) < 1:
+        raise ValueError("seeds, orders, batch, threads and workers must each be 1 or more")
+    setting = Setting(str(model), weights_fingerprint(model), scores, sink_scales, batch, threads, device, dtype)
+    ready = loaded(setting.model, device, dtype)
+    check_request(ready, prompts, scores, budgets, policies)
+    identity = ready.id
+    if workers > 1 or engine != "local":
+        del ready
+        loaded.cache_clear()  # the workers need the memory
+    with tempfile.TemporaryDirectory(prefix="heatkv-") as temporary:
+        folder = Path(shards) if shards is not None else Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        work = _Work(setting, Sample.of(prompts, repetitions), folder)
+        runs, reasons = _planned(work, budgets, policies, orders)
+        references = {kind: work.shards(kind) for kind in REFERENCES if kind != "dtype_noise" or dtype == "float32"}
+        full = work.shards("full")
+        work.do(full, workers, engine, progress)
+        rest = [shard for shards in runs.values() for shard in shards]
+        work.do(rest + [s for shards in references.values() for s in shards], workers, engine, progress)
 
-    progress(f"full cache, {len(sample.prompts)} images")
-    full = run(model, sample, None, sampling)
-    references = {}
-    progress("reference: another seed")
-    references["other_seed"] = score(full, run(model, sample.reseeded(OTHER_SEED), None, sampling))
-    progress("reference: sinks only")
-    references["sinks_only"] = score(full, run(model, sample, sinks_only, sampling))
-    if low_precision is not None:
-        progress("reference: bfloat16")
-        references["dtype_noise"] = score(full, run(low_precision, sample, None, sampling))
-    rows = []
-    for (policy, budget), schedules in plans.items():
-        progress(f"{policy} at {budget:g}")
-        runs = [run(model, sample, schedule, sampling) for schedule in schedules]
-        values = np.concatenate([score(full, r) for r in runs])
-        rows.append(
-            {
-                "policy": policy,
-                "budget": budget,
-                **summarise(values, len(prompts)),
-                "kv_bytes_peak": max(b.kv_bytes_peak for r in runs for b in r),
-                "seconds": round(float(np.mean([mean_of(r, "seconds") for r in runs])), 4),
-            }
-        )
+    rows = [_row(work, policy, budget, runs, reasons, len(prompts)) for policy in policies for budget in budgets]
+    ratios = [iso_psnr(rows, policy, BASELINE) for policy in policies if policy != BASELINE]
     return {
-        "model": model.id,
+        "model": identity,
         "prompts": len(prompts),
         "seeds": repetitions,
         "random_orders": orders,
         "sink_scales": sink_scales,
         "calibration_prompts": scores.count,
-        "kv_bytes_full": max(b.kv_bytes_peak for b in full),
-        "seconds_full": round(mean_of(full, "seconds"), 4),
+        "batch": batch,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "kv_bytes_full": round(work.most(full, "kv_bytes_peak")),
+        "seconds_full": work.seconds(full),
         "rows": rows,
-        "references": {name: summarise(values, len(prompts)) for name, values in references.items()},
+        "references": {name: summarise(*work.of(shards), len(prompts)) for name, shards in references.items()},
+        "iso_psnr": [ratio for ratio in ratios if ratio is not None],
+        "policies": {name: describe(name) for name in policies},
     }
 
 
+def _planned(
+    work: _Work, budgets: Sequence[float], policies: Sequence[str], orders: int
+) -> tuple[dict[tuple[str, float], list[Shard]], dict[tuple[str, float], str]]:
+    """The shards of every policy and budget, all orders after each other, or the reason why there are none."""
+    runs, reasons = {}, {}
+    for policy in policies:
+        for budget in budgets:
+            shards = [
+                shard
+                for order in range(orders if find(policy).seeded else 1)
+                for shard in work.shards("policy", policy, budget, order)
+            ]
+            try:
+                cache_maker(work.setting, shards[0])()
+                runs[policy, budget] = shards
+            except ValueError as error:
+                reasons[policy, budget] = str(error)
+    if not runs:
+        raise ValueError(next(iter(reasons.values()), "give at least one policy and one budget"))
+    return runs, reasons
+
+
+def _row(
+    work: _Work, policy: str, budget: float, runs: dict[tuple[str, float], list[Shard]],
+    reasons: dict[tuple[str, float], str], prompts: int,
+) -> dict[str, Any]:  # fmt: skip
+    row: dict[str, Any] = {"policy": policy, "budget": budget}
+    if (policy, budget) in reasons:
+        return {**row, "reason": reasons[policy, budget]}
+    shards = runs[policy, budget]
+    values, agreement_IK = work.of(shards)
+    row |= {
+        **summarise(values, agreement_IK, prompts),
+        "kv_bytes_peak": round(work.most(shards, "kv_bytes_peak")),
+        "share_16bit": round(work.most(shards, "share_16bit"), 6),
+        "seconds": work.seconds(shards),
+    }
+    if policy != BASELINE and (BASELINE, budget) in runs:
+        row["difference"] = {"to": BASELINE, **difference(values, work.of(runs[BASELINE, budget])[0], prompts)}
+    return row
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a policy is, for whoever reads the numbers later."""
+    policy = find(name)
+    return {
+        "title": policy.title, "summary": policy.summary, "provenance": policy.provenance, "needs": policy.needs,
+        "static": policy.static, "options": dict(policy.options),
+    }  # fmt: skip
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
 def markdown_table(result: dict[str, Any]) -> str:
-    """The comparison as a Markdown table, references first."""
-    names = {"other_seed": "another seed", "sinks_only": "sinks only", "dtype_noise": "bf16 against fp32"}
+    """The comparison as a Markdown table: references first, then budget by budget, the best policy first."""
     lines = [
-        "| policy | budget | PSNR (95 % CI) | foreground PSNR | SSIM | bit agreement | peak KV bytes |",
-        "|---|---|---|---|---|---|---|",
+        "| budget | policy | PSNR (95 % CI) | PSNR minus heatkv's (95 % CI) | foreground PSNR | SSIM | bit agreement | "
+        "peak KV bytes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
 
-    def line(label: str, budget: str, row: dict[str, Any], size: str) -> str:
+    def line(budget: str, label: str, row: dict[str, Any], size: str) -> str:
         low, high = row["ci95"]["psnr"]
+        gap = ""
+        if found := row.get("difference"):
+            gap = f"{found['psnr']:+.2f} ({found['ci95'][0]:+.2f} to {found['ci95'][1]:+.2f})"
         return (
-            f"| {label} | {budget} | {row['psnr']:.2f} ({low:.2f} to {high:.2f}) | {row['psnr_foreground']:.2f} | "
-            f"{row['ssim']:.3f} | {row['bit_agreement']:.3f} | {size} |"
+            f"| {budget} | {label} | {row['psnr']:.2f} ({low:.2f} to {high:.2f}) | {gap} | "
+            f"{row['psnr_foreground']:.2f} | {row['ssim']:.3f} | {row['bit_agreement']:.3f} | {size} |"
         )
 
     for key, row in result["references"].items():
-        lines.append(line(f"*{names[key]}*", "", row, ""))
-    for row in sorted(result["rows"], key=lambda r: (-r["budget"], -r["psnr"])):
-        lines.append(line(row["policy"], f"{row['budget']:g}", row, f"{row['kv_bytes_peak']}"))
+        lines.append(line("", f"*{REFERENCE_NAMES[key]}*", row, ""))
+    budget = None
+    for row in sorted(result["rows"], key=lambda r: (-r["budget"], -r.get("psnr", -1.0))):
+        first = f"**{row['budget']:g}**" if row["budget"] != budget else ""
+        budget = row["budget"]
+        if "reason" in row:
+            lines.append(f"| {first} | {row['policy']} | not possible: {row['reason']} | | | | | |")
+            continue
+        share = row["kv_bytes_peak"] / result["kv_bytes_full"]
+        lines.append(line(first, row["policy"], row, f"{row['kv_bytes_peak']} ({share:.1%})"))
+    return "\n".join(lines)
+
+
+def iso_table(result: dict[str, Any]) -> str:
+    """Bytes at equal PSNR as a Markdown table; empty where no two policies meet."""
+    if not result["iso_psnr"]:
+        return ""
+    lines = ["| policy | bytes it takes for the PSNR of heatkv, as a share of heatkv's |", "|---|---|"]
+    for found in result["iso_psnr"]:
+        at = ", ".join(
+            f"{level['ratio']:.2f} at {level['psnr']:.1f} dB"
+            + ("" if abs(level["ratio"] - level["share_ratio"]) < 0.01 else f" ({level['share_ratio']:.2f} in 16 bit)")
+            for level in found["levels"]
+        )
+        lines.append(f"| {found['policy']} | {at} |")
     return "\n".join(lines)

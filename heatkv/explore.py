@@ -54,6 +54,9 @@ class BudgetTable:
         Whether the last target scale still reads a prunable cell (sources ``sink_scales .. K - 2``).
     resident_PT
         The most tokens that are cached at any time while target scale t runs, one batch row.
+    static
+        False for a policy that chooses tokens while it draws: no cell is given up as a whole, ``kept_PLHS`` holds
+        nothing but true, and ``resident_PT`` is the most that it can be.
     """
 
     geometry: Geometry
@@ -62,6 +65,7 @@ class BudgetTable:
     percents: tuple[float, ...]
     kept_PLHS: npt.NDArray[np.bool_]
     resident_PT: npt.NDArray[np.int64]
+    static: bool = True
 
     @cached_property
     def peak_P(self) -> npt.NDArray[np.int64]:
@@ -78,6 +82,7 @@ class BudgetTable:
             "sizes": [list(size) for size in scales],
             "sinkScales": self.sink_scales,
             "policy": self.policy,
+            "static": self.static,
             "percents": list(self.percents),
             "kept": packed(bits, "u1"),
             "resident": packed(self.resident_PT, "u4"),
@@ -105,6 +110,16 @@ def budget_table(plan: Callable[[float], Schedule], percents: Sequence[float]) -
 def schedule_table(schedule: Schedule) -> BudgetTable:
     """A single schedule as a table with one budget."""
     return _table([schedule], [round(100 * schedule.budget, 2)])
+
+
+def dynamic_table(
+    geometry: Geometry, sink_scales: int, policy: str, percents: Sequence[float], planned_P: Sequence[int]
+) -> BudgetTable:
+    """What is known ahead of a policy without a schedule: the most tokens it will hold at every budget."""
+    prunable = len(geometry.scales) - 1 - sink_scales
+    kept = np.ones((len(percents), geometry.layers, geometry.heads, prunable), bool)
+    resident_PT = np.minimum(np.array(full_resident(geometry))[None], np.array(planned_P)[:, None])
+    return BudgetTable(geometry, sink_scales, policy, tuple(percents), kept, resident_PT, static=False)
 
 
 def _table(schedules: list[Schedule], percents: Sequence[float]) -> BudgetTable:

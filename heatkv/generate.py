@@ -14,6 +14,7 @@ import torch
 
 from heatkv.cache import KVCache, ScheduleCache, full_cache
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
+from heatkv.policies import Calibration, cache_factory
 from heatkv.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ class ScaleEvent:
 class Generation:
     """An image and what it cost.
 
-    Memory is reported in three numbers: ``kv_bytes_theoretical`` (the schedule's peak of cached
-    tokens), ``kv_bytes_peak`` (the most that was allocated for cached keys and values, measured) and
-    ``process_bytes_peak`` (everything: weights, activations, the interpreter; the high-water mark of
-    the process on CPU, of the device's allocator on CUDA; None where the system does not tell).
+    Memory is reported in three numbers: ``kv_bytes_theoretical`` (the peak of cached tokens that was
+    known ahead, from the schedule or the policy's allowances), ``kv_bytes_peak`` (the most that was
+    allocated for cached keys and values, measured) and ``process_bytes_peak`` (everything: weights,
+    activations, the interpreter; the high-water mark of the process on CPU, of the device's allocator
+    on CUDA; None where the system does not tell).
     """
 
     model: str
@@ -102,20 +104,17 @@ def generate_events(
     model.check_prompt(prompt)
     sampling = sampling or model.sampling
     last = len(model.geometry.scales) - 1
-    tokens_before = 0
+    tokens = size = 0
     started = time.perf_counter()
     for step in model.run([prompt], seeded_noise([seed]), cache, sampling):
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
         seconds = time.perf_counter() - started
         # The last scale releases the cache; its event reports what was held while it ran.
-        tokens_before = cache.tokens if step.scale < last else tokens_before
-        size = model.geometry.kv_bytes(
-            tokens_before, batch=2 if sampling.guided else 1,
-            key_bytes=model.dtype.itemsize, value_bytes=model.dtype.itemsize,
-        )  # fmt: skip
+        if step.scale < last:
+            tokens, size = cache.tokens, cache.allocated_bytes
         pixels = model.decode(step.latent)[0].numpy() if previews or step.scale == last else None
-        yield ScaleEvent(step.scale, tokens_before, size, seconds, step.tokens[0].cpu().numpy(), pixels)
+        yield ScaleEvent(step.scale, tokens, size, seconds, step.tokens[0].cpu().numpy(), pixels)
         started = time.perf_counter()
 
 
@@ -124,7 +123,8 @@ def collect(
     prompt: str,
     seed: int,
     cache: KVCache,
-    schedule: Schedule | None,
+    policy: str,
+    budget: float,
     events: list[ScaleEvent],
     sampling: Sampling,
 ) -> Generation:
@@ -135,19 +135,18 @@ def collect(
             f"the run ended after {len(events)} of {len(model.geometry.scales)} scales: there is no image yet"
         )
     full = full_bytes(model, sampling)
-    share = schedule.peak_tokens / model.geometry.full_peak_tokens if schedule else 1.0
     return Generation(
         model=model.id,
         prompt=prompt,
         seed=seed,
-        policy=schedule.policy if schedule else "full",
-        budget=schedule.budget if schedule else 1.0,
+        policy=policy,
+        budget=budget,
         pixels=pixels,
         bits=tuple(event.bits for event in events),
         scales=tuple(events),
         seconds=sum(event.seconds for event in events),
         kv_bytes_peak=cache.peak_bytes,
-        kv_bytes_theoretical=round(full * share),
+        kv_bytes_theoretical=cache.planned_bytes(2 if sampling.guided else 1, model.dtype.itemsize),
         kv_bytes_full=full,
         process_bytes_peak=process_bytes_peak(model.device),
         note=model.check_prompt(prompt),
@@ -160,12 +159,33 @@ def generate(
     seed: int = 0,
     schedule: Schedule | None = None,
     sampling: Sampling | None = None,
+    *,
+    policy: str = "heatkv",
+    budget: float | None = None,
+    scores: Calibration = None,
 ) -> Generation:
-    """Generate one image with the full cache or under a schedule.
+    """Generate one image with the full cache, under a schedule, or as a policy spends a budget.
 
-    Raises ``PromptError``, or ``ValueError`` for a schedule of another geometry or a seed out of range.
+    Parameters
+    ----------
+    schedule
+        The plan of a static policy; then ``policy``, ``budget`` and ``scores`` do not count.
+    policy, budget, scores
+        Any policy, static or dynamic, and what it needs of a calibration; see `heatkv.policies.cache_factory`.
+
+    Raises
+    ------
+    ValueError
+        A prompt that says nothing to the model (``PromptError``), a schedule of another geometry, a seed out of range,
+        or what `heatkv.policies.cache_factory` refuses.
     """
     sampling = sampling or model.sampling
-    cache = ScheduleCache(model.geometry, schedule) if schedule else full_cache(model.geometry)
+    cache: KVCache
+    if schedule is not None:
+        policy, budget, cache = schedule.policy, schedule.budget, ScheduleCache(model.geometry, schedule)
+    elif budget is not None:
+        cache = cache_factory(policy, model.geometry, budget, scores, model=model.id)()
+    else:
+        policy, budget, cache = "full", 1.0, full_cache(model.geometry)
     events = list(generate_events(model, prompt, seed, cache, sampling))
-    return collect(model, prompt, seed, cache, schedule, events, sampling)
+    return collect(model, prompt, seed, cache, policy, budget, events, sampling)

@@ -20,14 +20,15 @@ from tiny import tiny_model
 
 import heatkv
 from heatkv.explore import TYPES
+from heatkv.generate import generate_events
 from heatkv.policies import REGISTRY
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores, orders_to_json
 
 gr = pytest.importorskip("gradio")
 
-from app import inputs, pictures  # noqa: E402
-from app.__main__ import read_prompts, read_references  # noqa: E402
+from app import charts, inputs, pictures  # noqa: E402
+from app.__main__ import read_comparison, read_prompts, read_references  # noqa: E402
 from app.cards import NAMES  # noqa: E402
 from app.demo import _Demo, create_demo, launch_options  # noqa: E402
 from app.inputs import InputError, read_link  # noqa: E402
@@ -44,6 +45,22 @@ REFERENCES = {
 }
 
 
+NUMBERS = {"psnr_foreground": 25.0, "ssim": 0.9, "bit_agreement": 0.95, "ci95": {"psnr": [27.0, 29.0]}}
+COMPARISON = {
+    "model": "tiny", "prompts": 64, "seeds": 2, "kv_bytes_full": 4000, "references": REFERENCES,
+    "rows": [
+        {"policy": "heatkv", "budget": 0.5, "psnr": 28.0, "kv_bytes_peak": 2000, **NUMBERS},
+        {"policy": "heatkv", "budget": 0.3, "psnr": 24.0, "kv_bytes_peak": 1200, **NUMBERS},
+        {"policy": "hack", "budget": 0.5, "psnr": 26.0, "kv_bytes_peak": 1900, **NUMBERS,
+         "difference": {"to": "heatkv", "psnr": -2.0, "ci95": [-2.5, -1.5]}},
+        {"policy": "hack", "budget": 0.3, "reason": "too small"},
+        {"policy": "<b>gone</b>", "budget": 0.5, "psnr": 25.0, "kv_bytes_peak": 1950},
+        {"policy": "heatkv", "budget": "half", "psnr": "high", "kv_bytes_peak": None},
+        "nonsense",
+    ],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def bench() -> Workbench:
     model = tiny_model()
@@ -52,7 +69,7 @@ def bench() -> Workbench:
 
 @pytest.fixture(scope="module")
 def demo(bench: Workbench) -> _Demo:
-    made = _Demo(bench)
+    made = _Demo(bench, COMPARISON)
     made.build()
     return made
 
@@ -168,6 +185,16 @@ def test_the_table_holds_every_static_policy_and_real_bytes(bench: Workbench, po
     assert resident[at].max() * table["bytesPerToken"] == less.kv_bytes_theoretical
 
 
+@pytest.mark.parametrize("policy", [name for name, policy in REGISTRY.items() if not policy.static])
+def test_the_table_of_a_dynamic_policy_says_so_and_bounds_its_bytes(bench: Workbench, policy: str) -> None:
+    table = bench.table(None, policy)
+    resident = np.frombuffer(base64.b64decode(table["resident"]), "<u4").reshape(len(table["percents"]), -1)
+    assert not table["static"] and set(base64.b64decode(table["kept"])) <= {255, 15, 127, 63, 31, 7, 3, 1}
+    at = table["percents"].index(50)
+    less = heatkv.generate(bench.model, "red apple", policy=policy, budget=0.5, scores=bench.bundled.scores)
+    assert less.kv_bytes_peak <= resident[at].max() * table["bytesPerToken"] <= 0.5 * less.kv_bytes_full
+
+
 def test_orders_alone_plan_the_same_cells_but_know_no_types(bench: Workbench) -> None:
     assert bench.bundled.scores is not None
     orders = Calibration("orders", bench.bundled.scores.orders(bench.sink_scales))
@@ -191,6 +218,67 @@ def test_compare_streams_pairs_and_ends_with_images_metrics_and_costs(demo: _Dem
     }
     assert [row[0].split(",")[0] for row in card["cost"]] == ["KV cache", "KV cache", "Seconds"]
     json.dumps(card), json.dumps(wipe)
+
+
+def test_a_policy_that_decides_while_it_draws_is_compared_but_has_no_schedule(demo: _Demo) -> None:
+    _, card, _, (run, choice), *_ = last(demo.compare.compare("red apple", 3, 50, "headkv", None, None))
+    assert run.policy == "headkv" and choice.schedule is None and "headkv at 50 %" in card["run"]
+    assert 0 < run.kv_bytes_peak <= 0.5 * run.kv_bytes_full
+    saved, note = demo.compare.schedule_file(50, "headkv", None, None)
+    assert saved == gr.skip() and "no schedule" in said(note)
+    assert demo.compare.image_file((run, choice))["name"] == "red-apple_seed3_headkv_50.png"
+
+
+def test_head_types_are_those_of_the_policies(demo: _Demo) -> None:
+    from heatkv.policies.hack import contextual_heads
+
+    scores = demo.bench.bundled.scores
+    assert scores is not None
+    types = list(demo.heads.head_types("hack", "red apple", 0, 50, None, None))
+    assert types[0]["heads"] == contextual_heads(scores).tolist() and len(types) == 1
+    waiting, *_, found = demo.heads.head_types("headkv", "red apple", 0, 50, None, None)
+    assert waiting["heads"] == [] and np.array(found["heads"]).shape == (3, 4)
+    assert "red apple" in found["source"] and "local" in found["first"]
+    cache = demo.bench.choose(None, 0.5, "headkv").make_cache()
+    list(generate_events(demo.bench.model, "red apple", 0, cache))
+    assert found["heads"] == [local[0].tolist() for local in cache.local_LBH]  # type: ignore[attr-defined]
+    assert list(demo.heads.head_types("heatkv", "red apple", 0, 50, None, None)) == [None]
+    assert "zeppelin" in last(demo.heads.head_types("headkv", "zeppelin", 0, 50, None, None))["text"].lower()
+
+
+def test_a_contact_sheet_draws_every_policy_and_the_full_cache(demo: _Demo) -> None:
+    steps = list(demo.methods.draw_all("red apple", 2, 50, None))
+    sheet, progress, *_ = steps[-1]
+    assert [tile["policy"] for tile in sheet["tiles"]] == ["full", *REGISTRY]
+    assert all(tile["image"].startswith("data:image/png;base64,") for tile in sheet["tiles"])
+    assert [step[1]["done"] for step in steps if step[1]] == list(range(len(REGISTRY) + 2))
+    assert progress["text"] == f"{progress['of']} of {progress['of']} drawn" and "seed 2, 50 %" in sheet["head"]
+    by_name = {tile["policy"]: tile for tile in sheet["tiles"]}
+    assert "100.0%" in by_name["full"]["words"] and "dB" in by_name["headkv"]["words"]
+    assert by_name["headkv"]["provenance"] == "adapted from next-token models"
+    for arguments, words in (
+        (("", 0, 50), "empty"),
+        (("zeppelin", 0, 50), "zeppelin"),
+        (("red apple", 0, 1), "budget"),
+    ):
+        (refused,) = demo.methods.draw_all(*arguments, None)
+        assert refused[0] == gr.skip() and words in said(refused[2]).lower()
+
+
+def test_a_policy_that_can_not_keep_to_the_budget_is_named_on_the_sheet(
+    demo: _Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = demo.bench.choose
+
+    def picky(calibration: Any, budget: float, policy: str) -> Any:
+        if policy == "hack":
+            raise ValueError("too little for HACK")
+        return choose(calibration, budget, policy)
+
+    monkeypatch.setattr(demo.bench, "choose", picky)
+    tiles = {tile["policy"]: tile for tile in last(demo.methods.draw_all("red apple", 2, 50, None))[0]["tiles"]}
+    assert tiles["hack"]["words"] == "too little for HACK" and not tiles["hack"]["image"]
+    assert len(tiles) == 1 + len(REGISTRY)
 
 
 def test_at_full_budget_the_two_images_are_identical(demo: _Demo) -> None:
@@ -369,6 +457,37 @@ def test_references_stand_beside_the_numbers_and_are_left_out_where_absent(bench
     assert set(names) == {"this pair", "another seed, same prompt", "only the sink scales kept"}
     alone = scorecard(full, less, bench.geometry, {})
     assert [rung["name"] for rung in alone["ladder"]] == ["this pair"] and alone["references_note"] == ""
+
+
+def test_curves_hold_every_policy_the_front_and_the_references() -> None:
+    figure = charts.curves(COMPARISON, "psnr")
+    names = [trace.name for trace in figure.data]
+    assert names == ["best at its bytes", "HeatKV", "HACK", "<b>gone</b>"]
+    assert list(figure.data[0].y) == [24.0, 26.0, 28.0] and list(figure.data[1].y) == [24.0, 28.0]
+    assert len({trace.marker.symbol for trace in figure.data[1:]}) == 3, "told apart without colour"
+    assert {line.y0 for line in figure.layout.shapes} == {12.0, 14.0}
+    assert [len(charts.curves(COMPARISON, m).data) for m in charts.METRICS.values()] == [4, 3, 3, 3]
+
+
+def test_the_table_of_methods_groups_by_budget_best_first() -> None:
+    value = charts.table(COMPARISON)
+    assert [(g["budget"], [row[0] for row in g["rows"]]) for g in value["groups"]] == [
+        ("50 %", ["HeatKV", "HACK", "<b>gone</b>"]), ("30 %", ["HeatKV"]),
+    ]  # fmt: skip
+    assert value["groups"][0]["rows"][1][1:3] == ["-2.00 (-2.50 to -1.50)", "26.00 (27.00 to 29.00)"]
+    assert "64 prompts × 2 seeds" in value["what"] and len(value["policies"]) == len(REGISTRY)
+    json.dumps(value)
+
+
+@pytest.mark.parametrize("comparison", [{}, {"rows": 3, "references": None}, {"rows": [[]], "references": {"n": 1}}])
+def test_without_a_comparison_the_tab_still_draws(bench: Workbench, comparison: Any) -> None:
+    assert charts.table(comparison)["groups"] == []
+    assert create_demo(bench.model, bench.bundled.scores, REFERENCES, (), comparison) is not None
+
+
+def test_the_bundled_comparison_is_shown() -> None:
+    found = read_comparison(Path(__file__).parents[1] / "assets" / "models" / "pocket" / "comparison.json")
+    assert len(charts.table(found)["groups"]) >= 4 and len(charts.curves(found, "psnr").data) >= 4
 
 
 def test_missing_or_broken_side_files_are_left_out(tmp_path: Path) -> None:

@@ -66,6 +66,15 @@ def test_generate_reports_the_keys_scripts_rely_on(
     assert half["kv_bytes_full"] == full["kv_bytes_peak"] and half["policy"] == "heatkv"
 
 
+def test_generate_runs_a_policy_that_decides_on_the_fly(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("generate", "--model", model, "--prompt", "red apple", "--policy", "headkv", "--budget", 0.5)
+    report = run(capsys, *arguments, "--out", tmp_path / "a.png")
+    assert (report["policy"], report["budget"]) == ("headkv", 0.5)
+    assert 0 < report["kv_bytes_peak"] <= 0.5 * report["kv_bytes_full"]
+
+
 def test_calibrate_plan_and_generate_go_together(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from heatkv.cache import full_cache
 from heatkv.generate import generate_events
 from heatkv.models.base import Sampling, seeded_noise
 from heatkv.models.infinity.text import PromptError
+from heatkv.policies import REGISTRY
 
 
 def test_the_same_seed_gives_the_same_image_and_another_seed_another() -> None:
@@ -47,6 +48,24 @@ def test_measured_peak_keeps_to_the_budget(budget: float) -> None:
     assert planned.kv_bytes_peak <= budget * full.kv_bytes_peak
     assert planned.kv_bytes_peak == planned.kv_bytes_theoretical
     assert max(event.kv_bytes for event in planned.scales) <= planned.kv_bytes_peak
+
+
+@pytest.mark.parametrize("policy", REGISTRY)
+def test_every_policy_generates_and_keeps_to_the_budget(policy: str) -> None:
+    model = tiny_model()
+    scores = calibrate(model, ["red apple"])
+    result = generate(model, "blue cat", 1, policy=policy, budget=0.5, scores=scores)
+    assert (result.policy, result.budget) == (policy, 0.5) and result.pixels.shape == (12, 12, 3)
+    assert 0 < result.kv_bytes_peak <= 0.5 * result.kv_bytes_full
+    assert max(event.kv_bytes for event in result.scales) <= result.kv_bytes_peak
+    assert result.kv_bytes_peak <= result.kv_bytes_theoretical <= 0.5 * result.kv_bytes_full
+    if REGISTRY[policy].needs == "nothing":
+        assert np.array_equal(result.pixels, generate(model, "blue cat", 1, policy=policy, budget=0.5).pixels)
+
+
+def test_a_policy_that_needs_scores_says_so() -> None:
+    with pytest.raises(ValueError, match="needs the scores"):
+        generate(tiny_model(), "red apple", policy="hack", budget=0.5)
 
 
 def test_dropping_cells_changes_bits_but_never_those_of_the_sink_scales() -> None:

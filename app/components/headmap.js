@@ -54,7 +54,7 @@ function drawOverview() {
   const h = height / t.layers;
   for (const l of range(t.layers)) {
     for (const s of range(t.cached)) {
-      const share = range(t.heads).filter((head) => heatkv.kept(l, head, s, at)).length / t.heads;
+      const share = heatkv.dynamic ? 0.25 : range(t.heads).filter((head) => heatkv.kept(l, head, s, at)).length / t.heads;
       box(pen, s * w, l * h, w, h, h > 8 ? 2 : 1);
       pen.fillStyle = share ? css(mix(p.mid, p.high, share)) : css(p.gone);
       pen.fill();
@@ -143,7 +143,8 @@ function say(layer, head, scale) {
     ? scale < t.sinkScales ? '' : `ranked ${Math.round(100 * value)} of 100 for this scale. `
     : `${(100 * value).toFixed(1)} % of its later attention, ${(value / t.even[scale]).toFixed(value < 2 * t.even[scale] ? 2 : 1)} times the even share. `;
   const from = heatkv.keptFrom(layer, head, scale);
-  const fate = scale < t.sinkScales ? 'A sink scale, always kept.'
+  const fate = heatkv.dynamic ? 'What stays of it is decided token by token.'
+    : scale < t.sinkScales ? 'A sink scale, always kept.'
     : `${heatkv.kept(layer, head, scale) ? 'Kept' : 'Not in the cache'} at ${heatkv.budget} %${heatkv.fixed ? ' (uploaded schedule)' : from === null ? '' : `; always kept from ${from} % upwards`}.`;
   find('.readout').textContent = name + reads + fate;
 }
@@ -197,9 +198,14 @@ function drawLegend() {
   find('.more').textContent = rank ? 'last to go' : '4 × even';
 }
 
+function drawKind() {
+  find('.dynamic').hidden = !heatkv.dynamic;
+  find('.overview h3 small').textContent = heatkv.dynamic ? 'no schedule' : 'share of heads that keep a scale';
+}
+
 const drawCells = () => { drawOverview(); drawDetail(); };
 const drawBudget = () => { const start = performance.now(); drawCells(); drawMemory(); drawCursor(); heatkv.lastDraw = performance.now() - start; };
-const drawAll = () => { drawNames(); drawLegend(); drawBudget(); };
+const drawAll = () => { drawKind(); drawNames(); drawLegend(); drawBudget(); };
 heatkv.follow(element, ['table'], drawAll);
 heatkv.follow(element, ['budget'], drawBudget);
 heatkv.follow(element, ['cell'], () => { drawNames(); drawDetail(); drawCursor(); });

@@ -148,6 +148,7 @@ window.heatkvStore = () => {
     get table() { return table; },
     get budget() { return fixed ? table.percents[0] : budget; },
     get fixed() { return fixed; },
+    get dynamic() { return Boolean(table) && table.static === false; }, // decides while it draws: no schedule
     get cell() { return cell; },
     get dark() { return document.body.classList.contains('dark'); },
     typeOf(layer, head) { return table.typeNames[table.types[layer * table.heads + head]] || null; },

@@ -13,11 +13,11 @@ from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
 from app.pictures import data_url, file_name, png
 from app.prompts import prompt_field
 from app.report import scorecard
-from app.workbench import Calibration, Workbench
+from app.workbench import Calibration, Choice, Workbench
 from heatkv.generate import Generation
 from heatkv.schedule import Schedule, ScheduleError
 
-Result = tuple[Generation, Schedule]
+Result = tuple[Generation, Choice]
 
 
 class CompareTab:
@@ -91,14 +91,12 @@ class CompareTab:
 
     # --- handlers --------------------------------------------------------------------------------------------------
 
-    def schedule(
-        self, percent: Any, policy: Any, calibration: Calibration | None, uploaded: Schedule | None
-    ) -> Schedule:
-        """The uploaded schedule, or the plan for the controls."""
+    def choice(self, percent: Any, policy: Any, calibration: Calibration | None, uploaded: Schedule | None) -> Choice:
+        """The uploaded schedule, or what the controls say."""
         if uploaded is not None:
-            return uploaded
+            return Choice.of(uploaded)
         share = read_percent(percent, self.bench.percents) / 100
-        return self.bench.plan(calibration, share, read_policy(policy, self.bench.policies(calibration)))
+        return self.bench.choose(calibration, share, read_policy(policy, self.bench.policies(calibration)))
 
     def compare(
         self, prompt: Any, seed: Any, percent: Any, policy: Any,
@@ -109,18 +107,18 @@ class CompareTab:
         keep = gr.skip(), gr.skip()
         try:
             text, number = self.bench.read_prompt(prompt), read_seed(seed)
-            schedule = self.schedule(percent, policy, calibration, uploaded)
+            choice = self.choice(percent, policy, calibration, uploaded)
             note = self.bench.model.check_prompt(str(prompt))  # as it was written: a name may be ambiguous
         except Exception as error:
             yield *keep, notice(problem(error), "error"), gr.skip(), *idle, gr.skip()
             return
         busy = gr.update(interactive=False), gr.update(interactive=True)
         scales = len(self.bench.geometry.scales)
-        label = "uploaded schedule" if uploaded is not None else f"{schedule.policy}, {100 * schedule.budget:g} %"
+        label = "uploaded schedule" if uploaded is not None else f"{choice.policy}, {100 * choice.budget:g} %"
         frames: list[dict[str, str]] = []
         yield None, gr.skip(), notice(f"Seed {number}: waiting for the model …", "busy"), gr.skip(), *busy, gr.skip()
         try:
-            for step in self.bench.compare(text, number, schedule):
+            for step in self.bench.compare(text, number, choice):
                 last = step.less is not None
                 pair = [event.pixels for event in (step.full_event, step.less_event)]
                 full, less = (data_url(pixels, preview=not last) for pixels in pair if pixels is not None)
@@ -132,7 +130,7 @@ class CompareTab:
                     continue
                 card = scorecard(step.full, step.less, self.bench.geometry, self.bench.references)
                 done = notice(note[:1].upper() + note[1:] + "." if note else "")
-                yield wipe, card, done, (step.less, schedule), *idle, gr.update(interactive=True)
+                yield wipe, card, done, (step.less, choice), *idle, gr.update(interactive=True)
         except Exception as error:
             yield *keep, notice(problem(error), "error"), gr.skip(), *idle, gr.skip()
 
@@ -145,7 +143,7 @@ class CompareTab:
         """The compressed image with what it takes to draw it again in its text."""
         if result is None:
             return gr.skip()
-        run, schedule = result
+        run, choice = result
         facts = {
             "prompt": run.prompt,
             "seed": str(run.seed),
@@ -153,7 +151,7 @@ class CompareTab:
             "policy": run.policy,
             "budget": f"{run.budget:g}",
             "kv_bytes_peak": str(run.kv_bytes_peak),
-            "planned_from": str(schedule.provenance.get("planned_from", "")),
+            "planned_from": choice.planned_from,
             "software": "HeatKV Explorer",
         }
         name = file_name(run.prompt, f"seed{run.seed}", run.policy, f"{100 * run.budget:g}") + ".png"
@@ -163,9 +161,12 @@ class CompareTab:
         self, percent: Any, policy: Any, calibration: Calibration | None, uploaded: Schedule | None
     ) -> tuple[Any, Any]:
         try:
-            schedule = self.schedule(percent, policy, calibration, uploaded)
+            schedule = self.choice(percent, policy, calibration, uploaded).schedule
         except (InputError, ValueError) as error:
             return gr.skip(), notice(problem(error), "error")
+        if schedule is None:
+            words = "This policy decides while it draws: there is no schedule to download. Choose another policy."
+            return gr.skip(), notice(words, "error")
         name = file_name(schedule.model, schedule.policy, f"{100 * schedule.budget:g}") + ".json"
         return saved_file(name, "application/json", schedule.to_json().encode()), gr.skip()
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from app import headtypes
 from app.cards import failed, head_card
 from app.components import Part
-from app.inputs import InputError, read_head, read_seed
+from app.inputs import InputError, read_head, read_percent, read_seed
 from app.page import MODEL_JOB, PRIVATE, Page, problem
 from app.prompts import prompt_field
 from app.workbench import Calibration, Probe, Workbench
@@ -25,6 +26,7 @@ class HeadsTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
                 self.map = Part("headmap")
+                self.types = Part("headtypes")
             with gr.Column(scale=5, min_width=320):
                 self.card = Part("headcard")
                 with gr.Row(elem_classes="ends"):
@@ -44,6 +46,11 @@ class HeadsTab:
         for trigger in (self.draw.click, *submits):
             self.show_after(trigger(None, self.prompt, page.prompt, js="(text) => text"), page)
         page.prompt.change(None, page.prompt, self.prompt, js="(text) => text")
+
+    def types_after(self, event: Any, page: Page) -> Any:
+        """Show the head types of the policy once ``event`` is through, where the policy tells heads apart."""
+        inputs = [page.policy, page.prompt, page.seed, page.budget, page.calibration, page.uploaded]
+        return event.then(self.head_types, inputs, self.types, **MODEL_JOB, **PRIVATE)
 
     def show_after(self, event: Any, page: Page) -> Any:
         """Show the head once ``event`` is through: at once what is known, then what has to be drawn."""
@@ -93,6 +100,29 @@ class HeadsTab:
                     yield self._card(head, calibration, found), found
         except Exception as error:
             yield failed(self._card(head, calibration, None), problem(error)), gr.skip()
+
+    def head_types(
+        self, policy: Any, prompt: Any, seed: Any, percent: Any, calibration: Calibration | None, uploaded: Any
+    ) -> Iterator[Any]:
+        """HACK's types from the calibration, HeadKV's from drawing the image; nothing for the others."""
+        if policy not in headtypes.POLICIES or uploaded is not None:
+            yield None
+            return
+        found = calibration or self.bench.bundled
+        try:
+            if policy == "hack" and found.scores is not None:
+                yield headtypes.hack_types(found.scores, found.label)
+            elif policy == "headkv":
+                text, number = self.bench.read_prompt(prompt), read_seed(seed or 0)
+                yield headtypes.message("Drawing the image to see which heads look near …")
+                share = read_percent(percent, self.bench.percents) / 100
+                for types in self.bench.local_heads(text, number, share):
+                    if types is not None:
+                        yield headtypes.headkv_types(*types, text, number)
+            else:
+                yield None
+        except Exception as error:
+            yield headtypes.message(problem(error))
 
     def _card(self, head: tuple[int, int], calibration: Calibration | None, probe: Probe | None) -> dict[str, Any]:
         label = (calibration or self.bench.bundled).label

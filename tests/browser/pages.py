@@ -20,6 +20,17 @@ REFERENCES = {
 }
 
 
+COMPARISON = {
+    "prompts": 64, "seeds": 2, "kv_bytes_full": 4000, "references": REFERENCES,
+    "rows": [
+        {"policy": policy, "budget": budget, "psnr": 20 + 10 * budget + i, "ssim": 0.5 + budget / 2 - i / 10,
+         "kv_bytes_peak": 4000 * budget}
+        for i, policy in enumerate(("heatkv", "hack"))
+        for budget in (0.3, 0.5)
+    ],
+}  # fmt: skip
+
+
 class Paced:
     """A model that takes its time over every scale, so that a test can press Cancel in between."""
 
@@ -42,7 +53,7 @@ class Site:
     def __init__(self, model: Any = None, prompts: tuple[str, ...] = ("red apple", "blue cat", "green tree")) -> None:
         self.model = Paced(model or tiny_model())
         self.scores = heatkv.calibrate(self.model.model, prompts[:2])
-        self.demo = create_demo(self.model, self.scores, REFERENCES, prompts)  # type: ignore[arg-type]
+        self.demo = create_demo(self.model, self.scores, REFERENCES, prompts, comparison=COMPARISON)  # type: ignore[arg-type]
         _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
 
 

@@ -230,6 +230,40 @@ def test_a_wrong_prompt_is_said_and_what_was_there_stays(page: Page, site: Site)
     assert page.locator("#wipe .stage img.less").get_attribute("src") == before
 
 
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_methods_tab_shows_curves_table_and_one_prompt_under_every_policy(page: Page, site: Site) -> None:
+    visit(page, site)
+    tab(page, "Methods")
+    plot = page.locator("#methods-plot")
+    expect(plot.locator(".legend")).to_contain_text("HACK")
+    expect(page.locator("#methods")).to_contain_text("64 prompts × 2 seeds")
+    page.locator("#metric").get_by_label("SSIM", exact=True).check()
+    expect(plot).to_contain_text("SSIM")
+    site.model.seconds = 0.2
+    page.locator("#methods-draw").click()
+    expect(page.locator("#methods-progress")).to_contain_text("1 of")
+    page.locator("#methods-cancel").click()
+    expect(page.locator("#methods-notice")).to_contain_text("Cancelled")
+    site.model.seconds = 0.0
+    page.locator("#methods-draw").click()
+    expect(page.locator("#sheet img")).to_have_count(1 + len(REGISTRY))
+    expect(page.locator("#sheet")).to_contain_text("adapted from next-token models")
+
+
+def test_a_dynamic_policy_shows_head_types_instead_of_a_schedule(page: Page, site: Site) -> None:
+    visit(page, site)
+    for title, words in (("HeadKV", "local"), ("HACK", "contextual")):
+        page.locator("#policy").get_by_label(title, exact=True).check()
+        expect(page.locator("#headtypes")).to_contain_text(words)
+        expect(page.locator("#headtypes .grid i")).to_have_count(12)
+        expect(page.locator("#headmap .dynamic")).to_be_visible()
+    page.locator("#policy").get_by_label("HeatKV", exact=True).check()
+    expect(page.locator("#headtypes .types")).to_be_hidden()
+    expect(page.locator("#headmap .dynamic")).to_be_hidden()
+
+
 # --- calibrating ------------------------------------------------------------------------------------------------------
 
 
@@ -312,7 +346,7 @@ def test_the_tour_drives_the_real_controls(page: Page, site: Site) -> None:
 )
 def test_nothing_overflows_a_phone_and_the_slider_stays_in_reach(page: Page, site: Site) -> None:
     visit(page, site)
-    for name in ("Tour", "Heads", "Compare", "Calibrate", "About"):
+    for name in ("Tour", "Heads", "Compare", "Methods", "Calibrate", "About"):
         tab(page, name)
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name

@@ -1,0 +1,139 @@
+"""The Methods tab's curves and table, from the plain data of ``python -m heatkv compare``.
+
+The file may come from anywhere and be of an older version: rows that are not whole are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.report import REFERENCE_NAMES
+from heatkv.policies import REGISTRY
+from heatkv.statistics import pareto
+
+METRICS = {
+    "PSNR": "psnr", "PSNR of the foreground": "psnr_foreground", "SSIM": "ssim", "Bits that agree": "bit_agreement",
+}  # fmt: skip
+AXIS = {"psnr": "PSNR, dB", "psnr_foreground": "PSNR of the foreground, dB", "ssim": "SSIM", "bit_agreement": "share"}
+PROVENANCE = {
+    "paper": "as in the paper",
+    "re-implementation": "re-implementation, open constants are ours",
+    "adaptation": "adapted from next-token models",
+    "reference": "a yardstick",
+    "ours": "ours",
+}
+# Okabe and Ito's colours, told apart by colour-blind eyes; the marker differs from policy to policy as well.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a")
+MARKERS = (
+    "circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagon", "bowtie", "hourglass",
+)  # fmt: skip
+
+
+def rows_of(comparison: Mapping[str, Any], metric: str) -> list[Mapping[str, Any]]:
+    """The rows that say what this metric came to, and at which bytes."""
+    rows = comparison.get("rows")
+    needed = ("budget", metric, "kv_bytes_peak")
+    return [
+        row
+        for row in (rows if isinstance(rows, Sequence) else ())
+        if isinstance(row, Mapping) and isinstance(row.get("policy"), str) and all(_number(row.get(k)) for k in needed)
+    ]
+
+
+def curves(comparison: Mapping[str, Any], metric: str) -> Any:
+    """Quality against bytes as a Plotly figure: a line a policy, what nothing beats, and the references."""
+    import plotly.graph_objects as go
+
+    rows = rows_of(comparison, metric)
+    figure = go.Figure()
+    front = pareto(rows, metric)
+    figure.add_scatter(
+        x=[row["kv_bytes_peak"] / 2**20 for row in front], y=[row[metric] for row in front], name="best at its bytes",
+        mode="lines", line={"color": "rgba(128,128,128,0.35)", "width": 11}, hoverinfo="skip",
+    )  # fmt: skip
+    for i, policy in enumerate(dict.fromkeys(row["policy"] for row in rows)):
+        own = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row["kv_bytes_peak"])
+        figure.add_scatter(
+            x=[row["kv_bytes_peak"] / 2**20 for row in own],
+            y=[row[metric] for row in own],
+            name=title(policy),
+            mode="lines+markers",
+            marker={"symbol": MARKERS[i % len(MARKERS)], "size": 9},
+            line={"color": COLOURS[i % len(COLOURS)], "dash": "solid" if i < len(COLOURS) else "dash"},
+            text=[f"budget {row['budget']:g}" for row in own],
+            hovertemplate="%{y:.3f} at %{x:.2f} MiB, %{text}",
+        )
+    for key, name in REFERENCE_NAMES.items():
+        found = (comparison.get("references") or {}).get(key)
+        if isinstance(found, Mapping) and _number(found.get(metric)):
+            figure.add_hline(
+                y=found[metric], line={"dash": "dot", "width": 1.5, "color": "#8a8a8a"},
+                annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position="top right",
+            )  # fmt: skip
+    figure.update_layout(
+        height=460, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif"},
+        legend={"orientation": "h", "y": -0.16},
+        xaxis={"title": "peak KV cache of one image, MiB", "type": "log", "gridcolor": "rgba(128,128,128,0.25)"},
+        yaxis={"title": AXIS[metric], "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False},
+    )  # fmt: skip
+    return figure
+
+
+def table(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of the ``methods`` part: the rows of every budget, the best policy first."""
+    rows = rows_of(comparison, "psnr")
+    full = comparison.get("kv_bytes_full")
+    groups = []
+    for budget in sorted({row["budget"] for row in rows}, reverse=True):
+        of_budget = sorted((row for row in rows if row["budget"] == budget), key=lambda row: -row["psnr"])
+        groups.append({"budget": f"{100 * budget:g} %", "rows": [_cells(row, full) for row in of_budget]})
+    references = comparison.get("references") or {}
+    known = [
+        [name, "", *_metrics(references[key]), ""]
+        for key, name in REFERENCE_NAMES.items()
+        if isinstance(references.get(key), Mapping) and _number(references[key].get("psnr"))
+    ]
+    counts = [comparison.get("prompts"), comparison.get("seeds")]
+    what = f"{counts[0]} prompts × {counts[1]} seeds, none used to calibrate" if all(map(_number, counts)) else ""
+    return {
+        "groups": groups,
+        "references": known,
+        "what": "; ".join(text for text in (what, str(comparison.get("machine", ""))[:200]) if text),
+        "policies": [[p.title, p.summary, PROVENANCE[p.provenance]] for p in REGISTRY.values()],
+    }
+
+
+def title(policy: str) -> str:
+    return REGISTRY[policy].title if policy in REGISTRY else policy[:40]
+
+
+def _cells(row: Mapping[str, Any], full: Any) -> list[str]:
+    gap = row.get("difference")
+    words = ""
+    if isinstance(gap, Mapping) and _number(gap.get("psnr")):
+        words = f"{gap['psnr']:+.2f}{_interval(gap.get('ci95'), '+.2f')}"
+    size = f"{row['kv_bytes_peak'] / 2**20:.2f} MiB"
+    if _number(full) and full > 0:
+        size += f" ({100 * row['kv_bytes_peak'] / full:.1f} %)"
+    return [title(row["policy"]), words, *_metrics(row), size]
+
+
+def _metrics(row: Mapping[str, Any]) -> list[str]:
+    ci = row.get("ci95")
+    psnr = f"{row['psnr']:.2f}" + _interval(ci.get("psnr") if isinstance(ci, Mapping) else None, ".2f")
+    rest = [(key, row.get(key)) for key in ("psnr_foreground", "ssim", "bit_agreement")]
+    return [
+        psnr,
+        *("" if not _number(v) else f"{v:.2f}" if key == "psnr_foreground" else f"{v:.3f}" for key, v in rest),
+    ]
+
+
+def _interval(ends: Any, form: str) -> str:
+    whole = isinstance(ends, Sequence) and len(ends) == 2 and all(map(_number, ends))
+    return f" ({ends[0]:{form}} to {ends[1]:{form}})" if whole else ""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,31 @@
+/* The table of a comparison and what the policies are. value: see app/charts.py; text is never markup. */
+const find = (path) => element.querySelector(path);
+const make = (tag, text, className) => Object.assign(document.createElement(tag), { textContent: text ?? '', className: className || '' });
+const row = (tag, texts, className) => { const tr = make('tr', '', className); tr.append(...texts.map((text) => make(tag, text))); return tr; };
+const NAMES = ['', 'minus HeatKV (95 % CI)', 'PSNR (95 % CI)', 'foreground', 'SSIM', 'bits', 'peak KV cache'];
+
+function show() {
+  const value = props.value;
+  if (!value) return;
+  find('.measured').hidden = !value.groups.length;
+  find('.what').textContent = value.what;
+  find('thead').replaceChildren(row('th', NAMES));
+  for (const body of element.querySelectorAll('tbody')) body.remove();
+  const known = make('tbody', '', 'references');
+  known.append(...value.references.map((texts) => row('td', texts)));
+  const groups = value.groups.map((group) => {
+    const body = make('tbody');
+    const head = row('td', [group.budget], 'budget');
+    head.firstChild.colSpan = NAMES.length;
+    body.append(head, ...group.rows.map((texts, i) => row('td', texts, i ? '' : 'best')));
+    return body;
+  });
+  find('table').append(known, ...groups);
+  find('dl').replaceChildren(...value.policies.flatMap(([title, summary, provenance]) => {
+    const about = make('dd', summary);
+    about.append(make('small', provenance));
+    return [make('dt', title), about];
+  }));
+}
+watch('value', show);
+show();

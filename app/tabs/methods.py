@@ -1,0 +1,126 @@
+"""Methods: every policy's quality against its bytes, as measured before, and one prompt under all of them, live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from app.charts import METRICS, PROVENANCE, curves, rows_of, table
+from app.components import Part
+from app.inputs import read_percent, read_seed
+from app.page import MODEL_JOB, PRIVATE, Page, notice, problem
+from app.pictures import data_url
+from app.prompts import prompt_field
+from app.workbench import Calibration, Workbench
+from heatkv import metrics
+from heatkv.generate import Generation
+from heatkv.policies import REGISTRY
+
+
+class MethodsTab:
+    """``comparison`` is the bundled file's content, empty where there is none."""
+
+    def __init__(self, bench: Workbench, comparison: Mapping[str, Any]) -> None:
+        self.bench = bench
+        self.comparison = comparison
+
+    def build(self, page: Page) -> None:
+        measured = bool(rows_of(self.comparison, "psnr"))
+        gr.Markdown(
+            "How close each policy stays to the image of the full cache, and at which bytes. Further up is closer, "
+            "further left is cheaper; the broad grey line joins what no other policy beats."
+            if measured
+            else "No comparison is stored with this model: `python -m heatkv compare` makes one. Below, one prompt can "
+            "be drawn under every policy.",
+            elem_classes="prose-narrow",
+        )
+        self.metric = gr.Radio(
+            list(METRICS), value=next(iter(METRICS)), label="Metric", visible=measured, elem_id="metric"
+        )
+        self.plot = gr.Plot(
+            curves(self.comparison, "psnr") if measured else None, show_label=False, visible=measured,
+            elem_id="methods-plot",
+        )  # fmt: skip
+        gr.Markdown("### One picture under every policy", elem_classes="prose-narrow")
+        with gr.Row(elem_classes="ends"):
+            self.prompt = prompt_field(
+                self.bench, self.bench.noun.capitalize(), scale=6, min_width=200, elem_id="methods-prompt"
+            )
+            self.draw = gr.Button("Draw all", variant="primary", scale=2, min_width=110, elem_id="methods-draw")
+            self.cancel = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="methods-cancel")
+        gr.Markdown("At the budget above, with the seed of the Compare tab.", elem_classes="plain-hint")
+        self.progress = Part("progress", elem_id="methods-progress")
+        self.notice = Part("notice", elem_id="methods-notice")
+        self.sheet = Part("sheet")
+        self.table = Part("methods", table(self.comparison))
+
+    def wire(self, page: Page) -> None:
+        self.metric.change(self.curves, self.metric, self.plot, queue=False, **PRIVATE)
+        inputs = [self.prompt, page.seed, page.budget, page.calibration]
+        outputs = [self.sheet, self.progress, self.notice, self.draw, self.cancel]
+        runs = [
+            trigger(self.draw_all, inputs, outputs, **MODEL_JOB, **PRIVATE)
+            for trigger in (self.draw.click, self.prompt.submit)
+        ]
+        self.cancel.click(None, None, None, cancels=runs).then(
+            self.cancelled, None, outputs[1:], queue=False, **PRIVATE
+        )
+        page.prompt.change(None, page.prompt, self.prompt, js="(text) => text")
+
+    # --- handlers --------------------------------------------------------------------------------------------------
+
+    def curves(self, metric: Any) -> Any:
+        return curves(self.comparison, METRICS[metric]) if metric in METRICS else gr.skip()
+
+    def draw_all(self, prompt: Any, seed: Any, percent: Any, calibration: Calibration | None) -> Iterator[Any]:
+        """Picture by picture; what is wrong is said and leaves what was there."""
+        idle = gr.update(interactive=True), gr.update(interactive=False)
+        try:
+            text, number = self.bench.read_prompt(prompt), read_seed(seed)
+            share = read_percent(percent, self.bench.percents) / 100
+            self.bench.model.check_prompt(text)
+        except Exception as error:
+            yield gr.skip(), None, notice(problem(error), "error"), *idle
+            return
+        busy = gr.update(interactive=False), gr.update(interactive=True)
+        of = 1 + len(self.bench.policies(calibration))
+        tiles: list[dict[str, Any]] = []
+        head = f"“{text}”, seed {number}, {100 * share:g} %"
+        full: Generation | None = None
+        yield None, {"done": 0, "of": of, "text": "Waiting for the model …"}, notice(""), *busy
+        try:
+            for step in self.bench.sheet(text, number, calibration, share):
+                if step.run is None and not step.reason:
+                    continue
+                full = full or step.run
+                tiles.append(_tile(step.policy, full, step.run, step.reason))
+                progress = {"done": len(tiles), "of": of, "text": f"{len(tiles)} of {of} drawn"}
+                done = len(tiles) == of
+                yield {"head": head, "tiles": list(tiles)}, progress, gr.skip(), *(idle if done else busy)
+        except Exception as error:
+            yield gr.skip(), None, notice(problem(error), "error"), *idle
+
+    def cancelled(self) -> tuple[Any, ...]:
+        self.bench.settle()
+        return None, notice("Cancelled."), gr.update(interactive=True), gr.update(interactive=False)
+
+
+def _tile(policy: str, full: Generation | None, run: Generation | None, reason: str) -> dict[str, Any]:
+    """One picture of the sheet with its words."""
+    found = REGISTRY.get(policy)
+    tile = {
+        "title": found.title if found else "Full cache",
+        "policy": policy,
+        "about": found.summary if found else "Nothing is dropped.",
+        "provenance": PROVENANCE[found.provenance] if found else "",
+        "image": "",
+        "words": reason,
+    }
+    if run is not None and full is not None:
+        psnr = metrics.psnr(full.pixels, run.pixels)
+        close = "" if run is full else "identical, " if psnr >= metrics.IDENTICAL_PSNR else f"{psnr:.1f} dB, "
+        tile["image"] = data_url(run.pixels)
+        tile["words"] = f"{close}{run.kv_bytes_peak / 2**20:.2f} MiB ({run.kv_bytes_peak / run.kv_bytes_full:.1%})"
+    return tile

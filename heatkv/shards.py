@@ -1,0 +1,301 @@
+"""A comparison in pieces: a shard is one run over a slice of the images, computed anywhere and kept as a file.
+
+A shard's numbers depend on what it says alone: its prompts and seeds, how they fall into batches, the number of
+threads, the model and the plan. So they are the same in whichever process they are computed, and whatever else is
+running. All of that goes into a fingerprint; a file with another one is of another comparison and is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from heatkv import metrics
+from heatkv.cache import KVCache, ScheduleCache, full_cache
+from heatkv.files import write_atomic
+from heatkv.models import find_folder, load
+from heatkv.models.base import GenerativeModel, seeded_noise
+from heatkv.policies import cache_factory, find, plan
+from heatkv.schedule import least_budget
+from heatkv.scores import HeadScores
+
+VERSION = 1
+METRICS = ("psnr", "psnr_foreground", "ssim", "bit_agreement")
+REFERENCES = ("other_seed", "sinks_only", "dtype_noise")
+KINDS = ("full", *REFERENCES, "policy")
+SEED_STRIDE = 1_000  # seed of prompt i, repetition j: i + j * SEED_STRIDE
+OTHER_SEED = 500_000  # added for the "another seed" reference
+BATCHES = 4  # of one shard
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+MAX_SHARD_BYTES = 4 << 30
+
+
+class ShardError(ValueError):
+    """A shard that can not be computed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Prompts with their seeds: one image each."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], repetitions: int) -> Sample:
+        pairs = [(prompt, i + j * SEED_STRIDE) for j in range(repetitions) for i, prompt in enumerate(prompts)]
+        return cls(tuple(p for p, _ in pairs), tuple(s for _, s in pairs))
+
+    def slice(self, first: int, count: int) -> Sample:
+        return Sample(self.prompts[first : first + count], self.seeds[first : first + count])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One run over images ``first, first + 1, ...`` of a comparison. ``order`` is the seed of a policy that rolls dice.
+
+    ``kind`` is one of `KINDS`: ``full`` keeps pixels and tokens, which the others are scored against.
+    """
+
+    kind: str
+    first: int
+    sample: Sample
+    policy: str = ""
+    budget: float = 1.0
+    order: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its file, without folder."""
+        what = f"{self.policy}-{self.budget:g}-{self.order}" if self.kind == "policy" else self.kind
+        return f"{what}-{self.first:05}.npz"
+
+    @property
+    def words(self) -> str:
+        what = f"{self.policy} at {self.budget:g}" if self.kind == "policy" else self.kind.replace("_", " ")
+        return f"{what}, images {self.first + 1} to {self.first + len(self.sample.prompts)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all shards of a comparison share. ``model`` is a name or a folder: whoever computes a shard loads it."""
+
+    model: str
+    weights: str  # fingerprint of the model's files
+    scores: HeadScores
+    sink_scales: int
+    batch: int
+    threads: int
+    device: str
+    dtype: str  # float32 or bfloat16
+
+    def dtype_of(self, shard: Shard) -> str:
+        return "bfloat16" if shard.kind == "dtype_noise" else self.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a shard.
+
+    Parameters
+    ----------
+    facts
+        ``kv_bytes_peak`` (measured, of one image), ``share_16bit``, ``seconds`` an image.
+    values_IM
+        `METRICS` of every image against the full cache; empty for the full cache itself.
+    agreement_IK
+        Share of equal tokens by scale, likewise.
+    pixels, tokens_K
+        The images and what they were drawn from, by scale; of the full cache only.
+    """
+
+    facts: dict[str, float]
+    values_IM: npt.NDArray[np.float64]
+    agreement_IK: npt.NDArray[np.float64]
+    pixels: npt.NDArray[np.uint8] | None = None
+    tokens_K: tuple[npt.NDArray[np.generic], ...] = ()
+
+    def to_bytes(self, fingerprint: str) -> bytes:
+        header = json.dumps({"version": VERSION, "fingerprint": fingerprint, **self.facts}).encode()
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "header": np.frombuffer(header, np.uint8), "values": self.values_IM, "agreement": self.agreement_IK,
+        }  # fmt: skip
+        if self.pixels is not None:
+            arrays["pixels"] = self.pixels
+            arrays |= {f"tokens_{k}": tokens for k, tokens in enumerate(self.tokens_K)}
+        out = io.BytesIO()
+        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, fingerprint: str, shard: Shard) -> Outcome | None:
+        """The outcome, or None if it is of something else, cut off or damaged."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+            header = json.loads(found["header"].tobytes())
+            if (header.pop("version"), header.pop("fingerprint")) != (VERSION, fingerprint):
+                return None
+            facts = {name: float(header[name]) for name in ("kv_bytes_peak", "share_16bit", "seconds")}
+            images = len(shard.sample.prompts)
+            tokens = tuple(found[f"tokens_{k}"] for k in range(sum(name.startswith("tokens_") for name in found)))
+            outcome = cls(facts, found["values"], found["agreement"], found.get("pixels"), tokens)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile):
+            return None
+        if shard.kind == "full":
+            whole = outcome.pixels is not None and all(len(part) == images for part in (outcome.pixels, *tokens))
+        else:
+            whole = outcome.values_IM.shape == (images, len(METRICS)) and len(outcome.agreement_IK) == images
+        return outcome if whole and np.isfinite(outcome.values_IM).all() else None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_shard(folder: Path, shard: Shard, fingerprint: str) -> bytes | None:
+    """The file of a shard, if it is there, whole and of this very comparison."""
+    path = folder / shard.name
+    if not path.is_file() or path.stat().st_size > MAX_SHARD_BYTES:
+        return None
+    data = path.read_bytes()
+    return data if Outcome.from_bytes(data, fingerprint, shard) is not None else None
+
+
+def write_shard(folder: Path, shard: Shard, data: bytes) -> None:
+    write_atomic(folder / shard.name, data)
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+def weights_fingerprint(model: str) -> str:
+    """Of a model's files: names, sizes, and the first and last MiB of each, which any further training changes."""
+    digest = hashlib.sha256()
+    folder = find_folder(model)
+    for path in sorted(folder.iterdir()):
+        if path.name != "config.json" and (path.suffix not in WEIGHTS or path.stem == "scores"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:32]
+
+
+def scores_fingerprint(scores: HeadScores) -> str:
+    digest = hashlib.sha256(scores.model.encode())
+    for array in (scores.mass_LHTS, scores.change_LHTS, scores.spread_LH):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
+    """Of all that a shard's numbers depend on. ``cache`` is one of those that it will run with."""
+    facts: dict[str, Any] = {
+        "version": VERSION,
+        "weights": setting.weights,
+        "batch": setting.batch,
+        "threads": setting.threads,
+        "device": setting.device,
+        "dtype": setting.dtype_of(shard),
+        "shard": asdict(shard),
+        "code": _code(type(cache)),
+    }
+    if isinstance(cache, ScheduleCache):
+        facts["schedule"] = hashlib.sha256(cache.schedule.to_json().encode()).hexdigest()
+    else:
+        options = {key: repr(value) for key, value in find(shard.policy).options.items()}
+        facts |= {"scores": scores_fingerprint(setting.scores), "sinks": setting.sink_scales, "options": options}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=64)
+def _code(kind: type) -> str:
+    """Of the files that a cache's class and its ancestors are written in: a changed policy is another policy."""
+    modules = [sys.modules[c.__module__] for c in kind.__mro__ if c is not object]
+    sources = [inspect.getsource(module) for module in dict.fromkeys(modules)]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:32]
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)  # one at a time: large models do not fit twice
+def loaded(model: str, device: str, dtype: str) -> GenerativeModel:
+    return load(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+
+
+def cache_maker(setting: Setting, shard: Shard) -> Any:
+    """What makes the caches of a shard. Raises ``ValueError`` where its policy can not keep to its budget."""
+    geometry, scores = setting.scores.geometry, setting.scores
+    if shard.kind == "policy":
+        return cache_factory(shard.policy, geometry, shard.budget, scores, setting.sink_scales, seed=shard.order)
+    if shard.kind == "sinks_only":
+        least = least_budget(geometry.scales, setting.sink_scales)
+        schedule = plan(scores, least, "heatkv", setting.sink_scales)
+        return lambda: ScheduleCache(geometry, schedule)
+    return lambda: full_cache(geometry)
+
+
+def execute(setting: Setting, shard: Shard, fingerprint: str, full: bytes | None, full_fingerprint: str) -> bytes:
+    """Compute a shard: the bytes of its file. ``full`` is the file of the full cache over the same images."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(setting.threads)
+    try:
+        model = loaded(setting.model, setting.device, setting.dtype_of(shard))
+        outcome = _generate(setting, shard, model)
+    finally:
+        torch.set_num_threads(threads)
+    if shard.kind != "full":
+        reference = Outcome.from_bytes(full or b"", full_fingerprint, Shard("full", shard.first, shard.sample))
+        if reference is None:
+            raise ShardError(f"{shard.words}: the images of the full cache to score against are missing or damaged")
+        outcome = score(reference, outcome)
+    return outcome.to_bytes(fingerprint)
+
+
+def _generate(setting: Setting, shard: Shard, model: GenerativeModel) -> Outcome:
+    make_cache, sample = cache_maker(setting, shard), shard.sample
+    offset = OTHER_SEED if shard.kind == "other_seed" else 0
+    pixels, tokens, peak, share = [], [], 0, 0.0
+    started = time.perf_counter()
+    for first in range(0, len(sample.prompts), setting.batch):
+        part, cache = sample.slice(first, setting.batch), make_cache()
+        share = max(share, cache.planned_share)
+        steps = list(model.run(part.prompts, seeded_noise([s + offset for s in part.seeds]), cache, model.sampling))
+        pixels.append(model.decode(steps[-1].latent).numpy())
+        tokens.append([step.tokens.cpu().numpy() for step in steps])
+        peak = max(peak, cache.peak_bytes // len(part.prompts))
+    seconds = (time.perf_counter() - started) / len(sample.prompts)
+    facts = {"kv_bytes_peak": float(peak), "share_16bit": share, "seconds": seconds}
+    tokens_K = tuple(np.concatenate(scale) for scale in zip(*tokens, strict=True))
+    return Outcome(facts, np.zeros((0, len(METRICS))), np.zeros((0, 0)), np.concatenate(pixels), tokens_K)
+
+
+def score(reference: Outcome, run: Outcome) -> Outcome:
+    """The run with `METRICS` of every image against the same image of ``reference``, and without its images."""
+    assert reference.pixels is not None and run.pixels is not None
+    counts = [tokens[0].size for tokens in reference.tokens_K]
+    values, agreements = [], []
+    for i, pair in enumerate(zip(reference.pixels, run.pixels, strict=True)):
+        agreement = metrics.bit_agreement([t[i] for t in reference.tokens_K], [t[i] for t in run.tokens_K])
+        closeness = metrics.psnr(*pair), metrics.foreground_psnr(*pair), metrics.ssim(*pair)
+        values.append([*closeness, metrics.mean_agreement(agreement, counts)])
+        agreements.append(agreement)
+    return Outcome(run.facts, np.array(values), np.array(agreements))
