@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from heatkv.shards import Setting, Shard, ShardError, execute
 
 ENGINES = ("local", "ray")
-RETRIES = 3  # of a shard whose worker is lost, without a shard finished in between
+RETRIES = 3  # of a shard whose worker is lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,42 +57,72 @@ def _here(setting: Setting, tasks: Sequence[Task]) -> Done:
         yield task.shard, _compute(setting, task)
 
 
-_setting: Setting | None = None  # of a worker process, given once
-
-
-def _start(setting: Setting) -> None:
-    global _setting
-    _setting = setting
-
-
-def _compute_here(task: Task) -> bytes:
-    assert _setting is not None
-    return _compute(_setting, task)
+def _serve(link: Connection, setting: Setting) -> None:
+    """The life of a worker process: compute what comes until the other end closes."""
+    while True:
+        try:
+            task = link.recv()
+        except EOFError:
+            return
+        try:
+            answer: Any = _compute(setting, task)
+        except (ValueError, OSError, MemoryError) as error:
+            answer = error
+        except Exception as error:  # not every exception survives the way to the other process
+            answer = ShardError(f"{task.shard.words}: {type(error).__name__}: {error}")
+        link.send(answer)
 
 
 def _in_processes(setting: Setting, tasks: Sequence[Task], workers: int, say: Say) -> Done:
-    left = dict(enumerate(tasks))
-    losses = 0
-    while left:
-        count = min(workers, len(left))
-        # Spawned, not forked: a fork of a process whose torch has threads may hang.
-        pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(setting,))
-        try:
-            futures = {pool.submit(_compute_here, task): i for i, task in left.items()}
-            for future in as_completed(futures):
-                data = future.result()
-                losses = 0
-                yield left.pop(futures[future]).shard, data
-        except BrokenProcessPool:
-            losses += 1
-            if losses > RETRIES:
-                raise ShardError(
-                    f"worker processes ended {losses} times in a row; is there enough memory for {workers}? "
-                    f"Finished shards are kept: run again with fewer --workers"
-                ) from None
-            say(f"a worker was lost; {len(left)} shards are tried again")
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """A pipe to every process, so that one that ends costs nothing but what it was at.
+
+    The standard library's pool gives up as a whole, and up to Python 3.12 can hang when a process ends early.
+    """
+    context = get_context("spawn")  # a fork of a process whose torch has threads may hang
+    waiting, losses = list(reversed(tasks)), dict.fromkeys((task.shard for task in tasks), 0)
+    idle: list[tuple[Any, Connection]] = []
+    busy: dict[Connection, tuple[Any, Task]] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                process, link = idle.pop() if idle else _hire(context, setting)
+                task = waiting.pop()
+                with suppress(OSError):  # one that is gone by now is found out below
+                    link.send(task)
+                busy[link] = process, task
+            for link in wait(list(busy)):
+                process, task = busy.pop(link)  # type: ignore[arg-type]
+                try:
+                    answer = link.recv()  # type: ignore[union-attr]
+                except (EOFError, OSError):
+                    link.close()
+                    process.join()
+                    losses[task.shard] += 1
+                    if losses[task.shard] > RETRIES:
+                        raise ShardError(
+                            f"{task.shard.words}: {losses[task.shard]} workers ended at it; is there enough memory for "
+                            f"{workers}? Finished shards are kept: run again with fewer --workers"
+                        ) from None
+                    say(f"a worker was lost; trying again: {task.shard.words}")
+                    waiting.append(task)
+                    continue
+                if isinstance(answer, Exception):
+                    raise answer
+                idle.append((process, link))
+                yield task.shard, answer
+    finally:
+        for process, link in [*idle, *((process, link) for link, (process, _) in busy.items())]:
+            link.close()
+            process.terminate()
+            process.join()
+
+
+def _hire(context: Any, setting: Setting) -> tuple[Any, Connection]:
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, setting), daemon=True)
+    process.start()
+    there.close()  # the process has the only other end: when it is gone, ours says so
+    return process, here
 
 
 def _ray() -> Any:
