@@ -67,13 +67,19 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
         {
             "id": m.id, "family": m.family, "layers": m.geometry.layers, "heads": m.geometry.heads,
             "scales": [list(size) for size in m.geometry.scales], "on_disk": m.on_disk, "summary": m.summary,
+            "licence": m.licence, "download_bytes": m.download_bytes, "download_estimated": m.download_estimated,
         }
         for m in list_models()
     ]  # fmt: skip
     if not arguments.json:
         for row in rows:
-            state = "on disk" if row["on_disk"] else "no weights here"
-            print(f"{row['id']:<14} {row['layers']:>2} x {row['heads']:>2} heads  {state:<16} {row['summary']}")
+            about, mark = ("about ", "*") if row["download_estimated"] else ("", "")
+            state = "on disk" if row["on_disk"] else f"to download: {about}{row['download_bytes'] / 1e9:.1f} GB{mark}"
+            print(f"{row['id']:<15} {row['layers']:>2} x {row['heads']:>2} heads  {state:<28} {row['summary']}")
+            if row["licence"]:
+                print(f"{'':<15} licence: {row['licence']}")
+        if any(row["download_estimated"] for row in rows):
+            print("* unverified: in part computed from the number of parameters, not read off the hub")
     return {"models": rows}
 
 

@@ -44,7 +44,8 @@ class Listing:
     """One line of ``python -m heatkv models``.
 
     ``where`` is the folder or file of the transformer, if all parts are on this machine; ``missing`` names
-    what is not, ``download_bytes`` is about how much that is. ``sizes`` are the choices after a colon, as in
+    what is not, ``download_bytes`` is how much that is (``download_estimated``: in part computed, not
+    read off the hub) and ``licence`` under which terms it is published. ``sizes`` are the choices after a colon, as in
     ``infinity-2b:0.25M``.
     """
 
@@ -56,6 +57,8 @@ class Listing:
     where: Path | None = None
     missing: tuple[str, ...] = ()
     download_bytes: int = 0
+    download_estimated: bool = False
+    licence: str = ""
     sizes: tuple[str, ...] = ()
 
     @property
@@ -91,6 +94,8 @@ def listing_of(preset: Preset) -> Listing:
         where=None if missing else files.transformer,
         missing=tuple(f"{w.local_name} ({w.repo or 'not published'})" for w in missing.values()),
         download_bytes=sum(weights.size for weights in missing.values()),
+        download_estimated=any(weights.estimated for weights in missing.values()),
+        licence=preset.licence,
         sizes=tuple(SIZES) if preset.size else (),
     )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from heatkv.models.checkpoint import CheckpointError
 from heatkv.models.presets import Preset, Weights
 
-GB = 1e9
 FOLDER_VARIABLE = "HEATKV_WEIGHTS"
 HUB_PAGE = "https://huggingface.co"
 
@@ -86,7 +85,7 @@ def how_to_get(preset: Preset, missing: dict[str, Weights]) -> str:
             items.append(f"{weights.local_name} (not published: your own training)")
             continue
         what = f"{weights.local_name}{'/' if weights.is_folder else ''}"
-        items.append(f"{what} ({weights.size / GB:.1f} GB, {HUB_PAGE}/{weights.repo})")
+        items.append(f"{what} ({weights.size_text}, {HUB_PAGE}/{weights.repo})")
     name = preset.id.partition(":")[0]
     return (
         f"the weights of {name} are not all on this machine; missing: {', '.join(items)}. "
@@ -107,7 +106,7 @@ def download(preset: Preset, report: Callable[[str], object] = print) -> Files:
     if unpublished:
         raise CheckpointError(how_to_get(preset, unpublished))
     for part, weights in missing.items():
-        report(f"{part}: {weights.repo}/{weights.name} (about {weights.size / GB:.1f} GB)")
+        report(f"{part}: {weights.repo}/{weights.name} ({weights.size_text})")
         try:
             import huggingface_hub
 

@@ -22,14 +22,23 @@ from heatkv.scales import Geometry, ScaleSchedule
 class Weights:
     """Published weights: a file, a folder of shards or (``name`` empty) a whole repository of the hub.
 
-    ``size`` is about what has to be downloaded, in bytes. ``patterns`` choose files of a folder or
-    repository. ``repo`` is empty for weights that are not published.
+    ``size`` is what has to be downloaded, in bytes, as the hub's pages showed it (rounded there, last seen in 2025);
+    ``estimated`` where it is computed from the parameters instead, unverified. ``patterns`` choose files of a folder
+    or repository. ``repo`` is empty for weights that are not published.
     """
 
     repo: str
     name: str
     size: int
     patterns: tuple[str, ...] = ()
+    estimated: bool = False
+
+    @property
+    def size_text(self) -> str:
+        """The size for people."""
+        return (
+            f"{'about ' if self.estimated else ''}{self.size / 1e9:.1f} GB{' (unverified)' if self.estimated else ''}"
+        )
 
     @property
     def local_name(self) -> str:
@@ -97,11 +106,13 @@ class Preset:
         return replace(result, summary=f"{self.summary.rpartition(', ')[0]}, {h} x {w}")
 
 
+MIT = "MIT"  # as both repositories state on the hub
 VAR_REPO, INFINITY_REPO = "FoundationVision/var", "FoundationVision/Infinity"
-VAR_AUTOENCODER = Weights(VAR_REPO, "vae_ch160v4096z32.pth", 436_000_000)
+VAR_AUTOENCODER = Weights(VAR_REPO, "vae_ch160v4096z32.pth", 436_000_000, estimated=True)
 T5_FILES = ("config.json", "tokenizer*", "spiece.model", "special_tokens_map.json", "model*.safetensors*")
 T5_XL = Weights("google/flan-t5-xl", "", 11_400_000_000, T5_FILES)
 SHARD_FILES = ("*.safetensors", "*.bin", "*.json")
+BITS_16 = AutoencoderConfig(128, (1, 2, 4, 4, 4), bits=16, stride=16)
 BITS_32 = AutoencoderConfig(128, (1, 2, 4, 4, 4), bits=32, stride=16)
 BITS_56 = AutoencoderConfig(128, (1, 2, 4, 4), bits=14, stride=8, patchify=True)
 INFINITY_SAMPLING = Sampling(guidance=3.0, temperature=1.0, top_k=900, top_p=0.97)
@@ -122,12 +133,12 @@ def var(depth: int, side: int, parameters: str, transformer_bytes: int) -> Prese
         scales=VAR_SCALES[side],
         transformer_config=VarConfig(depth, 64 * depth, depth, shared_modulation=side == 512),
         autoencoder_config=VqvaeConfig(),
-        transformer=Weights(VAR_REPO, f"var_d{depth}.pth", transformer_bytes),
+        transformer=Weights(VAR_REPO, f"var_d{depth}.pth", transformer_bytes, estimated=True),
         autoencoder=VAR_AUTOENCODER,
         # Guidance grows from 1 to 5 over the scales: the published cfg of 4.
         sampling=Sampling(guidance=5.0, top_k=900, top_p=0.95),
         examples=("golden retriever", "volcano", "espresso", "balloon", "macaw", "lakeside"),
-        licence="see the files of its publisher, FoundationVision",
+        licence=MIT,
     )
 
 
@@ -156,13 +167,13 @@ def infinity(
         examples=INFINITY_EXAMPLES,
         size=size,
         ratio="1.0",
-        licence="see the files of its publisher, FoundationVision, and of the text encoder, Google",
+        licence=f"{MIT}; text encoder: Apache-2.0",
     )
 
 
-D32REG = Weights(INFINITY_REPO, "infinity_vae_d32reg.pth", 442_000_000)
-D32 = Weights(INFINITY_REPO, "infinity_vae_d32.pth", 442_000_000)
-D56 = Weights(INFINITY_REPO, "infinity_vae_d56_f8_14_patchify.pth", 440_000_000)
+D32REG = Weights(INFINITY_REPO, "infinity_vae_d32reg.pth", 1_560_000_000)
+D16 = Weights(INFINITY_REPO, "infinity_vae_d16.pth", 1_560_000_000)
+D56 = Weights(INFINITY_REPO, "infinity_vae_d56_f8_14_patchify.pth", 440_000_000, estimated=True)
 
 PRESETS: dict[str, Preset] = {
     preset.id: preset
@@ -173,20 +184,20 @@ PRESETS: dict[str, Preset] = {
         var(30, 256, "2.01B", 8_040_000_000),
         var(36, 512, "2.35B", 9_400_000_000),
         infinity(
-            "infinity-125m", "Infinity 125M (weights not published), text to image", (12, 768, 8), "0.06M",
-            Weights("", "infinity_125m.pth", 500_000_000), D32, BITS_32,
+            "infinity-125m", "Infinity 125M, text to image", (12, 768, 8), "0.06M",
+            Weights(INFINITY_REPO, "infinity_125M_256x256.pth", 501_000_000), D16, BITS_16,
         ),
         infinity(
             "infinity-2b", "Infinity 2B, text to image", (32, 2048, 16), "1M",
-            Weights(INFINITY_REPO, "infinity_2b_reg.pth", 8_900_000_000), D32REG, BITS_32,
+            Weights(INFINITY_REPO, "infinity_2b_reg.pth", 8_820_000_000), D32REG, BITS_32,
         ),
         infinity(
             "infinity-8b-512", "Infinity 8B, text to image", (40, 3584, 28), "0.25M",
-            Weights(INFINITY_REPO, "infinity_8b_512x512_weights", 33_600_000_000, SHARD_FILES), D56, BITS_56,
+            Weights(INFINITY_REPO, "infinity_8b_512x512_weights", 33_500_000_000, SHARD_FILES), D56, BITS_56,
         ),
         infinity(
             "infinity-8b", "Infinity 8B, text to image", (40, 3584, 28), "1M",
-            Weights(INFINITY_REPO, "infinity_8b_weights", 33_600_000_000, SHARD_FILES), D56, BITS_56,
+            Weights(INFINITY_REPO, "infinity_8b_weights", 33_500_000_000, SHARD_FILES), D56, BITS_56,
         ),
     )
 }  # fmt: skip

@@ -100,6 +100,8 @@ def test_text_condition_equals_the_official_one(tiny: dict[str, Tensor]) -> None
     model = make_transformer(tiny, TINY)
     text = text_of(tiny, "text", [5, 9])
     condition = model.condition(text)
+    normed = model.text_norm(text.features_BNC)[text.mask_BN]
+    torch.testing.assert_close(normed, tiny["cond.text_norm"], atol=1e-4, rtol=0)
     torch.testing.assert_close(condition.pooled_BC, tiny["cond.sos"], atol=1e-4, rtol=0)
     torch.testing.assert_close(condition.modulation_B16C[:, 0], tiny["cond.gss"][:, 0], atol=1e-4, rtol=0)
     torch.testing.assert_close(condition.features_BNC[text.mask_BN], tiny["cond.text_proj_for_ca"], atol=1e-4, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def test_a_download_fetches_what_is_missing_and_only_that(fake_hub: list[str]) -
     assert fake_hub[1] == "FoundationVision/Infinity/infinity_vae_d56_f8_14_patchify.pth"
     assert fake_hub[2].startswith("google/flan-t5-xl config.json")
     assert len(told) == 3
-    assert "33.6 GB" in told[0]
+    assert "(33.5 GB)" in told[0]
+    assert "about 0.4 GB (unverified)" in told[1]
     assert listing.on_disk
     assert listing.where is not None
     assert listing.where.name == "infinity_8b_weights"
@@ -96,9 +98,11 @@ def test_without_network_the_message_says_what_goes_where(fake_hub: list[str], m
         assert part in message
 
 
-def test_what_is_not_published_can_not_be_downloaded(fake_hub: list[str]) -> None:
-    with pytest.raises(CheckpointError, match="not published"):
-        download("infinity-125m", lambda line: None)
+def test_what_is_not_published_can_not_be_downloaded(fake_hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replace(PRESETS["infinity-125m"], id="own", transformer=Weights("", "own.pth", 1))
+    monkeypatch.setitem(PRESETS, "own", own)
+    with pytest.raises(CheckpointError, match=r"own\.pth \(not published"):
+        download("own", lambda line: None)
     with pytest.raises(ValueError, match="there is no model"):
         download("pocket-9000", lambda line: None)
     assert fake_hub == []

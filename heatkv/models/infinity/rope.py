@@ -13,7 +13,8 @@ def rope_table(scales: ScaleSchedule, head_dim: int, grid: tuple[int, int], base
 
     Token (i, j) of an h x w scale sits at (round(i H/h), round(j W/w)) of the reference grid
     H x W, so that tokens that cover the same part of the image share their position at every
-    scale (Infinity, "normalised by height and width", mode 2). Half of the rotated pairs turn
+    scale (Infinity, "normalised by height and width", mode 2: the one that every released model
+    uses; modes 0 and 1 are not implemented). Half of the rotated pairs turn
     with y, half with x.
     """
     if head_dim % 4:
