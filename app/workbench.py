@@ -30,7 +30,7 @@ from heatkv.policies import REGISTRY, cache_factory
 from heatkv.policies.base import Policy
 from heatkv.policies.headkv import HeadKVCache
 from heatkv.probe import MAX_ENTRIES, ProbeCache
-from heatkv.schedule import Schedule
+from heatkv.schedule import Schedule, Storage, bytes_per_token
 from heatkv.scores import HeadScores
 
 SINK_SCALES = 3
@@ -227,7 +227,8 @@ class Workbench:
         return {
             **budgets.to_json(),
             **explore.cells_json(looks, ranks),
-            "bytesPerToken": self.bytes_per_token,
+            "bytesPerToken": self.bytes_per_token("compute"),
+            "heldBytesPerToken": self.bytes_per_token(budgets.storage),
             "fixed": uploaded is not None,
         }
 
@@ -248,10 +249,10 @@ class Workbench:
         assert self.bundled.scores is not None
         return explore.looks(self.bundled.scores, self.sink_scales)
 
-    @property
-    def bytes_per_token(self) -> float:
+    def bytes_per_token(self, storage: Storage) -> int:
         """Keys and values of one cached token of one head, for one image, guidance rows included."""
-        return full_bytes(self.model, self.model.sampling) / max(1, self.geometry.full_peak_tokens)
+        rows = 2 if self.model.sampling.guided else 1
+        return bytes_per_token(storage, self.geometry, rows, self.model.dtype.itemsize)
 
     # --- long jobs -------------------------------------------------------------------------------------------------
 

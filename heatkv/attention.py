@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -114,25 +115,49 @@ def grouped_attention(
 ) -> Tensor:
     """Attention with one call for heads of about equal length, the shorter ones padded and masked."""
     batch, _, queries, dim = q_BHND.shape
-    groups = head_groups(lengths, batch * queries)
+    groups, position = call_groups(tuple(lengths), batch * queries, q_BHND.dtype, q_BHND.device)
     outs = []
     for group in groups:
-        longest = lengths[group[0]]
-        padding = k_runs[0][0].new_zeros(batch, longest - lengths[group[-1]], dim)
+        longest = max(lengths[head] for head in group.heads)
         k, v = (
-            torch.cat([run for h in group for run in (*runs[h], padding[:, : longest - lengths[h]])], 1)
+            torch.cat([run for h in group.heads for run in (*runs[h], *padding(runs[h], longest - lengths[h]))], 1)
             for runs in (k_runs, v_runs)
-        )  # fmt: skip
-        bias = None
-        if padding.shape[1]:
-            used_H1 = torch.tensor([lengths[h] for h in group], device=q_BHND.device)[:, None]
-            used_HM = torch.arange(longest, device=q_BHND.device) < used_H1
-            bias = torch.zeros_like(used_HM, dtype=q_BHND.dtype).masked_fill_(~used_HM, -torch.inf)
-            bias = bias[:, None].expand(len(group), queries, longest)
-        shape = (batch, len(group), longest, dim)
-        outs.append(attention(q_BHND[:, group], k.view(shape), v.view(shape), bias))
-    order = [head for group in groups for head in group]
-    return torch.cat(outs, 1)[:, [order.index(head) for head in range(len(order))]]
+        )
+        shape = (batch, len(group.heads), longest, dim)
+        bias = None if group.bias_H1M is None else group.bias_H1M.expand(1, -1, queries, -1)
+        q = q_BHND if len(groups) == 1 else q_BHND.index_select(1, group.index)
+        outs.append(attention(q, k.view(shape), v.view(shape), bias))
+    return outs[0] if len(groups) == 1 else torch.cat(outs, 1).index_select(1, position)
+
+
+def padding(runs: list[Tensor], rows: int) -> list[Tensor]:
+    """So many rows of something finite, which the mask hides."""
+    return [runs[0].new_zeros(1, 1, 1).expand(runs[0].shape[0], rows, runs[0].shape[2])] if rows else []
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads that share a call: their numbers, also as an index, and 0 or -inf for each of their keys."""
+
+    heads: list[int]
+    index: Tensor
+    bias_H1M: Tensor | None
+
+
+@lru_cache(maxsize=1024)
+def call_groups(
+    lengths: tuple[int, ...], queries: int, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Group], Tensor]:
+    """The groups of ``head_groups``, ready to use, and where among all of their heads each head comes."""
+    groups = []
+    for heads in head_groups(lengths, queries):
+        used_H = torch.tensor([lengths[head] for head in heads])
+        hidden_HM = torch.arange(int(used_H.max())) >= used_H[:, None]
+        bias_H1M = torch.zeros(hidden_HM.shape, dtype=dtype).masked_fill_(hidden_HM, -torch.inf)[:, None]
+        padded = bool(hidden_HM.any())
+        groups.append(Group(heads, torch.tensor(heads, device=device), bias_H1M.to(device) if padded else None))
+    order = [head for group in groups for head in group.heads]
+    return groups, torch.tensor(order, device=device).argsort()
 
 
 def head_groups(lengths: Sequence[int], queries: int) -> list[list[int]]:
@@ -145,7 +170,7 @@ def head_groups(lengths: Sequence[int], queries: int) -> list[list[int]]:
             groups.append([head])
         else:
             groups[-1].append(head)
-    return groups
+    return [sorted(group) for group in groups]
 
 
 def partial_attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from heatkv.models.presets import PRESETS, Preset, find_preset
 from heatkv.policies import REGISTRY, plan
 from heatkv.policies.base import Policy
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule
+from heatkv.schedule import Schedule, bytes_per_token
 from heatkv.scores import HeadScores, load_orders
 
 SINK_SCALES = 3
@@ -156,7 +156,9 @@ def table_json(
         **table.to_json(),
         **explore.cells_json(looked, ranks),
         "bytesPerToken": OURS[dtype].bytes_per_token(geometry, batch),
-        "paperBytesPerToken": PAPERS.bytes_per_token(geometry, batch),
+        "heldBytesPerToken": bytes_per_token(table.storage, geometry, GUIDED_ROWS * batch, OURS[dtype].key_bytes),
+        # The papers know no 8-bit cells.
+        "paperBytesPerToken": PAPERS.bytes_per_token(geometry, batch) if table.storage == "compute" else 0,
         "model": preset.id,
         "batch": batch,
         "dtype": dtype,

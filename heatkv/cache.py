@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heatkv.attention import Piece, ragged_attention
 from heatkv.scales import Geometry
-from heatkv.schedule import INT8_FACTOR_BYTES, Schedule, Storage
+from heatkv.schedule import Schedule, Storage, bytes_per_token
 
 
 class KVCache:
@@ -186,9 +186,7 @@ class ScheduleCache(KVCache):
         return self.schedule.peak_tokens
 
     def planned_bytes(self, rows: int, itemsize: int) -> int:
-        if self.schedule.storage == "compute":
-            return super().planned_bytes(rows, itemsize)
-        return self.planned_tokens * rows * 2 * (self.geometry.head_dim + INT8_FACTOR_BYTES)
+        return self.planned_tokens * bytes_per_token(self.schedule.storage, self.geometry, rows, itemsize)
 
     @property
     def planned_share(self) -> float:

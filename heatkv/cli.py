@@ -1,4 +1,4 @@
-"""The command line: ``python -m heatkv models | generate | calibrate | plan | compare``.
+"""The command line: ``python -m heatkv models | generate | calibrate | plan | compare | bench``.
 
 A bad argument or file ends with exit code 2 and one line on stderr. With ``--json``, stdout holds one
 JSON object and nothing else; progress goes to stderr.
@@ -290,6 +290,34 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
     return {**result, "machine": machine()}
 
 
+def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from heatkv.bench import bench, markdown, random_model
+    from heatkv.models import bundled_folders, default_device
+    from heatkv.models.presets import find_preset
+
+    out = check_writable(arguments.out) if arguments.out else None
+    budgets, batches = list_of(float, arguments.budgets), list_of(int, arguments.batch)
+    if arguments.random_init:
+        preset = find_preset(arguments.model)
+        if preset is None:
+            raise ValueError(f"--random-init builds published models, and {shown(arguments.model)} is none")
+        device = torch.device(check_device(arguments.device) or default_device())
+        dtype = torch.bfloat16 if (arguments.dtype or device.type) in ("bfloat16", "cuda") else torch.float32
+        model: Any = random_model(preset, device, dtype)
+    else:
+        model = load_model(arguments)
+    scores = load_scores(arguments) if arguments.scores or arguments.model in bundled_folders() else None
+    result = bench(model, budgets, batches, scores=scores, repeats=arguments.repeats, progress=say)
+    result["machine"] = machine()
+    if out:
+        write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+    if not arguments.json:
+        print(markdown(result))
+    return result
+
+
 def machine() -> str:
     """The machine a number was measured on, for tables."""
     import os
@@ -379,6 +407,14 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--threads", type=int, default=1, help="threads of each process")
     sub.add_argument("--engine", default="local", help="local, or ray: the machines of a Ray cluster")
     sub.add_argument("--out", type=Path, required=True, help="results file to write (JSON)")
+
+    sub = command("bench", cmd_bench, "measure speed and memory, full cache against budgets")
+    sub.add_argument("--random-init", action="store_true", help="a published model's full size with random weights")
+    sub.add_argument("--budgets", default="1,0.5,0.3,0.1", help="shares of the full peak")
+    sub.add_argument("--batch", default="1,2,4,8", help="images at a time")
+    sub.add_argument("--repeats", type=int, default=5)
+    sub.add_argument("--scores", type=Path, help="calibration to plan from (default: bundled, or random orders)")
+    sub.add_argument("--out", type=Path, help="results file to write (JSON)")
     return parser
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import Schedule, least_budget
+from heatkv.schedule import Schedule, Storage, least_budget
 from heatkv.scores import HeadScores
 
 # A head has a type if it spends this much more of its attention on one group of scales than a head would that spreads
@@ -57,6 +57,8 @@ class BudgetTable:
     static
         False for a policy that chooses tokens while it draws: no cell is given up as a whole, ``kept_PLHS`` holds
         nothing but true, and ``resident_PT`` is the most that it can be.
+    storage
+        How what is kept is stored.
     """
 
     geometry: Geometry
@@ -66,6 +68,7 @@ class BudgetTable:
     kept_PLHS: npt.NDArray[np.bool_]
     resident_PT: npt.NDArray[np.int64]
     static: bool = True
+    storage: Storage = "compute"
 
     @cached_property
     def peak_P(self) -> npt.NDArray[np.int64]:
@@ -128,8 +131,9 @@ def _table(schedules: list[Schedule], percents: Sequence[float]) -> BudgetTable:
     kept = [schedule.keep(last)[:, :, first.sink_scales : last] for schedule in schedules]
     resident = [schedule.resident_tokens_TL.max(axis=1) for schedule in schedules]
     return BudgetTable(
-        first.geometry, first.sink_scales, first.policy, tuple(percents), np.stack(kept), np.stack(resident)
-    )
+        first.geometry, first.sink_scales, first.policy, tuple(percents), np.stack(kept), np.stack(resident),
+        storage=first.storage,
+    )  # fmt: skip
 
 
 # --- where heads look -------------------------------------------------------------------------------------------------

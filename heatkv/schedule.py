@@ -272,6 +272,12 @@ def token_cost(storage: Storage, geometry: Geometry) -> float:
     return (geometry.head_dim + INT8_FACTOR_BYTES) / (2 * geometry.head_dim)
 
 
+def bytes_per_token(storage: Storage, geometry: Geometry, rows: int, itemsize: int) -> int:
+    """Keys and values of a cached token of one head in ``rows`` batch rows, ``itemsize`` bytes a computed number."""
+    numbers = geometry.head_dim * itemsize if storage == "compute" else geometry.head_dim + INT8_FACTOR_BYTES
+    return 2 * rows * numbers
+
+
 def token_limit(budget: float, geometry: Geometry, storage: Storage = "compute") -> int:
     """The most tokens that ``budget`` lets the cache hold, summed over heads, for one batch row."""
     return int((budget + _SLACK) * geometry.full_peak_tokens / token_cost(storage, geometry))

@@ -179,10 +179,11 @@ def test_the_table_holds_every_static_policy_and_real_bytes(bench: Workbench, po
     table = bench.table(None, policy)
     resident = np.frombuffer(base64.b64decode(table["resident"]), "<u4").reshape(len(table["percents"]), -1)
     full = heatkv.generate(bench.model, "red apple")
-    assert resident[-1].max() * table["bytesPerToken"] == full.kv_bytes_full == full.kv_bytes_peak
+    assert table["fullResident"][-1] * table["bytesPerToken"] == full.kv_bytes_full == full.kv_bytes_peak
+    assert resident[-1].max() == table["fullResident"][-1]
     at = table["percents"].index(50)
     less = heatkv.generate(bench.model, "red apple", schedule=bench.plan(None, 0.5, policy))
-    assert resident[at].max() * table["bytesPerToken"] == less.kv_bytes_theoretical
+    assert resident[at].max() * table["heldBytesPerToken"] == less.kv_bytes_theoretical
 
 
 @pytest.mark.parametrize("policy", [name for name, policy in REGISTRY.items() if not policy.static])

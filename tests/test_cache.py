@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from strategies import Problem, problems
 from torch import Tensor
 
-from heatkv.attention import Part, merge, part_weights, partial_attention, tiled_attention
+from heatkv import attention
+from heatkv.attention import Part, Piece, merge, part_weights, partial_attention, tiled_attention
 from heatkv.cache import KVCache, ScheduleCache, Stored, full_cache
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
@@ -222,3 +223,58 @@ def test_an_8_bit_schedule_allocates_what_its_tokens_take_and_stays_near_the_ful
         torch.testing.assert_close(a, b, atol=5e-2, rtol=0)
     per_token = 2 * (GEOMETRY.head_dim + 2)
     assert cache.peak_bytes == GEOMETRY.full_peak_tokens * 2 * per_token
+
+
+def ragged_pieces(dtype: torch.dtype = torch.float32) -> tuple[Tensor, list[Piece], Tensor]:
+    """Queries, pieces that differ in their heads, and attention over them under a mask."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((3, None), (7, (0, 2)), (5, (1, 2, 3)), (4, None))
+    q, *kv = (torch.randn(2, 4, n, 16, generator=generator).to(dtype) for n in (4, *(n for n, _ in shapes)))
+    k_all, v_all = torch.cat(kv, 2), torch.cat([-x.flip(2) for x in kv], 2)
+    pieces, hidden, start = [], torch.ones(4, k_all.shape[2], dtype=torch.bool), 0
+    for n, heads in shapes:
+        index = list(heads or range(4))
+        k, v = (x[:, index, start : start + n] for x in (k_all, v_all))
+        pieces.append(Piece(k, v, heads))
+        hidden[index, start : start + n] = False
+        start += n
+    logits = (q.double() @ k_all.double().transpose(2, 3)).masked_fill(hidden[:, None], -torch.inf)
+    return q, pieces, logits.softmax(-1) @ v_all.double()
+
+
+@pytest.mark.parametrize("split", [0, 60, 1 << 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ragged_attention_equals_masked_attention(
+    monkeypatch: pytest.MonkeyPatch, split: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(attention, "SPLIT_PAIRS", split)
+    attention.call_groups.cache_clear()
+    q, pieces, expected = ragged_pieces(dtype)
+    tolerance = 2e-5 if dtype == torch.float32 else 3e-2
+    got = attention.ragged_attention(q, pieces)
+    attention.call_groups.cache_clear()
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_heads_of_very_different_length_get_calls_of_their_own() -> None:
+    assert attention.head_groups([100, 20, 100, 90], 1 << 14) == [[0, 2], [3], [1]]
+    assert attention.head_groups([100, 20, 100, 90], 1) == [[0, 1, 2, 3]]
+
+
+def test_what_variable_length_flash_attention_is_given_equals_masked_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel runs on CUDA only; here its definition, a loop over sequences, stands in for it."""
+
+    def loop(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, longest_q: int, longest_k: int) -> Tensor:
+        assert q_ends.dtype == k_ends.dtype == torch.int32
+        assert longest_q == int(q_ends.diff().max()) and longest_k == int(k_ends.diff().max())
+        outs = []
+        for a, b, c, d in zip(q_ends[:-1], q_ends[1:], k_ends[:-1], k_ends[1:], strict=True):
+            p = torch.einsum("nhd,mhd->hnm", q[a:b], k[c:d]).softmax(-1)
+            outs.append(torch.einsum("hnm,mhd->nhd", p, v[c:d]))
+        return torch.cat(outs)
+
+    monkeypatch.setattr(attention, "has_varlen", lambda q: True)
+    monkeypatch.setattr(attention, "flash_varlen", loop)
+    q, pieces, expected = ragged_pieces()
+    torch.testing.assert_close(attention.ragged_attention(q, pieces).double(), expected, atol=2e-5, rtol=1e-5)

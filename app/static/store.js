@@ -92,9 +92,9 @@ window.heatkvStore = () => {
   function memory(at = step()) {
     const held = resident(at);
     return {
-      held: held.map((n) => n * table.bytesPerToken),
+      held: held.map((n) => n * table.heldBytesPerToken),
       full: table.fullResident.map((n) => n * table.bytesPerToken),
-      peak: Math.max(...held) * table.bytesPerToken,
+      peak: Math.max(...held) * table.heldBytesPerToken,
       fullPeak: Math.max(...table.fullResident) * table.bytesPerToken,
       paperFactor: (table.paperBytesPerToken || 0) / table.bytesPerToken, // 0: not asked for
     };

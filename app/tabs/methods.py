@@ -60,9 +60,9 @@ class MethodsTab:
         self.metric.change(self.curves, self.metric, self.plot, queue=False, **PRIVATE)
         inputs = [self.prompt, page.seed, page.budget, page.calibration]
         outputs = [self.sheet, self.progress, self.notice, self.draw, self.cancel]
+        submits = [self.prompt.submit] if isinstance(self.prompt, gr.Textbox) else []
         runs = [
-            trigger(self.draw_all, inputs, outputs, **MODEL_JOB, **PRIVATE)
-            for trigger in (self.draw.click, self.prompt.submit)
+            trigger(self.draw_all, inputs, outputs, **MODEL_JOB, **PRIVATE) for trigger in (self.draw.click, *submits)
         ]
         self.cancel.click(None, None, None, cancels=runs).then(
             self.cancelled, None, outputs[1:], queue=False, **PRIVATE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -80,8 +80,6 @@ def generate_scales(
         text = pad_and_stack(text, negative or model.unconditional(text.mask_BN))
     condition = model.condition(text)
     dtype = model.dtype
-    # The condition is float32; the blocks read it in their own dtype.
-    condition = replace(condition, features_BNC=condition.features_BNC.to(dtype))
     halves = 2 if guidance.active else 1
     latent: Tensor | None = None
 

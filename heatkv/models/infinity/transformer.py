@@ -55,12 +55,17 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class TextCondition:
-    """What the blocks need of the text, computed once per image: pooled vector, modulation, features."""
+    """What the blocks need of the text, computed once per image.
+
+    Pooled vector, modulation, features, and the keys and values ``[B, heads, N, D]`` that each block's
+    cross-attention makes of them.
+    """
 
     pooled_BC: Tensor
     modulation_B16C: Tensor
     features_BNC: Tensor
     mask_B11N: Tensor | None
+    keys_and_values: tuple[tuple[Tensor, Tensor], ...]
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -115,10 +120,14 @@ class CrossAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BNC: Tensor, text: TextCondition) -> Tensor:
+    def read(self, features_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the text, which are the same at every scale."""
+        return keys_and_values(features_BNC, self.mat_kv.weight, self.v_bias, self.heads)
+
+    def forward(self, x_BNC: Tensor, text: TextCondition, layer: int) -> Tensor:
         B, N, C = x_BNC.shape
         q = self.mat_q(x_BNC).view(B, N, self.heads, -1).transpose(1, 2)
-        k, v = keys_and_values(text.features_BNC, self.mat_kv.weight, self.v_bias, self.heads)
+        k, v = text.keys_and_values[layer]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=text.mask_B11N)
         return self.proj(out.transpose(1, 2).reshape(B, N, C))
 
@@ -176,7 +185,7 @@ class Block(nn.Module):
         modulation = (self.ada_gss + text.modulation_B16C).to(x_BNC.dtype)
         gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         x_BNC = x_BNC + self.sa(layer_norm(x_BNC) * (1 + scale1) + shift1, rope, cache, layer) * gain1
-        x_BNC = x_BNC + self.ca(self.ca_norm(x_BNC), text)
+        x_BNC = x_BNC + self.ca(self.ca_norm(x_BNC), text, layer)
         return x_BNC + self.ffn(layer_norm(x_BNC) * (1 + scale2) + shift2) * gain2
 
 
@@ -258,7 +267,10 @@ class InfinityTransformer(nn.Module):
         features = self.text_norm(text.features_BNC)
         pooled = self.text_proj_for_sos.ca(features, mask)
         modulation = self.shared_ada_lin(pooled.float()).view(len(pooled), 1, 6, -1)
-        return TextCondition(pooled, modulation, self.text_proj_for_ca(features), mask)
+        features = self.text_proj_for_ca(features)
+        # The features are float32; the blocks read them in their own dtype.
+        read = tuple(block.ca.read(features.to(self.dtype)) for block in self.layers)
+        return TextCondition(pooled, modulation, features, mask, read)
 
     def embed(self, codes_BNd: Tensor | None, text: TextCondition) -> Tensor:
         """First-scale token from the pooled text (``codes_BNd`` is None), later ones from codes."""

@@ -165,9 +165,9 @@ class VarTransformer(nn.Module):
     def forward(self, x_BNC: Tensor, first_token: int, condition: ClassCondition, cache: KVCache) -> Tensor:
         """Hidden states ``[B, N, C]`` of the tokens ``first_token .. first_token + N``."""
         span = slice(first_token, first_token + x_BNC.shape[1])
-        level = torch.repeat_interleave(
-            torch.arange(len(self.scales), device=x_BNC.device), torch.tensor(self.scales.tokens, device=x_BNC.device)
-        )
+        counts = torch.tensor(self.scales.tokens, device=x_BNC.device)
+        # The size is stated so that the device is not waited for.
+        level = torch.repeat_interleave(counts, output_size=self.scales.total)
         x_BNC = (x_BNC + self.lvl_embed(level[span]) + self.pos_1LC[:, span]).to(self.dtype)
         for layer, (block, modulation) in enumerate(zip(self.blocks, condition.modulation_B16C, strict=True)):
             x_BNC = block(x_BNC, modulation, cache, layer)

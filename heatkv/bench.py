@@ -1,0 +1,252 @@
+"""Speed and memory: the full cache against budgets, in alternation on one machine, and how far that is from its limit.
+
+Timings do not depend on weights, so ``random_model`` builds any preset at full size without them; its schedules are
+planned from random orders. Ratios between rows come from alternating runs and hold on a machine that does other
+things; absolute seconds only hold on an idle one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from heatkv.cache import ScheduleCache, full_cache
+from heatkv.calibration import CalibratingCache
+from heatkv.generate import process_bytes_peak
+from heatkv.models.base import GenerativeModel, seeded_noise
+from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, BitQuantizer
+from heatkv.models.infinity.model import InfinityModel
+from heatkv.models.infinity.rope import rope_table
+from heatkv.models.infinity.text import Vocabulary, WordEncoder
+from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
+from heatkv.models.presets import Preset
+from heatkv.models.var.classes import Classes
+from heatkv.models.var.model import VarModel
+from heatkv.models.var.transformer import VarConfig, VarTransformer
+from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
+from heatkv.policies import plan
+from heatkv.scales import Geometry
+from heatkv.schedule import Schedule
+from heatkv.scores import HeadScores
+
+WORDS = ("a", "red", "fox", "resting", "in", "fresh", "snow", "at", "dawn")
+PLANS = 5  # repetitions of planning, which takes milliseconds
+
+
+def filled(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> Any:
+    """A module made on ``device`` with small random weights, its blocks in ``dtype``; never in memory twice."""
+    with torch.device("meta"):
+        module = make()
+    if hasattr(module, "blocks"):
+        module.blocks.to(dtype)
+    module = module.to_empty(device=device).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.normal_(std=0.02)
+    return module
+
+
+def random_model(preset: Preset, device: torch.device, dtype: torch.dtype) -> GenerativeModel:
+    """A model of a preset's full-size geometry with random weights (the text encoder is a small one)."""
+    shape, image, scales = preset.transformer_config, preset.autoencoder_config, preset.scales
+    if isinstance(shape, VarConfig):
+        assert isinstance(image, VqvaeConfig)
+        var = filled(lambda: VarTransformer(shape, scales), device, dtype)
+        vqvae = filled(lambda: Vqvae(scales, image, with_encoder=False), device, torch.float32)
+        return VarModel(preset.id, Classes(shape.classes), var, vqvae, preset.sampling, ("0",))
+    assert isinstance(image, AutoencoderConfig)
+    infinity = filled(lambda: InfinityTransformer(shape, scales), device, dtype)
+    restore_tables(infinity, shape)
+    autoencoder = filled(lambda: Autoencoder(scales, image, with_encoder=False), device, torch.float32)
+    autoencoder.quantizer = BitQuantizer(scales, image)
+    text = WordEncoder(Vocabulary(WORDS), shape.text_width, min(32, shape.text_maxlen)).to(device).eval()
+    return InfinityModel(preset.id, text, infinity, autoencoder, preset.sampling, (" ".join(WORDS),))
+
+
+def restore_tables(model: InfinityTransformer, shape: TransformerConfig) -> None:
+    """Buffers that no weights hold."""
+    device, tokens = model.pos_start.device, torch.tensor(model.scales.tokens)
+    model.rope = rope_table(model.scales, shape.head_dim, shape.rope_grid).to(device)
+    model.level = torch.repeat_interleave(tokens).to(device)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that ``work`` takes, to its end on the device."""
+    wait(device)
+    started = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - started
+
+
+def peaks(device: torch.device, dtype: torch.dtype, repeats: int = 5, side: int | None = None) -> tuple[float, float]:
+    """What the device does at best, measured: operations a second of a matrix product, bytes a second of a copy."""
+    side = side or (8192 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.empty(max(16 * side * side, 1 << 20), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = min(timed(lambda: a @ b, device) for _ in range(repeats + 1))
+    copy = min(timed(lambda: target.copy_(source), device) for _ in range(repeats + 1))
+    return 2 * side**3 / product, 2 * source.numel() / copy
+
+
+def bytes_read(model: GenerativeModel, schedule: Schedule | None, rows: int) -> int:
+    """The least a run reads: the blocks' weights once a scale, and what is cached once a scale."""
+    geometry: Geometry = model.geometry
+    blocks = model.transformer.blocks  # type: ignore[attr-defined]
+    weights = sum(p.numel() * p.element_size() for p in blocks.parameters())
+    tokens_S = np.array(geometry.scales.tokens)
+    cached = 0
+    for t in range(1, len(tokens_S)):
+        held = schedule.keep(t)[:, :, :t].sum((0, 1)) if schedule else np.full(t, geometry.slots)
+        cached += int(held @ tokens_S[:t])
+    size = model.dtype.itemsize
+    return weights * len(tokens_S) + geometry.kv_bytes(cached, batch=rows, key_bytes=size, value_bytes=size)
+
+
+def bench(
+    model: GenerativeModel,
+    budgets: Sequence[float],
+    batches: Sequence[int],
+    *,
+    scores: HeadScores | None = None,
+    repeats: int = 5,
+    peak_side: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure generation (with decoding) under every budget and batch, planning and calibration.
+
+    Parameters
+    ----------
+    budgets
+        Shares of the full peak; 1 is the full cache, which always runs, as the base.
+    scores
+        What to plan from; random orders if None.
+    repeats
+        Runs of each kind; medians are reported.
+
+    Returns
+    -------
+    dict
+        ``rows`` (one a batch and budget), ``plan_seconds``, ``calibration_ratio``, the device's peaks; plain JSON.
+    """
+    if repeats < 1 or not batches or min(batches) < 1:
+        raise ValueError("give one or more repeats, and batches of 1 or more")
+    geometry, device, sampling = model.geometry, model.device, model.sampling
+    source: Any = scores
+    if source is None:
+        sources = max(0, len(geometry.scales) - 4)
+        slots = np.tile(np.arange(geometry.slots), (sources, 1))
+        source = np.random.default_rng(0).permuted(slots, axis=1)
+
+    def planned(budget: float) -> Schedule:
+        return plan(source, budget, model=model.id, geometry=geometry)
+
+    schedules = {1.0: None, **{b: planned(b) for b in budgets if b < 1}}
+    plan_seconds = [timed(lambda: planned(min(schedules)), torch.device("cpu")) for _ in range(PLANS)]
+    flops_peak, bytes_peak = peaks(device, model.dtype, side=peak_side)
+    rows = []
+    for batch in batches:
+        prompts, guided = [model.examples[0]] * batch, 2 if sampling.guided else 1
+
+        def run(cache: Any, prompts: list[str] = prompts) -> None:
+            *_, last = model.run(prompts, seeded_noise(range(len(prompts))), cache, sampling)
+            model.decode(last.latent)
+
+        progress(f"batch {batch}")
+        operations, memory = {}, {}
+        for budget, schedule in schedules.items():  # also warms up
+            cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            with FlopCounterMode(display=False) as counter:
+                run(cache)
+            operations[budget] = counter.get_total_flops()
+            memory[budget] = cache.peak_bytes, process_bytes_peak(device)
+        seconds: dict[float, list[float]] = {budget: [] for budget in schedules}
+        for _ in range(repeats):
+            for budget, schedule in schedules.items():
+                cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
+                seconds[budget].append(timed(lambda cache=cache: run(cache), device))
+        for budget, schedule in schedules.items():
+            tokens = schedule.peak_tokens if schedule else geometry.full_peak_tokens
+            size = model.dtype.itemsize
+            theoretical = geometry.kv_bytes(tokens, batch=batch * guided, key_bytes=size, value_bytes=size)
+            read = bytes_read(model, schedule, batch * guided)
+            floor = max(operations[budget] / flops_peak, read / bytes_peak)
+            typical = median(seconds[budget])
+            rows.append(
+                {
+                    "batch": batch,
+                    "budget": budget,
+                    "seconds": typical / batch,
+                    "speed_of_full": median(a / b for a, b in zip(seconds[1.0], seconds[budget], strict=True)),
+                    "kv_bytes_theoretical": theoretical,
+                    "kv_bytes_allocated": memory[budget][0],
+                    "process_bytes_peak": memory[budget][1],
+                    "operations": operations[budget],
+                    "bytes_read": read,
+                    "share_of_peak": floor / typical,
+                }
+            )
+    progress("calibration")
+    prompts = [model.examples[0]] * batches[0]
+
+    def generate(cache: Any) -> None:
+        for _ in model.run(prompts, seeded_noise(range(len(prompts))), cache, sampling):
+            pass
+
+    ratios = []
+    for _ in range(repeats):
+        plain = timed(lambda: generate(full_cache(geometry)), device)
+        looking = CalibratingCache(geometry, rows=len(prompts))
+        ratios.append(timed(lambda looking=looking: (generate(looking), looking.mass_LHTS), device) / plain)
+    return {
+        "model": model.id,
+        "device": str(device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "planned_from": "random orders" if scores is None else "scores",
+        "peak_operations_per_second": flops_peak,
+        "peak_bytes_per_second": bytes_peak,
+        "plan_seconds": median(plan_seconds),
+        "calibration_ratio": median(ratios),
+        "rows": rows,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The measurements as a Markdown table with what they were measured on."""
+    lines = [
+        f"{result['model']}, {result['dtype']}, {result.get('machine', result['device'])}, "
+        f"{result['threads']} threads, medians of {result['repeats']}; planning {result['plan_seconds'] * 1e3:.1f} ms; calibration "
+        f"{result['calibration_ratio']:.2f} x a generation",
+        "",
+        f"Measured peaks: {result['peak_operations_per_second'] / 1e12:.3g} TFLOP/s (matrix product), "
+        f"{result['peak_bytes_per_second'] / 1e9:.3g} GB/s (copy). Roofline: the larger of operations and bytes at "
+        "these peaks, over the time.",
+        "",
+        "| batch | budget | s an image | against full | KV bytes | allocated | process peak | TFLOP | roofline |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        peak = row["process_bytes_peak"]
+        lines.append(
+            f"| {row['batch']} | {row['budget']:g} | {row['seconds']:.3f} | {row['speed_of_full']:.2f} x | "
+            f"{row['kv_bytes_theoretical']} | {row['kv_bytes_allocated']} | "
+            f"{'' if peak is None else f'{peak / 1e9:.2f} GB'} | {row['operations'] / 1e12:.4g} | "
+            f"{row['share_of_peak']:.0%} |"
+        )
+    return "\n".join(lines)

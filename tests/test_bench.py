@@ -1,0 +1,47 @@
+"""The benchmark: a row for everything asked, memory that agrees with the schedule, models without weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from heatkv.bench import bench, markdown, random_model
+from heatkv.cache import full_cache
+from heatkv.models.base import seeded_noise
+from heatkv.models.presets import PRESETS
+from heatkv.scales import ScaleSchedule
+
+CPU = torch.device("cpu")
+
+
+def test_every_batch_and_budget_has_a_row_and_less_cache_means_fewer_operations() -> None:
+    model = tiny_model()
+    result = json.loads(json.dumps(bench(model, [1.0, 0.5], [1, 2], repeats=1, peak_side=64)))
+    assert [(row["batch"], row["budget"]) for row in result["rows"]] == [(1, 1.0), (1, 0.5), (2, 1.0), (2, 0.5)]
+    for full, half in (result["rows"][:2], result["rows"][2:]):
+        assert full["kv_bytes_allocated"] == full["kv_bytes_theoretical"]
+        assert half["kv_bytes_allocated"] == half["kv_bytes_theoretical"] <= full["kv_bytes_theoretical"] / 2
+        assert half["operations"] <= full["operations"] and half["bytes_read"] < full["bytes_read"]
+        assert full["speed_of_full"] == 1 and half["seconds"] > 0
+    assert result["calibration_ratio"] > 0 and markdown(result).count("\n| ") == 5
+
+
+def test_bad_requests_are_refused() -> None:
+    with pytest.raises(ValueError, match="batches of 1"):
+        bench(tiny_model(), [0.5], [0], peak_side=64)
+
+
+@pytest.mark.parametrize("name", ["var-d16", "infinity-2b"])
+def test_presets_are_built_and_run_without_weights(name: str) -> None:
+    preset, scales = PRESETS[name], ScaleSchedule.square((1, 2, 3))
+    small = {"depth": 2, "width": 64, "heads": 2} | ({"text_width": 16, "text_maxlen": 16} if "inf" in name else {})
+    image = replace(preset.autoencoder_config, base_width=32)
+    shape = replace(preset.transformer_config, **small)
+    tiny = replace(preset, transformer_config=shape, autoencoder_config=image, scales=scales)
+    model = random_model(tiny, CPU, torch.float32)
+    *_, last = model.run([model.examples[0]], seeded_noise([0]), full_cache(model.geometry), model.sampling)
+    assert last.latent.isfinite().all() and model.decode(last.latent).shape[0] == 1
