@@ -23,7 +23,7 @@ from app.inputs import MAX_PROMPTS, InputError, read_prompt, read_prompts
 from heatkv import explore
 from heatkv.cache import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import calibrate_steps
-from heatkv.generate import Generation, ScaleEvent, collect, full_bytes, generate_events
+from heatkv.generate import Generation, ScaleEvent, collect, generate_events
 from heatkv.models.base import GenerativeModel
 from heatkv.models.var.classes import Classes
 from heatkv.policies import REGISTRY, cache_factory

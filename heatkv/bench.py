@@ -231,8 +231,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The measurements as a Markdown table with what they were measured on."""
     lines = [
         f"{result['model']}, {result['dtype']}, {result.get('machine', result['device'])}, "
-        f"{result['threads']} threads, medians of {result['repeats']}; planning {result['plan_seconds'] * 1e3:.1f} ms; calibration "
-        f"{result['calibration_ratio']:.2f} x a generation",
+        f"{result['threads']} threads, medians of {result['repeats']}; "
+        f"planning {result['plan_seconds'] * 1e3:.1f} ms; calibration {result['calibration_ratio']:.2f} x a generation",
         "",
         f"Measured peaks: {result['peak_operations_per_second'] / 1e12:.3g} TFLOP/s (matrix product), "
         f"{result['peak_bytes_per_second'] / 1e9:.3g} GB/s (copy). Roofline: the larger of operations and bytes at "
