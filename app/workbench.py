@@ -26,7 +26,7 @@ from heatkv.calibration import calibrate_steps
 from heatkv.generate import Generation, ScaleEvent, collect, generate_events
 from heatkv.models.base import GenerativeModel
 from heatkv.models.var.classes import Classes
-from heatkv.policies import REGISTRY, cache_factory
+from heatkv.policies import REGISTRY, cache_factory, usable
 from heatkv.policies.base import Policy
 from heatkv.policies.headkv import HeadKVCache
 from heatkv.probe import MAX_ENTRIES, ProbeCache
@@ -191,8 +191,7 @@ class Workbench:
 
     def policies(self, calibration: Calibration | None = None) -> dict[str, Policy]:
         """The policies that what is known is enough for."""
-        orders_only = calibration is not None and calibration.scores is None
-        return {name: policy for name, policy in REGISTRY.items() if not (orders_only and policy.needs == "scores")}
+        return usable((calibration or self.bundled).source)
 
     def plan(self, calibration: Calibration | None, budget: float, policy: str) -> Schedule:
         calibration = calibration or self.bundled

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from heatkv import explore
 from heatkv.models.presets import PRESETS, Preset, find_preset
-from heatkv.policies import REGISTRY, plan
+from heatkv.policies import plan, usable
 from heatkv.policies.base import Policy
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, bytes_per_token
@@ -107,10 +107,8 @@ def percents_of(preset: Preset) -> tuple[int, ...]:
 
 def policies_for(ranking: Ranking | None) -> dict[str, Policy]:
     """The policies that can be planned ahead from what is known."""
-    known = {"nothing"}
-    if ranking is not None:
-        known |= {"orders", "scores"} if ranking.scores else {"orders"}
-    return {name: policy for name, policy in REGISTRY.items() if policy.static and policy.needs in known}
+    source = ranking.source if ranking else None
+    return {name: policy for name, policy in usable(source).items() if policy.static}
 
 
 def plan_for(preset: Preset, ranking: Ranking | None, budget: float, policy: str) -> Schedule:

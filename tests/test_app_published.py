@@ -83,7 +83,7 @@ def test_a_class_is_drawn_by_title_name_or_number(demo: _Demo, prompt: Any) -> N
     assert len(wipe["frames"]) == len(demo.bench.geometry.scales) and schedule.budget == 0.6
     assert [rung["name"] for rung in card["ladder"]] == ["this pair"], "references are absent"
     assert any(words == "tokens that agree" for _, words in card["headline"])
-    direct = heatkv.generate(demo.bench.model, "207", 3, schedule)
+    direct = heatkv.generate(demo.bench.model, "207", 3, schedule.schedule)
     assert (run.pixels == direct.pixels).all()
 
 

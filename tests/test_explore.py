@@ -9,6 +9,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 import pytest
+from peers import scores_of as measured_scores
 from strategies import random_scores
 
 from heatkv import explore, plan
@@ -38,7 +39,7 @@ def drawn_cells(sent: dict, at: int) -> npt.NDArray[np.bool_]:
 
 @pytest.mark.parametrize("policy", STATIC)
 def test_the_browser_is_sent_the_cells_and_bytes_of_the_plan_at_every_budget(policy: str) -> None:
-    scores = random_scores(UNEVEN, seed=1)
+    scores = measured_scores(UNEVEN, seed=1)
     percents = budget_percents(UNEVEN.scales, 2)
     sent = json.loads(json.dumps(budget_table(lambda share: plan(scores, share, policy, 2), percents).to_json()))
     resident = np.frombuffer(base64.b64decode(sent["resident"]), "<u4").reshape(len(percents), -1)

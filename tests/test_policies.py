@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from peers import scores_of
 from strategies import Problem, geometries, ordinary_problem, problems, random_orders, random_scores
 
 from heatkv import policies
@@ -26,8 +27,8 @@ Cell = tuple[int, int, int]  # layer, head, source scale
 
 def solve(problem: Problem, policy: str = "heatkv", budget: float | None = None) -> Schedule:
     calibration = problem.orders_SN
-    if REGISTRY[policy].needs == "scores":
-        calibration = random_scores(problem.geometry, seed=int(problem.orders_SN[:, :1].sum()))
+    if REGISTRY[policy].needs not in ("orders", "nothing"):
+        calibration = scores_of(problem.geometry, seed=int(problem.orders_SN[:, :1].sum()))
     return plan(
         calibration,
         problem.budget if budget is None else budget,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from heatkv.cache import KVCache, ScheduleCache
 from heatkv.policies import ams, h2o, hack, headkv, heatkv, heatkv_plus, random, reverse, scalekv, snapkv, streaming
-from heatkv.policies.base import PlanInput, Policy
+from heatkv.policies.base import Needs, PlanInput, Policy
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, check_budget
 from heatkv.scores import HeadScores, check_orders
@@ -45,6 +45,20 @@ def find(name: str) -> Policy:
     if name not in REGISTRY:
         raise ValueError(f"there is no policy {name!r}; choose one of {', '.join(REGISTRY)}")
     return REGISTRY[name]
+
+
+def usable(source: Calibration) -> dict[str, Policy]:
+    """The policies that ``source`` is enough for, by name."""
+    known: set[Needs] = {"nothing"}
+    if source is not None:
+        known.add("orders")
+    if isinstance(source, HeadScores):
+        known.add("scores")
+        if source.change_LHTS is not None:
+            known.add("change")
+        if source.spread_LH is not None:
+            known.add("spread")
+    return {name: policy for name, policy in REGISTRY.items() if policy.needs in known}
 
 
 def plan(
@@ -168,7 +182,7 @@ def _question(
         sink_scales = 0
     check_budget(budget, geometry.scales, sink_scales, model=model)
 
-    if chosen.needs == "scores" and scores is None:
+    if chosen.needs in ("scores", "change", "spread") and scores is None:
         raise ValueError(
             f"policy {chosen.name!r} needs the scores of a calibration; orders alone do not tell it enough"
         )

@@ -15,7 +15,7 @@ from heatkv.schedule import Storage, token_limit
 from heatkv.scores import HeadScores
 
 Provenance = Literal["paper", "re-implementation", "adaptation", "reference", "ours"]
-Needs = Literal["scores", "orders", "nothing"]
+Needs = Literal["change", "spread", "scores", "orders", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Policy:
         ``paper`` (does what the paper and its code do), ``re-implementation`` (constants that the paper leaves open
         are ours), ``adaptation`` (made for another kind of model), ``reference`` (a yardstick) or ``ours``.
     needs
-        What calibration it reads: ``scores`` (attention mass by target scale), ``orders`` (rankings, which scores
-        give too) or ``nothing``.
+        What calibration it reads: ``scores`` (attention mass by target scale), ``change`` or ``spread`` (scores that
+        have measured these too, see `HeadScores`), ``orders`` (rankings, which scores give too) or ``nothing``.
     drop_at
         For a static policy: the table of `heatkv.schedule`, ``(layers, heads, scales)``, from a `PlanInput`.
     cache

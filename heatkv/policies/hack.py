@@ -124,7 +124,7 @@ POLICY = Policy(
     title="HACK",
     summary="Gives heads whose queries all read the same keys few tokens, and the others the newest scale and more.",
     provenance="re-implementation",
-    needs="scores",
+    needs="spread",
     cache=cache,
     options={"alpha": 0.5, "ratio": 1 / 3, "merge": True},
 )
