@@ -91,7 +91,7 @@ def table(comparison: Mapping[str, Any]) -> dict[str, Any]:
         groups.append({"budget": f"{100 * budget:g} %", "rows": [_cells(row, full) for row in of_budget]})
     references = comparison.get("references") or {}
     known = [
-        [name, "", *_metrics(references[key]), ""]
+        [name, *_metrics(references[key]), ""]
         for key, name in REFERENCE_NAMES.items()
         if isinstance(references.get(key), Mapping) and _number(references[key].get("psnr"))
     ]
@@ -117,15 +117,16 @@ def _cells(row: Mapping[str, Any], full: Any) -> list[str]:
     size = f"{row['kv_bytes_peak'] / 2**20:.2f} MiB"
     if _number(full) and full > 0:
         size += f" ({100 * row['kv_bytes_peak'] / full:.1f} %)"
-    return [title(row["policy"]), words, *_metrics(row), size]
+    return [title(row["policy"]), *_metrics(row, words), size]
 
 
-def _metrics(row: Mapping[str, Any]) -> list[str]:
+def _metrics(row: Mapping[str, Any], gap: str = "") -> list[str]:
     ci = row.get("ci95")
     psnr = f"{row['psnr']:.2f}" + _interval(ci.get("psnr") if isinstance(ci, Mapping) else None, ".2f")
     rest = [(key, row.get(key)) for key in ("psnr_foreground", "ssim", "bit_agreement")]
     return [
         psnr,
+        gap,
         *("" if not _number(v) else f"{v:.2f}" if key == "psnr_foreground" else f"{v:.3f}" for key, v in rest),
     ]
 

@@ -475,7 +475,7 @@ def test_the_table_of_methods_groups_by_budget_best_first() -> None:
     assert [(g["budget"], [row[0] for row in g["rows"]]) for g in value["groups"]] == [
         ("50 %", ["HeatKV", "HACK", "<b>gone</b>"]), ("30 %", ["HeatKV"]),
     ]  # fmt: skip
-    assert value["groups"][0]["rows"][1][1:3] == ["-2.00 (-2.50 to -1.50)", "26.00 (27.00 to 29.00)"]
+    assert value["groups"][0]["rows"][1][1:3] == ["26.00 (27.00 to 29.00)", "-2.00 (-2.50 to -1.50)"]
     assert "64 prompts × 2 seeds" in value["what"] and len(value["policies"]) == len(REGISTRY)
     json.dumps(value)
 

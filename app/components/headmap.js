@@ -54,7 +54,7 @@ function drawOverview() {
   const h = height / t.layers;
   for (const l of range(t.layers)) {
     for (const s of range(t.cached)) {
-      const share = heatkv.dynamic ? 0.25 : range(t.heads).filter((head) => heatkv.kept(l, head, s, at)).length / t.heads;
+      const share = heatkv.dynamic ? 0.01 : range(t.heads).filter((head) => heatkv.kept(l, head, s, at)).length / t.heads;
       box(pen, s * w, l * h, w, h, h > 8 ? 2 : 1);
       pen.fillStyle = share ? css(mix(p.mid, p.high, share)) : css(p.gone);
       pen.fill();

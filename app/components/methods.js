@@ -2,7 +2,7 @@
 const find = (path) => element.querySelector(path);
 const make = (tag, text, className) => Object.assign(document.createElement(tag), { textContent: text ?? '', className: className || '' });
 const row = (tag, texts, className) => { const tr = make('tr', '', className); tr.append(...texts.map((text) => make(tag, text))); return tr; };
-const NAMES = ['', 'minus HeatKV (95 % CI)', 'PSNR (95 % CI)', 'foreground', 'SSIM', 'bits', 'peak KV cache'];
+const NAMES = ['', 'PSNR (95 % CI)', 'minus HeatKV (95 % CI)', 'foreground', 'SSIM', 'bits', 'peak KV cache'];
 
 function show() {
   const value = props.value;
