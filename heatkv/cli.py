@@ -63,7 +63,7 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.download:
         download(arguments.download, say)
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": m.id, "family": m.family, "layers": m.geometry.layers, "heads": m.geometry.heads,
             "scales": [list(size) for size in m.geometry.scales], "on_disk": m.on_disk, "summary": m.summary,

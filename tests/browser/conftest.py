@@ -63,7 +63,7 @@ def page(browser: Browser, site: Site, context_options: dict[str, Any]) -> Itera
 
     context.route("**/*", guard)
     made = context.new_page()
-    made.set_default_timeout(20_000)
+    made.set_default_timeout(60_000)
     made.on("pageerror", lambda error: problems.append(str(error)))
     yield made
     context.close()

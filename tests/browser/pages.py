@@ -60,7 +60,9 @@ class Site:
 def visit(page: Page, site: Site, query: str = "") -> Page:
     """Open the app and wait until it is alive: the table is there and the first head has been drawn."""
     page.goto(site.url + query)
-    page.wait_for_function("window.heatkv && heatkv.table && document.querySelector('#headcard .tiles .tile')")
+    page.wait_for_function(
+        "window.heatkv && heatkv.table && document.querySelector('#headcard .tiles .tile')", timeout=120_000
+    )
     return page
 
 

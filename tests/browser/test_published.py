@@ -23,7 +23,10 @@ from heatkv.schedule import Schedule
 from heatkv.scores import orders_to_json
 from tests.models import official_files as files
 
-WAIT = 60_000
+WAIT = 120_000
+
+
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")

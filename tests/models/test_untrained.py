@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import official_files as tiny
 import pytest
 import torch
 
 import heatkv
 from heatkv.models import NotEnoughMemory, random_init
 from heatkv.models.presets import PRESETS, Preset
-from tests.models import official_files as tiny
 
 TINY = {
     "infinity": replace(
