@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Heads get a call of their own where that saves so many products of a query and a key, all rows together.
-SPLIT_PAIRS = 1 << 14
+SPLIT_PAIRS = 1 << 16
 # Queries are processed in tiles of so many logits where no fused kernel gives the log-sum-exp.
 TILE_LOGITS = 1 << 24
 
@@ -66,19 +66,76 @@ def ragged_attention(q_BHND: Tensor, pieces: Sequence[Piece]) -> Tensor:
     """Attention of every head over the pieces that it is in, ``[B, H, N, D]``; each head is in one or more."""
     if all(piece.heads is None for piece in pieces):
         return attention(q_BHND, *whole(pieces))
-    heads = q_BHND.shape[1]
-    k_runs: list[list[Tensor]] = [[] for _ in range(heads)]
-    v_runs: list[list[Tensor]] = [[] for _ in range(heads)]
-    lengths = [0] * heads
-    for piece in pieces:
-        for head, k_BMD, v_BMD in zip(piece.heads or range(heads), piece.k.unbind(1), piece.v.unbind(1), strict=True):
-            k_runs[head].append(k_BMD)
-            v_runs[head].append(v_BMD)
-            lengths[head] += k_BMD.shape[1]
+    batch, heads, queries, dim = q_BHND.shape
+    shapes = tuple((piece.heads or tuple(range(heads)), piece.k.shape[2]) for piece in pieces)
+    # All rows of all heads once, then one selection a call: few operations, which is what counts for small models.
+    k_BRD, v_BRD = (
+        torch.cat([x.reshape(batch, -1, dim) for x in all_of], 1)
+        for all_of in ([piece.k for piece in pieces], [piece.v for piece in pieces])
+    )
     if has_varlen(q_BHND):
-        k_BRD, v_BRD = (torch.cat([run for runs in all_runs for run in runs], 1) for all_runs in (k_runs, v_runs))
-        return varlen_attention(q_BHND, k_BRD, v_BRD, lengths)
-    return grouped_attention(q_BHND, k_runs, v_runs, lengths)
+        rows, lengths = end_to_end(shapes, heads, q_BHND.device)
+        return varlen_attention(q_BHND, k_BRD.index_select(1, rows), v_BRD.index_select(1, rows), lengths)
+    groups, position = call_groups(shapes, heads, batch * queries, q_BHND.dtype, q_BHND.device)
+    outs = []
+    for group in groups:
+        shape = (batch, len(group.heads), -1, dim)
+        k, v = (x.index_select(1, group.rows).view(shape) for x in (k_BRD, v_BRD))
+        bias = None if group.bias_H1M is None else group.bias_H1M.expand(1, -1, queries, -1)
+        q = q_BHND if len(groups) == 1 else q_BHND.index_select(1, group.heads)
+        outs.append(attention(q, k, v, bias))
+    return outs[0] if len(groups) == 1 else torch.cat(outs, 1).index_select(1, position)
+
+
+# What the pieces of a layer are: their heads, and their tokens.
+Shapes = tuple[tuple[tuple[int, ...], int], ...]
+
+
+def rows_of_heads(shapes: Shapes, heads: int) -> list[list[int]]:
+    """Where the rows that each head reads are, with the rows of all pieces end to end, head by head."""
+    rows: list[list[int]] = [[] for _ in range(heads)]
+    start = 0
+    for members, tokens in shapes:
+        for head in members:
+            rows[head] += range(start, start + tokens)
+            start += tokens
+    return rows
+
+
+@lru_cache(maxsize=4096)
+def end_to_end(shapes: Shapes, heads: int, device: torch.device) -> tuple[Tensor, list[int]]:
+    """The rows of all heads, head by head, and how many each has."""
+    rows = rows_of_heads(shapes, heads)
+    return torch.tensor([row for of_head in rows for row in of_head], device=device), [len(r) for r in rows]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads ``[H]`` that share a call, the rows ``[H * M]`` that they read, and 0 or -inf for each of these."""
+
+    heads: Tensor
+    rows: Tensor
+    bias_H1M: Tensor | None
+
+
+@lru_cache(maxsize=4096)
+def call_groups(
+    shapes: Shapes, heads: int, queries: int, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Group], Tensor]:
+    """The groups of ``head_groups``, ready to use, and where among all of their heads each head comes."""
+    rows = rows_of_heads(shapes, heads)
+    groups, order = [], []
+    for members in head_groups([len(r) for r in rows], queries):
+        longest = max(len(rows[head]) for head in members)
+        # The shorter ones are padded with a row that they read already, and which the mask hides.
+        padded = torch.tensor([rows[head] + rows[head][:1] * (longest - len(rows[head])) for head in members])
+        used_H1 = torch.tensor([len(rows[head]) for head in members])[:, None]
+        hidden_HM = torch.arange(longest) >= used_H1
+        bias_H1M = torch.zeros(hidden_HM.shape, dtype=dtype).masked_fill_(hidden_HM, -torch.inf)[:, None].to(device)
+        index = torch.tensor(members, device=device)
+        groups.append(Group(index, padded.flatten().to(device), bias_H1M if hidden_HM.any() else None))
+        order += members
+    return groups, torch.tensor(order, device=device).argsort()
 
 
 def has_varlen(q_BHND: Tensor) -> bool:
@@ -108,56 +165,6 @@ def flash_varlen(
     forward = torch.ops.aten._flash_attention_forward
     out: Tensor = forward(q, k, v, q_ends, k_ends, longest_q, longest_k, 0.0, False, False, scale=1.0)[0]
     return out
-
-
-def grouped_attention(
-    q_BHND: Tensor, k_runs: Sequence[list[Tensor]], v_runs: Sequence[list[Tensor]], lengths: Sequence[int]
-) -> Tensor:
-    """Attention with one call for heads of about equal length, the shorter ones padded and masked."""
-    batch, _, queries, dim = q_BHND.shape
-    groups, position = call_groups(tuple(lengths), batch * queries, q_BHND.dtype, q_BHND.device)
-    outs = []
-    for group in groups:
-        longest = max(lengths[head] for head in group.heads)
-        k, v = (
-            torch.cat([run for h in group.heads for run in (*runs[h], *padding(runs[h], longest - lengths[h]))], 1)
-            for runs in (k_runs, v_runs)
-        )
-        shape = (batch, len(group.heads), longest, dim)
-        bias = None if group.bias_H1M is None else group.bias_H1M.expand(1, -1, queries, -1)
-        q = q_BHND if len(groups) == 1 else q_BHND.index_select(1, group.index)
-        outs.append(attention(q, k.view(shape), v.view(shape), bias))
-    return outs[0] if len(groups) == 1 else torch.cat(outs, 1).index_select(1, position)
-
-
-def padding(runs: list[Tensor], rows: int) -> list[Tensor]:
-    """So many rows of something finite, which the mask hides."""
-    return [runs[0].new_zeros(1, 1, 1).expand(runs[0].shape[0], rows, runs[0].shape[2])] if rows else []
-
-
-@dataclass(frozen=True)
-class Group:
-    """Heads that share a call: their numbers, also as an index, and 0 or -inf for each of their keys."""
-
-    heads: list[int]
-    index: Tensor
-    bias_H1M: Tensor | None
-
-
-@lru_cache(maxsize=1024)
-def call_groups(
-    lengths: tuple[int, ...], queries: int, dtype: torch.dtype, device: torch.device
-) -> tuple[list[Group], Tensor]:
-    """The groups of ``head_groups``, ready to use, and where among all of their heads each head comes."""
-    groups = []
-    for heads in head_groups(lengths, queries):
-        used_H = torch.tensor([lengths[head] for head in heads])
-        hidden_HM = torch.arange(int(used_H.max())) >= used_H[:, None]
-        bias_H1M = torch.zeros(hidden_HM.shape, dtype=dtype).masked_fill_(hidden_HM, -torch.inf)[:, None]
-        padded = bool(hidden_HM.any())
-        groups.append(Group(heads, torch.tensor(heads, device=device), bias_H1M.to(device) if padded else None))
-    order = [head for group in groups for head in group.heads]
-    return groups, torch.tensor(order, device=device).argsort()
 
 
 def head_groups(lengths: Sequence[int], queries: int) -> list[list[int]]:

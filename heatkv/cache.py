@@ -7,6 +7,7 @@ observe it from inside.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -109,6 +110,12 @@ class Stored:
         factor = (x_BHMD.abs().amax(-1, keepdim=True) / 126.5).clamp_min(1e-30).bfloat16()
         return cls((x_BHMD / factor).round_().to(torch.int8), factor)
 
+    def of_heads(self, index: Tensor) -> Stored:
+        """A copy for some of the heads."""
+        return Stored(
+            self.numbers.index_select(1, index), None if self.factor is None else self.factor.index_select(1, index)
+        )
+
     def read(self, dtype: torch.dtype) -> Tensor:
         return self.numbers if self.factor is None else self.numbers.to(dtype) * self.factor.to(dtype)
 
@@ -127,9 +134,6 @@ class _Cell:
     source: int
     drop_at: int
 
-    def piece(self, dtype: torch.dtype) -> Piece:
-        return Piece(self.k.read(dtype), self.v.read(dtype), self.heads)
-
     @property
     def tokens(self) -> int:
         return self.k.numbers.shape[1] * self.k.numbers.shape[2]
@@ -146,6 +150,22 @@ class _Prefix:
     k: Tensor
     v: Tensor
     filled: int = 0
+
+
+def read_cells(cells: Sequence[_Cell], dtype: torch.dtype) -> list[Piece]:
+    """What cells hold, in the compute dtype; 8-bit cells are decoded together, which takes fewer operations."""
+    if not cells or cells[0].k.factor is None:
+        return [Piece(cell.k.read(dtype), cell.v.read(dtype), cell.heads) for cell in cells]
+    shapes = [cell.k.numbers.shape for cell in cells]
+
+    def decoded(all_of: list[Stored]) -> list[Tensor]:
+        numbers = torch.cat([one.numbers.flatten(1, 2) for one in all_of], 1)
+        factor = torch.cat([one.factor.flatten(1, 2) for one in all_of if one.factor is not None], 1)
+        runs = Stored(numbers, factor).read(dtype).split([cell.tokens for cell in cells], 1)
+        return [run.view(shape) for run, shape in zip(runs, shapes, strict=True)]
+
+    keys, values = decoded([cell.k for cell in cells]), decoded([cell.v for cell in cells])
+    return [Piece(k, v, cell.heads) for k, v, cell in zip(keys, values, cells, strict=True)]
 
 
 class ScheduleCache(KVCache):
@@ -197,7 +217,7 @@ class ScheduleCache(KVCache):
             return self._read(layer, q_BHND, [self._write_prefix(layer, k_BHND, v_BHND)])
         prefix = self._prefixes[layer]
         first = [] if prefix is None else [Piece(prefix.k, prefix.v)]
-        cells = [cell.piece(k_BHND.dtype) for cell in self._cells[layer]]
+        cells = read_cells(self._cells[layer], k_BHND.dtype)
         out_BHND = self._read(layer, q_BHND, [*first, *cells, Piece(k_BHND, v_BHND)])
         self._drop(layer)
         if not self.last_scale:
@@ -236,13 +256,18 @@ class ScheduleCache(KVCache):
 
     def _store(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> None:
         """Keep the scale just generated for the heads that will still read it, grouped by when they drop it."""
-        for drop_at, heads, index in _keepers(self._drop_at_LHS[layer, :, self.scale].tobytes(), k_BHND.device):
-            if drop_at <= self.scale + 1:
-                continue
-            k, v = (
-                Stored.of(x if heads is None else x.index_select(1, index), self.schedule.storage)
-                for x in (k_BHND, v_BHND)
-            )
+        keepers = _keepers(self._drop_at_LHS[layer, :, self.scale].tobytes(), k_BHND.device)
+        later = [keeper for keeper in keepers if keeper[0] > self.scale + 1]
+        if not later:
+            return
+        # 8-bit numbers are made of all heads at once; as they are, only what is kept is copied.
+        compact = self.schedule.storage != "compute"
+        whole = [Stored.of(x, self.schedule.storage) if compact else Stored(x) for x in (k_BHND, v_BHND)]
+        for drop_at, heads, index in later:
+            if heads is not None:
+                k, v = (stored.of_heads(index) for stored in whole)
+            else:
+                k, v = whole if compact else (Stored.of(x, "compute") for x in (k_BHND, v_BHND))
             cell = _Cell(k, v, heads, self.scale, drop_at)
             self._cells[layer].append(cell)
             self._count(*cell.tensors)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from heatkv import compare
+from heatkv.cache import full_cache
 from heatkv.files import write_atomic
-from heatkv.models.base import GenerativeModel, Sampling
+from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 
-SAMPLING = Sampling(guidance=2.0, temperature=0.5)  # of the bundled model
+SAMPLING = Sampling(guidance=2.0, temperature=1.0)  # of the bundled model
 GAP, LINE = 3, 14  # pixels between pictures, and for a line of text
 
 
@@ -21,8 +21,12 @@ def draw(model: GenerativeModel, prompts: Sequence[str], seeds: Sequence[int], b
     """One picture a prompt and seed, uint8 ``[n, height, width, 3]``, with the full cache."""
     for prompt in prompts:
         model.check_prompt(prompt)
-    sample = compare.Sample(tuple(prompts), tuple(seeds), batch)
-    return np.concatenate([b.pixels for b in compare.run(model, sample, None, model.sampling)])
+    pictures = []
+    for first in range(0, len(prompts), batch):
+        chunk, noise = prompts[first : first + batch], seeded_noise(seeds[first : first + batch])
+        *_, last = model.run(chunk, noise, full_cache(model.geometry), model.sampling)
+        pictures.append(model.decode(last.latent).numpy())
+    return np.concatenate(pictures)
 
 
 def contact_sheet(labels: Sequence[str], pictures_NS: np.ndarray, columns: int, zoom: int) -> Image.Image:
