@@ -1,42 +1,30 @@
 """Speed and memory: the full cache against budgets, in alternation on one machine, and how far that is from its limit.
 
-Timings do not depend on weights, so ``random_model`` builds any preset at full size without them; its schedules are
-planned from random orders. Ratios between rows come from alternating runs and hold on a machine that does other
-things; absolute seconds only hold on an idle one.
+Timings do not depend on weights, so `heatkv.models.random_init` builds any preset at full size without them; its
+schedules are planned from random orders. Ratios between rows come from alternating runs and hold on a machine that
+does other things; absolute seconds only hold on an idle one.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heatkv.cache import ScheduleCache, full_cache
+from heatkv.cache import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.generate import process_bytes_peak
 from heatkv.models.base import GenerativeModel, seeded_noise
-from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, BitQuantizer
-from heatkv.models.infinity.model import InfinityModel
-from heatkv.models.infinity.rope import rope_table
-from heatkv.models.infinity.text import Vocabulary, WordEncoder
-from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
-from heatkv.models.presets import Preset
-from heatkv.models.var.classes import Classes
-from heatkv.models.var.model import VarModel
-from heatkv.models.var.transformer import VarConfig, VarTransformer
-from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
 from heatkv.policies import plan
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
-
-WORDS = ("a", "red", "fox", "resting", "in", "fresh", "snow", "at", "dawn")
 
 
 def cpu_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
@@ -47,42 +35,6 @@ def cpu_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
 
 COUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_attention}
 PLANS = 5  # repetitions of planning, which takes milliseconds
-
-
-def filled(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> Any:
-    """A module made on ``device`` with small random weights, its blocks in ``dtype``; never in memory twice."""
-    with torch.device("meta"):
-        module = make()
-    if hasattr(module, "blocks"):
-        module.blocks.to(dtype)
-    module = module.to_empty(device=device).eval().requires_grad_(False)
-    for parameter in module.parameters():
-        parameter.normal_(std=0.02)
-    return module
-
-
-def random_model(preset: Preset, device: torch.device, dtype: torch.dtype) -> GenerativeModel:
-    """A model of a preset's full-size geometry with random weights (the text encoder is a small one)."""
-    shape, image, scales = preset.transformer_config, preset.autoencoder_config, preset.scales
-    if isinstance(shape, VarConfig):
-        assert isinstance(image, VqvaeConfig)
-        var = filled(lambda: VarTransformer(shape, scales), device, dtype)
-        vqvae = filled(lambda: Vqvae(scales, image, with_encoder=False), device, torch.float32)
-        return VarModel(preset.id, Classes(shape.classes), var, vqvae, preset.sampling, ("0",))
-    assert isinstance(image, AutoencoderConfig)
-    infinity = filled(lambda: InfinityTransformer(shape, scales), device, dtype)
-    restore_tables(infinity, shape)
-    autoencoder = filled(lambda: Autoencoder(scales, image, with_encoder=False), device, torch.float32)
-    autoencoder.quantizer = BitQuantizer(scales, image)
-    text = WordEncoder(Vocabulary(WORDS), shape.text_width, min(32, shape.text_maxlen)).to(device).eval()
-    return InfinityModel(preset.id, text, infinity, autoencoder, preset.sampling, (" ".join(WORDS),))
-
-
-def restore_tables(model: InfinityTransformer, shape: TransformerConfig) -> None:
-    """Buffers that no weights hold."""
-    device, tokens = model.pos_start.device, torch.tensor(model.scales.tokens)
-    model.rope = rope_table(model.scales, shape.head_dim, shape.rope_grid).to(device)
-    model.level = torch.repeat_interleave(tokens).to(device)
 
 
 def wait(device: torch.device) -> None:
@@ -187,7 +139,7 @@ def bench(
         for _ in range(repeats):
             for budget, schedule in schedules.items():
                 cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
-                seconds[budget].append(timed(lambda cache=cache: run(cache), device))
+                seconds[budget].append(timed(partial(run, cache), device))
         for budget, schedule in schedules.items():
             tokens = schedule.peak_tokens if schedule else geometry.full_peak_tokens
             size = model.dtype.itemsize
@@ -212,15 +164,16 @@ def bench(
     progress("calibration")
     prompts = [model.examples[0]] * batches[0]
 
-    def generate(cache: Any) -> None:
+    def generate(cache: KVCache) -> None:
         for _ in model.run(prompts, seeded_noise(range(len(prompts))), cache, sampling):
             pass
+        if isinstance(cache, CalibratingCache):
+            cache.mass_LHTS  # noqa: B018  (sums up)
 
     ratios = []
     for _ in range(repeats):
-        plain = timed(lambda: generate(full_cache(geometry)), device)
-        looking = CalibratingCache(geometry, rows=len(prompts))
-        ratios.append(timed(lambda looking=looking: (generate(looking), looking.mass_LHTS), device) / plain)
+        plain = timed(partial(generate, full_cache(geometry)), device)
+        ratios.append(timed(partial(generate, CalibratingCache(geometry, rows=len(prompts))), device) / plain)
     return {
         "model": model.id,
         "device": str(device),

@@ -293,19 +293,15 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
 def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from heatkv.bench import bench, markdown, random_model
-    from heatkv.models import bundled_folders, default_device
-    from heatkv.models.presets import find_preset
+    from heatkv.bench import bench, markdown
+    from heatkv.models import bundled_folders, default_device, random_init
 
     out = check_writable(arguments.out) if arguments.out else None
     budgets, batches = list_of(float, arguments.budgets), list_of(int, arguments.batch)
     if arguments.random_init:
-        preset = find_preset(arguments.model)
-        if preset is None:
-            raise ValueError(f"--random-init builds published models, and {shown(arguments.model)} is none")
         device = torch.device(check_device(arguments.device) or default_device())
         dtype = torch.bfloat16 if (arguments.dtype or device.type) in ("bfloat16", "cuda") else torch.float32
-        model: Any = random_model(preset, device, dtype)
+        model: Any = random_init(arguments.model, device, dtype)
     else:
         model = load_model(arguments)
     scores = load_scores(arguments) if arguments.scores or arguments.model in bundled_folders() else None

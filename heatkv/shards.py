@@ -215,7 +215,7 @@ def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
         "device": setting.device,
         "dtype": setting.dtype_of(shard),
         "shard": asdict(shard),
-        "code": _code(type(cache)),
+        "code": _code(tuple(c.__module__ for c in type(cache).__mro__ if c is not object)),
     }
     if isinstance(cache, ScheduleCache):
         facts["schedule"] = hashlib.sha256(cache.schedule.to_json().encode()).hexdigest()
@@ -226,10 +226,9 @@ def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
 
 
 @lru_cache(maxsize=64)
-def _code(kind: type) -> str:
+def _code(modules: tuple[str, ...]) -> str:
     """Of the files that a cache's class and its ancestors are written in: a changed policy is another policy."""
-    modules = [sys.modules[c.__module__] for c in kind.__mro__ if c is not object]
-    sources = [inspect.getsource(module) for module in dict.fromkeys(modules)]
+    sources = [inspect.getsource(sys.modules[name]) for name in dict.fromkeys(modules)]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:32]
 
 

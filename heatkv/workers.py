@@ -81,19 +81,20 @@ def _in_processes(setting: Setting, tasks: Sequence[Task], workers: int, say: Sa
     context = get_context("spawn")  # a fork of a process whose torch has threads may hang
     waiting, losses = list(reversed(tasks)), dict.fromkeys((task.shard for task in tasks), 0)
     idle: list[tuple[Any, Connection]] = []
-    busy: dict[Connection, tuple[Any, Task]] = {}
+    busy: dict[Any, tuple[Any, Task]] = {}
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
-                process, link = idle.pop() if idle else _hire(context, setting)
+                process, free = idle.pop() if idle else _hire(context, setting)
                 task = waiting.pop()
                 with suppress(OSError):  # one that is gone by now is found out below
-                    link.send(task)
-                busy[link] = process, task
-            for link in wait(list(busy)):
-                process, task = busy.pop(link)  # type: ignore[arg-type]
+                    free.send(task)
+                busy[free] = process, task
+            for ready in wait(list(busy)):
+                link: Any = ready  # a Connection, as all that was waited for
+                process, task = busy.pop(link)
                 try:
-                    answer = link.recv()  # type: ignore[union-attr]
+                    answer = link.recv()
                 except (EOFError, OSError):
                     link.close()
                     process.join()

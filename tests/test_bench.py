@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from tiny import tiny_model
 
-from heatkv.bench import bench, markdown, random_model
-from heatkv.cache import full_cache
-from heatkv.models.base import seeded_noise
-from heatkv.models.presets import PRESETS
-from heatkv.scales import ScaleSchedule
+from heatkv.bench import bench, markdown
 
 CPU = torch.device("cpu")
 
@@ -33,15 +28,3 @@ def test_every_batch_and_budget_has_a_row_and_less_cache_means_fewer_operations(
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="batches of 1"):
         bench(tiny_model(), [0.5], [0], peak_side=64)
-
-
-@pytest.mark.parametrize("name", ["var-d16", "infinity-2b"])
-def test_presets_are_built_and_run_without_weights(name: str) -> None:
-    preset, scales = PRESETS[name], ScaleSchedule.square((1, 2, 3))
-    small = {"depth": 2, "width": 64, "heads": 2} | ({"text_width": 16, "text_maxlen": 16} if "inf" in name else {})
-    image = replace(preset.autoencoder_config, base_width=32)
-    shape = replace(preset.transformer_config, **small)
-    tiny = replace(preset, transformer_config=shape, autoencoder_config=image, scales=scales)
-    model = random_model(tiny, CPU, torch.float32)
-    *_, last = model.run([model.examples[0]], seeded_noise([0]), full_cache(model.geometry), model.sampling)
-    assert last.latent.isfinite().all() and model.decode(last.latent).shape[0] == 1

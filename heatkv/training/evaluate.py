@@ -60,7 +60,7 @@ def evaluate(
     Returns plain JSON values; without ``scores`` there is no ``specialisation``.
     """
     progress("tokenizer and bits")
-    result = {
+    result: dict[str, Any] = {
         "model": model.id,
         "settings": asdict(settings),
         "tokenizer": reconstruction(autoencoder, dataset, model.device),

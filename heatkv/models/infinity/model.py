@@ -128,17 +128,18 @@ def load_folder(folder: Path, config: dict[str, Any], device: torch.device, dtyp
     lists = {key: tuple(config["autoencoder"][key]) for key in ("width_mult", "steps")}
     autoencoder = AutoencoderConfig(**{**config["autoencoder"], **lists})
     words = Vocabulary(tuple(config["text"]["words"]))
+    text = WordEncoder(words, transformer.text_width, config["text"]["max_words"])
+    if (folder / SYNONYMS).exists():
+        text.synonyms = Synonyms.load(folder / SYNONYMS)
     model = InfinityModel(
         id=config["id"],
-        text=WordEncoder(words, transformer.text_width, config["text"]["max_words"]),
+        text=text,
         transformer=InfinityTransformer(transformer, scales),
         autoencoder=Autoencoder(scales, autoencoder, with_encoder=False),
         sampling=Sampling(**config["sampling"]),
         examples=tuple(config["examples"]),
         facts=config["facts"],
     )
-    if (folder / SYNONYMS).exists():
-        model.text.synonyms = Synonyms.load(folder / SYNONYMS)
     state = load_state(folder)
     for part in ("text", "transformer", "autoencoder"):
         prefix = f"{part}."
