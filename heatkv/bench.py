@@ -23,7 +23,7 @@ from heatkv.generate import process_bytes_peak
 from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.policies import plan
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule
+from heatkv.schedule import Schedule, bytes_per_token
 from heatkv.scores import HeadScores
 
 
@@ -72,8 +72,8 @@ def bytes_read(model: GenerativeModel, schedule: Schedule | None, rows: int) -> 
     for t in range(1, len(tokens_S)):
         held = schedule.keep(t)[:, :, :t].sum((0, 1)) if schedule else np.full(t, geometry.slots)
         cached += int(held @ tokens_S[:t])
-    size = model.dtype.itemsize
-    return weights * len(tokens_S) + geometry.kv_bytes(cached, batch=rows, key_bytes=size, value_bytes=size)
+    storage = schedule.storage if schedule else "compute"
+    return weights * len(tokens_S) + cached * bytes_per_token(storage, geometry, rows, model.dtype.itemsize)
 
 
 def bench(
@@ -82,6 +82,7 @@ def bench(
     batches: Sequence[int],
     *,
     scores: HeadScores | None = None,
+    policy: str = "heatkv",
     repeats: int = 5,
     peak_side: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -94,6 +95,8 @@ def bench(
         Shares of the full peak; 1 is the full cache, which always runs, as the base.
     scores
         What to plan from; random orders if None.
+    policy
+        Which static policy spends the budgets.
     repeats
         Runs of each kind; medians are reported.
 
@@ -112,7 +115,7 @@ def bench(
         source = np.random.default_rng(0).permuted(slots, axis=1)
 
     def planned(budget: float) -> Schedule:
-        return plan(source, budget, model=model.id, geometry=geometry)
+        return plan(source, budget, policy, model=model.id, geometry=geometry)
 
     schedules = {1.0: None, **{b: planned(b) for b in budgets if b < 1}}
     plan_seconds = [timed(lambda: planned(min(schedules)), torch.device("cpu")) for _ in range(PLANS)]
@@ -141,9 +144,8 @@ def bench(
                 cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
                 seconds[budget].append(timed(partial(run, cache), device))
         for budget, schedule in schedules.items():
-            tokens = schedule.peak_tokens if schedule else geometry.full_peak_tokens
-            size = model.dtype.itemsize
-            theoretical = geometry.kv_bytes(tokens, batch=batch * guided, key_bytes=size, value_bytes=size)
+            cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
+            theoretical = cache.planned_bytes(batch * guided, model.dtype.itemsize)
             read = bytes_read(model, schedule, batch * guided)
             floor = max(operations[budget] / flops_peak, read / bytes_peak)
             typical = median(seconds[budget])
@@ -180,6 +182,7 @@ def bench(
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "repeats": repeats,
+        "policy": policy,
         "planned_from": "random orders" if scores is None else "scores",
         "peak_operations_per_second": flops_peak,
         "peak_bytes_per_second": bytes_peak,
@@ -193,7 +196,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The measurements as a Markdown table with what they were measured on."""
     lines = [
         f"{result['model']}, {result['dtype']}, {result.get('machine', result['device'])}, "
-        f"{result['threads']} threads, medians of {result['repeats']}; "
+        f"{result['threads']} threads, {result['policy']}, medians of {result['repeats']}; "
         f"planning {result['plan_seconds'] * 1e3:.1f} ms; calibration {result['calibration_ratio']:.2f} x a generation",
         "",
         f"Measured peaks: {result['peak_operations_per_second'] / 1e12:.3g} TFLOP/s (matrix product), "

@@ -305,7 +305,9 @@ def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         model = load_model(arguments)
     scores = load_scores(arguments) if arguments.scores or arguments.model in bundled_folders() else None
-    result = bench(model, budgets, batches, scores=scores, repeats=arguments.repeats, progress=say)
+    result = bench(
+        model, budgets, batches, scores=scores, policy=arguments.policy, repeats=arguments.repeats, progress=say
+    )
     result["machine"] = machine()
     if out:
         write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
@@ -407,6 +409,7 @@ def make_parser() -> OneLineParser:
     sub = command("bench", cmd_bench, "measure speed and memory, full cache against budgets")
     sub.add_argument("--random-init", action="store_true", help="a published model's full size with random weights")
     sub.add_argument("--budgets", default="1,0.5,0.3,0.1", help="shares of the full peak")
+    sub.add_argument("--policy", default="heatkv", help="a static policy (default: heatkv)")
     sub.add_argument("--batch", default="1,2,4,8", help="images at a time")
     sub.add_argument("--repeats", type=int, default=5)
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: bundled, or random orders)")
