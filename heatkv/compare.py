@@ -299,14 +299,16 @@ def markdown_table(result: dict[str, Any]) -> str:
     for key, row in result["references"].items():
         lines.append(line("", f"*{REFERENCE_NAMES[key]}*", row, ""))
     budget = None
+    impossible: dict[str, list[str]] = {}
     for row in sorted(result["rows"], key=lambda r: (-r["budget"], -r.get("psnr", -1.0))):
+        if "reason" in row:
+            impossible.setdefault(f"{row['budget']:g}", []).append(row["policy"])
+            continue
         first = f"**{row['budget']:g}**" if row["budget"] != budget else ""
         budget = row["budget"]
-        if "reason" in row:
-            lines.append(f"| {first} | {row['policy']} | not possible: {row['reason']} | | | | | |")
-            continue
         share = row["kv_bytes_peak"] / result["kv_bytes_full"]
         lines.append(line(first, row["policy"], row, f"{row['kv_bytes_peak']} ({share:.1%})"))
+    lines += [f"\nNot possible at {budget}: {', '.join(names)}." for budget, names in impossible.items()]
     return "\n".join(lines)
 
 
