@@ -20,7 +20,7 @@ WORDS = {
     "its cache is cheap to give up.",
     "previous": "It reads the scale drawn just before, as if refining it. It needs every scale once, and hardly again.",
     "between": "It reaches back to scales well before the last one. Dropping those takes away what it is for.",
-    "sinks": "It reads the first, coarsest scales, where layout and colour were settled. Those are never dropped.",
+    "sinks": "It reads the first, coarsest scales, where layout and colour were settled. Most policies keep those.",
     "spread": "It favours no group of scales: its attention lies about as it would if all tokens counted the same.",
 }
 

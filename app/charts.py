@@ -67,9 +67,10 @@ def curves(comparison: Mapping[str, Any], metric: str) -> Any:
     for key, name in REFERENCE_NAMES.items():
         found = (comparison.get("references") or {}).get(key)
         if isinstance(found, Mapping) and _number(found.get(metric)):
+            side = "bottom right" if key == "sinks_only" else "top right"  # close to another seed, often
             figure.add_hline(
                 y=found[metric], line={"dash": "dot", "width": 1.5, "color": "#8a8a8a"},
-                annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position="top right",
+                annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position=side,
             )  # fmt: skip
     figure.update_layout(
         height=460, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",

@@ -184,6 +184,7 @@ function drawMemory() {
     ? `at most ${heatkv.showMib(peak, fullPeak)}; as the papers count ${heatkv.showMib(peak * paperFactor, fullPeak)}`
     : `at most ${heatkv.showPart(peak, fullPeak)}`;
   find('.keys .paper-key').hidden = !paperFactor;
+  find('.sinks-key').hidden = !heatkv.table.sinkScales;
   find('.figure').textContent = figure;
   svg.setAttribute('aria-label', `KV cache while scales 1 to ${t.sizes.length} are drawn: ${figure}`);
 }

@@ -7,7 +7,8 @@ function draw() {
   const percent = (100 * peak) / fullPeak;
   find('bytes').textContent = heatkv.showPart(peak, fullPeak);
   find('share').textContent = `(${percent.toFixed(Math.abs(percent - Math.round(percent)) < 0.05 ? 0 : 1)} %)`;
-  find('base').textContent = `peak KV cache of one image, ${heatkv.table.model}`;
+  const compact = heatkv.table.heldBytesPerToken < heatkv.table.bytesPerToken;
+  find('base').textContent = `peak KV cache of one image, ${heatkv.table.model}${compact ? '; 8-bit cells, which the budget counts against 16-bit ones' : ''}`;
   element.querySelector('.bar i').style.width = `${percent}%`;
 }
 

@@ -90,7 +90,7 @@ def test_the_browser_draws_the_cells_that_are_planned(page: Page, site: Site) ->
             schedule = heatkv.plan(site.scores, percent / 100, name)
             assert (drawn == schedule.keep(last)[:, :, :last]).all(), (name, percent)
             assert page.evaluate("heatkv.memory().peak") == schedule.peak_tokens * page.evaluate(
-                "heatkv.table.bytesPerToken"
+                "heatkv.table.heldBytesPerToken"
             )
 
 
