@@ -224,13 +224,15 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     schedule.save(out)
     if not arguments.json:
-        print(f"{out}: {schedule.peak_tokens} of {geometry.full_peak_tokens} cached tokens at the peak")
+        compact = f", in 8 bits: {schedule.peak_share:.1%} of the bytes in 16" if schedule.storage == "int8" else ""
+        print(f"{out}: {schedule.peak_tokens} of {geometry.full_peak_tokens} cached tokens at the peak{compact}")
     return {
         "model": schedule.model,
         "policy": schedule.policy,
         "budget": schedule.budget,
-        "least_budget": least_budget(geometry.scales, arguments.sink_scales),
+        "least_budget": least_budget(geometry.scales, schedule.sink_scales),
         "sink_scales": schedule.sink_scales,
+        "storage": schedule.storage,
         "peak_tokens": schedule.peak_tokens,
         "full_peak_tokens": geometry.full_peak_tokens,
         "removed_per_source": schedule.removed_TS.tolist(),
