@@ -15,7 +15,7 @@ from heatkv.cache import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from heatkv.models.infinity.layout import autoencoder_state, transformer_state, unpack_text
-from heatkv.models.infinity.rope import rope_table, rotate
+from heatkv.models.infinity.rope import RopeMode, rope_table, rotate
 from heatkv.models.infinity.sampling import Guidance, generate_scales
 from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
 from heatkv.policies import plan
@@ -136,14 +136,15 @@ def test_encoder_and_residual_bits_equal_the_official_ones(tiny: dict[str, Tenso
     torch.testing.assert_close(total, tiny["enc.z"], atol=1e-4, rtol=0)
 
 
-def test_rotary_table_equals_the_official_one_at_full_size(conformance: Path) -> None:
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_rotary_table_equals_the_official_one_at_full_size(conformance: Path, mode: RopeMode) -> None:
     real = load(conformance, "rope_real")
     scales = ScaleSchedule.square((1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
-    table = rope_table(scales, 128, (64, 64))
-    position = real["d128_r1.0_m2.pos"]
+    table = rope_table(scales, 128, (64, 64), mode=mode)
+    position = real[f"d128_r1.0_m{mode}.pos"]
     inside = position < scales.total  # the published table is padded with zeros
-    torch.testing.assert_close(table[0][position[inside]], real["d128_r1.0_m2.cos"][inside], atol=1e-5, rtol=0)
-    torch.testing.assert_close(table[1][position[inside]], real["d128_r1.0_m2.sin"][inside], atol=1e-5, rtol=0)
+    torch.testing.assert_close(table[0][position[inside]], real[f"d128_r1.0_m{mode}.cos"][inside], atol=1e-5, rtol=0)
+    torch.testing.assert_close(table[1][position[inside]], real[f"d128_r1.0_m{mode}.sin"][inside], atol=1e-5, rtol=0)
 
 
 def test_rotation_equals_the_official_one(conformance: Path, tiny: dict[str, Tensor]) -> None:

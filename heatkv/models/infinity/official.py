@@ -89,7 +89,8 @@ def load_transformer(
 
 def set_positions(model: InfinityTransformer, device: torch.device) -> None:
     """Set the buffers that follow from the scales, of a model made on the meta device."""
-    model.rope = rope_table(model.scales, model.config.head_dim, model.config.rope_grid).to(device)
+    config = model.config
+    model.rope = rope_table(model.scales, config.head_dim, config.rope_grid, mode=config.rope_mode).to(device)
     tokens = torch.tensor(model.scales.tokens)
     model.level = torch.repeat_interleave(torch.arange(len(tokens)), tokens).to(device)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatkv.cache import KVCache
-from heatkv.models.infinity.rope import rope_table, rotate
+from heatkv.models.infinity.rope import RopeMode, rope_table, rotate
 from heatkv.scales import Geometry, ScaleSchedule
 
 
@@ -27,7 +27,8 @@ class TransformerConfig:
 
     ``bits`` is the number of bits a token predicts; ``text_width`` and ``text_maxlen`` describe the
     text features; ``rope_grid`` is the grid to which rotary positions are normalised (the last
-    scale of the full-size schedule, also for shorter ones).
+    scale of the full-size schedule, also for shorter ones), as ``rope_mode`` says (see ``rope_table``;
+    2 in every released model).
     """
 
     depth: int
@@ -39,6 +40,7 @@ class TransformerConfig:
     rope_grid: tuple[int, int]
     max_scales: int = 15
     mlp_ratio: float = 4.0
+    rope_mode: RopeMode = 2
 
     @property
     def head_dim(self) -> int:
@@ -238,7 +240,7 @@ class InfinityTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = AdaptiveNorm(width)
         self.head = nn.Linear(width, 2 * config.bits)
-        table = rope_table(scales, config.head_dim, config.rope_grid)
+        table = rope_table(scales, config.head_dim, config.rope_grid, mode=config.rope_mode)
         self.register_buffer("rope", table, persistent=False)
         level = torch.cat([torch.full((n,), k) for k, n in enumerate(scales.tokens)])
         self.register_buffer("level", level, persistent=False)
