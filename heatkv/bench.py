@@ -117,6 +117,9 @@ def bench(
     def planned(budget: float) -> Schedule:
         return plan(source, budget, policy, model=model.id, geometry=geometry)
 
+    def new_cache(schedule: Schedule | None) -> ScheduleCache:
+        return ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
+
     schedules = {1.0: None, **{b: planned(b) for b in budgets if b < 1}}
     plan_seconds = [timed(lambda: planned(min(schedules)), torch.device("cpu")) for _ in range(PLANS)]
     flops_peak, bytes_peak = peaks(device, model.dtype, side=peak_side)
@@ -131,7 +134,7 @@ def bench(
         progress(f"batch {batch}")
         operations, memory = {}, {}
         for budget, schedule in schedules.items():  # also warms up
-            cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
+            cache = new_cache(schedule)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
@@ -141,10 +144,10 @@ def bench(
         seconds: dict[float, list[float]] = {budget: [] for budget in schedules}
         for _ in range(repeats):
             for budget, schedule in schedules.items():
-                cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
+                cache = new_cache(schedule)
                 seconds[budget].append(timed(partial(run, cache), device))
         for budget, schedule in schedules.items():
-            cache = ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
+            cache = new_cache(schedule)
             theoretical = cache.planned_bytes(batch * guided, model.dtype.itemsize)
             read = bytes_read(model, schedule, batch * guided)
             floor = max(operations[budget] / flops_peak, read / bytes_peak)

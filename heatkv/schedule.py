@@ -308,7 +308,11 @@ def resident_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule)
 
     Layers up to l already hold what is left after scale t, the later ones still what was left after t - 1.
     """
-    after_TL = stored_tokens(drop_at_LHS, scales)
+    return resident_while_layers_run(stored_tokens(drop_at_LHS, scales))
+
+
+def resident_while_layers_run(after_TL: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What all layers hold after layer l of scale t has run, from what each holds once scale t is through it."""
     before_TL = np.concatenate([np.zeros_like(after_TL[:1]), after_TL[:-1]])
     resident_TL: npt.NDArray[np.int64] = before_TL.sum(1, keepdims=True) + np.cumsum(after_TL - before_TL, axis=1)
     return resident_TL

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from heatkv.scales import Geometry
 
 
 class Stages:
@@ -36,3 +39,35 @@ class Stages:
                     torch.cuda.empty_cache()
             self.parts[name].to(self.device)
         self.active = name
+
+
+class Staged:
+    """What a model of any family does with its transformer, its autoencoder, and the stages they may take turns in."""
+
+    transformer: Any
+    autoencoder: Any
+    stages: Stages | None
+
+    @property
+    def geometry(self) -> Geometry:
+        geometry: Geometry = self.transformer.geometry
+        return geometry
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.stages.device if self.stages else self.transformer.pos_start.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many there are, for ``about``."""
+        parts = {"transformer_parameters": self.transformer, "decoder_parameters": self.autoencoder.decoder}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+    def _use(self, part: str) -> None:
+        if self.stages:
+            self.stages.use(part)

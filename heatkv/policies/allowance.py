@@ -13,6 +13,7 @@ from torch import Tensor
 
 from heatkv.policies.base import PlanInput
 from heatkv.scales import Geometry
+from heatkv.schedule import resident_while_layers_run
 
 EMPTY = -1  # position of a slot that holds no token
 Ints = npt.NDArray[np.int64]
@@ -37,10 +38,7 @@ def held_tokens(allowance_TLH: npt.NDArray[np.integer], geometry: Geometry) -> I
 
 def resident(tokens_TLH: npt.NDArray[np.integer]) -> Ints:
     """Tokens of all layers after layer l of scale t has run: layers up to l are at t, the later ones at t - 1."""
-    after_TL = tokens_TLH.astype(np.int64).sum(2)
-    before_TL = np.concatenate([np.zeros_like(after_TL[:1]), after_TL[:-1]])
-    resident_TL: Ints = before_TL.sum(1, keepdims=True) + np.cumsum(after_TL - before_TL, axis=1)
-    return resident_TL
+    return resident_while_layers_run(tokens_TLH.astype(np.int64).sum(2))
 
 
 def evenly(count: int, tokens: int, device: torch.device | None = None) -> Tensor:

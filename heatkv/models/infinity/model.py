@@ -20,12 +20,12 @@ from heatkv.models.infinity.sampling import Guidance, generate_scales
 from heatkv.models.infinity.text import TextEncoder, Vocabulary, WordEncoder
 from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
 from heatkv.models.infinity.words import Synonyms
-from heatkv.models.offload import Stages
-from heatkv.scales import Geometry, ScaleSchedule
+from heatkv.models.offload import Staged, Stages
+from heatkv.scales import ScaleSchedule
 
 
 @dataclass
-class InfinityModel:
+class InfinityModel(Staged):
     """A text-to-image model of the Infinity family (see ``GenerativeModel`` for the interface).
 
     With ``stages`` text encoder, transformer and decoder take turns on the device.
@@ -39,18 +39,6 @@ class InfinityModel:
     examples: tuple[str, ...] = ()
     facts: dict[str, Any] | None = None
     stages: Stages | None = None
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.transformer.geometry
-
-    @property
-    def device(self) -> torch.device:
-        return self.stages.device if self.stages else self.transformer.pos_start.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
 
     def check_prompt(self, prompt: str) -> str | None:
         return self.text.check(prompt)
@@ -76,15 +64,10 @@ class InfinityModel:
 
     def about(self) -> dict[str, Any]:
         return {
-            "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
-            "decoder_parameters": sum(p.numel() for p in self.autoencoder.decoder.parameters()),
+            **self.parameter_counts(),
             **self.text.about(),
             **(self.facts or {}),
         }
-
-    def _use(self, part: str) -> None:
-        if self.stages:
-            self.stages.use(part)
 
 
 FORMAT, VERSION = "heatkv-model", 1

@@ -12,9 +12,8 @@ from heatkv.models.hub import Files
 from heatkv.models.infinity import layout
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, BitQuantizer
 from heatkv.models.infinity.model import InfinityModel
-from heatkv.models.infinity.rope import rope_table
 from heatkv.models.infinity.t5 import T5Encoder, text_width
-from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
+from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig, positions
 from heatkv.models.memory import text_dtype
 from heatkv.models.mixups import check_pair, check_part, read_shape, right_name
 from heatkv.models.offload import Stages
@@ -89,10 +88,8 @@ def load_transformer(
 
 def set_positions(model: InfinityTransformer, device: torch.device) -> None:
     """Set the buffers that follow from the scales, of a model made on the meta device."""
-    config = model.config
-    model.rope = rope_table(model.scales, config.head_dim, config.rope_grid, mode=config.rope_mode).to(device)
-    tokens = torch.tensor(model.scales.tokens)
-    model.level = torch.repeat_interleave(torch.arange(len(tokens)), tokens).to(device)
+    for name, buffer in positions(model.config, model.scales).items():
+        setattr(model, name, buffer.to(device))
 
 
 def load_autoencoder(preset: Preset, path: Path, device: torch.device) -> Autoencoder:

@@ -211,6 +211,12 @@ class TextPoolHolder(nn.Module):
         self.ca = AttentionPool(text_width, width)
 
 
+def positions(config: TransformerConfig, scales: ScaleSchedule) -> dict[str, Tensor]:
+    """The buffers that follow from the scales: rotary table, and the scale of every token."""
+    rope = rope_table(scales, config.head_dim, config.rope_grid, mode=config.rope_mode)
+    return {"rope": rope, "level": torch.cat([torch.full((n,), k) for k, n in enumerate(scales.tokens)])}
+
+
 class InfinityTransformer(nn.Module):
     """Blocks, embeddings and the bitwise head of the Infinity family.
 
@@ -240,10 +246,8 @@ class InfinityTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = AdaptiveNorm(width)
         self.head = nn.Linear(width, 2 * config.bits)
-        table = rope_table(scales, config.head_dim, config.rope_grid, mode=config.rope_mode)
-        self.register_buffer("rope", table, persistent=False)
-        level = torch.cat([torch.full((n,), k) for k, n in enumerate(scales.tokens)])
-        self.register_buffer("level", level, persistent=False)
+        for name, buffer in positions(config, scales).items():
+            self.register_buffer(name, buffer, persistent=False)
 
     @property
     def layers(self) -> list[Block]:

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from heatkv.cache import KVCache
 from heatkv.models.base import Noise, Sampling, ScaleTokens
-from heatkv.models.offload import Stages
+from heatkv.models.offload import Staged, Stages
 from heatkv.models.var.classes import Classes
 from heatkv.models.var.sampling import generate_scales
 from heatkv.models.var.transformer import VarTransformer
 from heatkv.models.var.vqvae import Vqvae
-from heatkv.scales import Geometry
 
 
 @dataclass
-class VarModel:
+class VarModel(Staged):
     """A class-conditional model of the VAR family (see ``GenerativeModel`` for the interface).
 
     A prompt is the name or the number of a class. ``classes`` is there for pickers. With ``stages``
@@ -35,18 +34,6 @@ class VarModel:
     examples: tuple[str, ...] = ()
     facts: dict[str, Any] | None = None
     stages: Stages | None = None
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.transformer.geometry
-
-    @property
-    def device(self) -> torch.device:
-        return self.stages.device if self.stages else self.transformer.pos_start.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
 
     def check_prompt(self, prompt: str) -> str | None:
         return self.classes.read(prompt)[1]
@@ -69,12 +56,7 @@ class VarModel:
 
     def about(self) -> dict[str, Any]:
         return {
-            "transformer_parameters": sum(p.numel() for p in self.transformer.parameters()),
-            "decoder_parameters": sum(p.numel() for p in self.autoencoder.decoder.parameters()),
+            **self.parameter_counts(),
             "classes": self.classes.count,
             **(self.facts or {}),
         }
-
-    def _use(self, part: str) -> None:
-        if self.stages:
-            self.stages.use(part)
