@@ -1,9 +1,9 @@
-"""Attention over keys and values that lie in several pieces, and the one place that chooses its kernel.
+"""The one place that chooses how attention runs: over rows that differ from head to head, or a piece at a time.
 
-``ragged_attention`` serves generation under a budget: every head reads the pieces that it is in. What
-a head reads is copied next to each other first, one layer at a time, which costs less than attending
-piece by piece and merging does. Heads of about equal length then share a call of the fused kernel
-that the device has; on CUDA one call of variable-length flash attention serves all heads.
+``ragged_attention`` serves generation under a budget: every head reads rows of its own. They are laid end to
+end, head by head, by one selection of rows, which costs less than attending piece by piece and merging does.
+Heads that read about equally much then share a call of the fused kernel that the device has; on CUDA one call of
+variable-length flash attention serves all heads.
 
 ``partial_attention`` attends to one piece and also returns the log-sum-exp of its logits; ``merge``
 combines pieces exactly. The weight of a piece in the merge, exp(lse_piece - lse_total), is the
@@ -16,15 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Heads get a call of their own where that saves so many products of a query and a key, all rows together.
-SPLIT_PAIRS = 1 << 16
+# What costs as much as so many products of a query and a key: a call of the kernel, and bringing heads into an order.
+CALL_PAIRS = 1 << 13
+REORDER_PAIRS = 1 << 14
+# Rows are padded to a multiple of this, below which the kernel for CPUs slows down.
+LANES = 16
 # Queries are processed in tiles of so many logits where no fused kernel gives the log-sum-exp.
 TILE_LOGITS = 1 << 24
 
@@ -41,120 +44,148 @@ class Part:
     heads: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Keys and values ``[B, heads of the piece, M, D]`` of some heads, ascending, or of all of them (None)."""
-
-    k: Tensor
-    v: Tensor
-    heads: tuple[int, ...] | None = None
-
-
 def attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bias: Tensor | None = None) -> Tensor:
     """Softmax attention ``[B, H, N, D]`` by the fastest kernel that PyTorch has for the device."""
     return F.scaled_dot_product_attention(q_BHND, k_BHMD, v_BHMD, attn_mask=bias, scale=1.0)
 
 
-def whole(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-    """Keys and values of pieces that are all of all heads, ``[B, H, M, D]``."""
-    if len(pieces) == 1:
-        return pieces[0].k, pieces[0].v
-    return torch.cat([piece.k for piece in pieces], 2), torch.cat([piece.v for piece in pieces], 2)
+@dataclass(frozen=True)
+class Call:
+    """Heads that share a call of the kernel: so many, reading so many rows each, some hidden by ``bias_1H1M``."""
 
-
-def ragged_attention(q_BHND: Tensor, pieces: Sequence[Piece]) -> Tensor:
-    """Attention of every head over the pieces that it is in, ``[B, H, N, D]``; each head is in one or more."""
-    if all(piece.heads is None for piece in pieces):
-        return attention(q_BHND, *whole(pieces))
-    batch, heads, queries, dim = q_BHND.shape
-    shapes = tuple((piece.heads or tuple(range(heads)), piece.k.shape[2]) for piece in pieces)
-    # All rows of all heads once, then one selection a call: few operations, which is what counts for small models.
-    k_BRD, v_BRD = (
-        torch.cat([x.reshape(batch, -1, dim) for x in all_of], 1)
-        for all_of in ([piece.k for piece in pieces], [piece.v for piece in pieces])
-    )
-    if has_varlen(q_BHND):
-        rows, lengths = end_to_end(shapes, heads, q_BHND.device)
-        return varlen_attention(q_BHND, k_BRD.index_select(1, rows), v_BRD.index_select(1, rows), lengths)
-    groups, position = call_groups(shapes, heads, batch * queries, q_BHND.dtype, q_BHND.device)
-    outs = []
-    for group in groups:
-        shape = (batch, len(group.heads), -1, dim)
-        k, v = (x.index_select(1, group.rows).view(shape) for x in (k_BRD, v_BRD))
-        bias = None if group.bias_H1M is None else group.bias_H1M.expand(1, -1, queries, -1)
-        q = q_BHND if len(groups) == 1 else q_BHND.index_select(1, group.heads)
-        outs.append(attention(q, k, v, bias))
-    return outs[0] if len(groups) == 1 else torch.cat(outs, 1).index_select(1, position)
-
-
-# What the pieces of a layer are: their heads, and their tokens.
-Shapes = tuple[tuple[tuple[int, ...], int], ...]
-
-
-def rows_of_heads(shapes: Shapes, heads: int) -> list[list[int]]:
-    """Where the rows that each head reads are, with the rows of all pieces end to end, head by head."""
-    rows: list[list[int]] = [[] for _ in range(heads)]
-    start = 0
-    for members, tokens in shapes:
-        for head in members:
-            rows[head] += range(start, start + tokens)
-            start += tokens
-    return rows
-
-
-@lru_cache(maxsize=4096)
-def end_to_end(shapes: Shapes, heads: int, device: torch.device) -> tuple[Tensor, list[int]]:
-    """The rows of all heads, head by head, and how many each has."""
-    rows = rows_of_heads(shapes, heads)
-    return torch.tensor([row for of_head in rows for row in of_head], device=device), [len(r) for r in rows]
+    heads: int
+    rows: int
+    bias_1H1M: Tensor | None
 
 
 @dataclass(frozen=True)
-class Group:
-    """Heads ``[H]`` that share a call, the rows ``[H * M]`` that they read, and 0 or -inf for each of these."""
+class Reading:
+    """Which rows each head reads, ready for the kernel that will; made once by `reading`.
 
-    heads: Tensor
-    rows: Tensor
-    bias_H1M: Tensor | None
+    Parameters
+    ----------
+    index_R
+        The rows, head by head in the order of the calls; None: all, as they lie, equally many a head.
+    calls
+        Who reads together. Empty: one call serves all heads.
+    ends
+        Where the rows of each head end, for that kernel.
+    longest
+        The most rows that a head reads.
+    order_H, place_H
+        Heads in the order of the calls, and where in it each head is; None: as they are.
 
+    Tensors are on the host (pinned where the device is another one) and sent along with each use: together, those of
+    all layers and scales of a large model would take a tenth of what a small budget leaves of its cache.
+    """
 
-@lru_cache(maxsize=4096)
-def call_groups(
-    shapes: Shapes, heads: int, queries: int, dtype: torch.dtype, device: torch.device
-) -> tuple[list[Group], Tensor]:
-    """The groups of ``head_groups``, ready to use, and where among all of their heads each head comes."""
-    rows = rows_of_heads(shapes, heads)
-    groups, order = [], []
-    for members in head_groups([len(r) for r in rows], queries):
-        longest = max(len(rows[head]) for head in members)
-        # The shorter ones are padded with a row that they read already, and which the mask hides.
-        padded = torch.tensor([rows[head] + rows[head][:1] * (longest - len(rows[head])) for head in members])
-        used_H1 = torch.tensor([len(rows[head]) for head in members])[:, None]
-        hidden_HM = torch.arange(longest) >= used_H1
-        bias_H1M = torch.zeros(hidden_HM.shape, dtype=dtype).masked_fill_(hidden_HM, -torch.inf)[:, None].to(device)
-        index = torch.tensor(members, device=device)
-        groups.append(Group(index, padded.flatten().to(device), bias_H1M if hidden_HM.any() else None))
-        order += members
-    return groups, torch.tensor(order, device=device).argsort()
-
-
-def has_varlen(q_BHND: Tensor) -> bool:
-    """Whether PyTorch's variable-length flash attention takes these queries."""
-    half = q_BHND.dtype in (torch.bfloat16, torch.float16)
-    return q_BHND.is_cuda and half and q_BHND.shape[-1] % 8 == 0 and torch.version.hip is None
+    index_R: Tensor | None
+    calls: tuple[Call, ...]
+    ends: Tensor
+    longest: int
+    order_H: Tensor | None = None
+    place_H: Tensor | None = None
 
 
-def varlen_attention(q_BHND: Tensor, k_BRD: Tensor, v_BRD: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Attention with the keys of all heads in ``R = sum(lengths)`` rows, head by head; no padding.
+def reading(
+    rows_of_heads: Sequence[npt.NDArray[np.int64]],
+    rows: int,
+    queries: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Reading:
+    """How heads read so many of ``rows`` rows with ``queries`` queries each, those of all batch rows counted."""
+    lengths = [len(own) for own in rows_of_heads]
+    longest = max(lengths)
+    ends = on_host(np.cumsum([0, *lengths]), device)
+    together = np.concatenate(rows_of_heads)
+    if min(lengths) == longest and bool((together == np.arange(rows)).all()):
+        return Reading(None, (), ends, longest)
+    if has_varlen(head_dim, dtype, device):
+        return Reading(on_host(together, device), (), ends, longest)
+    groups = head_groups(lengths, queries)
+    index, calls = [], []
+    for members in groups:
+        most = -(-max(lengths[head] for head in members) // LANES) * LANES
+        hidden_HM = np.arange(most) >= np.array([lengths[head] for head in members])[:, None]
+        padded_HM = np.zeros(hidden_HM.shape, np.int64)
+        padded_HM[~hidden_HM] = np.concatenate([rows_of_heads[head] for head in members])
+        index.append(padded_HM.ravel())
+        bias_1H1M = None
+        if hidden_HM.any():
+            bias_HM = torch.zeros(hidden_HM.shape, dtype=dtype).masked_fill_(torch.from_numpy(hidden_HM), -torch.inf)
+            bias_1H1M = pinned(bias_HM[None, :, None], device)
+        calls.append(Call(len(members), most, bias_1H1M))
+    order_H = place_H = None
+    if len(groups) > 1:
+        order = np.concatenate(groups)
+        order_H, place_H = on_host(order, device), on_host(order.argsort(), device)
+    return Reading(on_host(np.concatenate(index), device), tuple(calls), ends, longest, order_H, place_H)
+
+
+def pinned(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on the host, from where the device can fetch it without anybody waiting."""
+    return x.pin_memory() if device.type == "cuda" else x
+
+
+def on_host(index: npt.NDArray[np.integer], device: torch.device) -> Tensor:
+    return pinned(torch.from_numpy(index.astype(np.int32)), device)
+
+
+def select(x: Tensor, dim: int, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """``index_select`` by an index on the host."""
+    return torch.index_select(x, dim, index.to(x.device, non_blocking=True), out=out)
+
+
+def keys_and_values(rows_HM2BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[B, H, M, D]`` of rows of heads that have equally many."""
+    k_BHMD, v_BHMD = rows_HM2BD.permute(2, 3, 0, 1, 4).unbind()
+    return k_BHMD, v_BHMD
+
+
+def ragged_attention(q_BHND: Tensor, rows: Tensor, how: Reading) -> Tensor:
+    """Attention ``[B, H, N, D]`` of every head over rows of its own.
+
+    ``rows``: keys and values ``[R, 2, B, D]``, which ``how.index_R`` numbers; or ``[H, M, 2, B, D]`` where it is None.
+    """
+    if how.index_R is None:
+        return attention(q_BHND, *keys_and_values(rows))
+    rows_R2BD = select(rows, 0, how.index_R)
+    if not how.calls:
+        return varlen_attention(q_BHND, rows_R2BD, how)
+    if how.order_H is not None:
+        q_BHND = select(q_BHND, 1, how.order_H)
+    outs = []
+    runs = rows_R2BD.split([call.heads * call.rows for call in how.calls])
+    for q, run, call in zip(q_BHND.split([call.heads for call in how.calls], 1), runs, how.calls, strict=True):
+        bias = call.bias_1H1M
+        if bias is not None:
+            bias = bias.to(q.device, non_blocking=True).expand(1, -1, q.shape[2], -1)
+        outs.append(attention(q, *keys_and_values(run.unflatten(0, (call.heads, call.rows))), bias))
+    if how.place_H is None:
+        return outs[0]
+    # In the memory layout of the kernel, tokens before heads, which is what the model reads next.
+    return select(torch.cat([out.transpose(1, 2) for out in outs], 2), 2, how.place_H).transpose(1, 2)
+
+
+def has_varlen(head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether PyTorch's variable-length flash attention takes such queries."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and head_dim % 8 == 0 and torch.version.hip is None
+
+
+def varlen_attention(q_BHND: Tensor, rows_R2BD: Tensor, how: Reading) -> Tensor:
+    """Attention with the rows of all heads end to end, in any numbers; no padding.
 
     To the kernel, a head is a sequence and a batch row is a head: all of these are strides.
     """
     batch, heads, queries, dim = q_BHND.shape
-    ends = list(accumulate(lengths, initial=0))
     q_ends = torch.arange(0, heads * queries + 1, queries, dtype=torch.int32, device=q_BHND.device)
-    k_ends = torch.tensor(ends, dtype=torch.int32).to(q_BHND.device, non_blocking=True)
-    q, k, v = (x.transpose(0, 1) for x in (q_BHND.reshape(batch, heads * queries, dim), k_BRD, v_BRD))
-    out = flash_varlen(q, k, v, q_ends, k_ends, queries, max(lengths))
+    k_ends = how.ends.to(q_BHND.device, non_blocking=True)
+    q = q_BHND.reshape(batch, heads * queries, dim).transpose(0, 1)
+    k, v = rows_R2BD.unbind(1)
+    out = flash_varlen(q, k, v, q_ends, k_ends, queries, how.longest)
     return out.transpose(0, 1).reshape(q_BHND.shape)
 
 
@@ -168,16 +199,18 @@ def flash_varlen(
 
 
 def head_groups(lengths: Sequence[int], queries: int) -> list[list[int]]:
-    """Heads from long to short, cut where a call for the rest saves enough for ``queries`` (of all rows)."""
+    """Heads from long to short, cut where that costs least, with ``queries`` queries a head (of all rows)."""
     order = sorted(range(len(lengths)), key=lambda head: -lengths[head])
-    groups = [order[:1]]
-    for i, head in enumerate(order[1:], start=1):
-        saved = (lengths[groups[-1][0]] - lengths[head]) * queries * (len(order) - i)
-        if saved > SPLIT_PAIRS:
-            groups.append([head])
-        else:
-            groups[-1].append(head)
-    return [sorted(group) for group in groups]
+    best: list[tuple[int, list[list[int]]]] = [(0, [])]
+    for end in range(1, len(order) + 1):
+        ways = []
+        for start in range(end):
+            pairs = (end - start) * queries * -(-lengths[order[start]] // LANES) * LANES
+            cost, groups = best[start]
+            ways.append((cost + pairs + CALL_PAIRS, [*groups, sorted(order[start:end])]))
+        best.append(min(ways, key=lambda way: way[0]))
+    together = len(order) * queries * -(-max(lengths) // LANES) * LANES
+    return best[-1][1] if best[-1][0] + REORDER_PAIRS < together + CALL_PAIRS else [sorted(order)]
 
 
 def partial_attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> tuple[Tensor, Tensor]:

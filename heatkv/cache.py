@@ -2,22 +2,18 @@
 
 ``ScheduleCache`` executes a static ``Schedule`` and frees what it drops; the full cache is the
 schedule that drops nothing. ``CalibratingCache`` (calibration.py) and ``ProbeCache`` (probe.py)
-observe it from inside.
+observe it from inside; the caches of dynamic policies are in policies/tokens.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
-import torch
 from torch import Tensor
 
-from heatkv.attention import Piece, ragged_attention
+from heatkv.arena import Arena, decode, encode, memory_for
+from heatkv.attention import ragged_attention, select
+from heatkv.layout import Layout, Step, scales_at_rest, scales_in_place, step
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, Storage, bytes_per_token
+from heatkv.schedule import Schedule, bytes_per_token
 
 
 class KVCache:
@@ -80,126 +76,44 @@ class KVCache:
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _count(self, *tensors: Tensor) -> None:
-        """Book newly allocated cache tensors."""
-        self.allocated_bytes += sum(t.untyped_storage().nbytes() for t in tensors)
-        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
-
-    def _release(self, *tensors: Tensor) -> None:
-        """Book cache tensors about to lose their last reference."""
-        self.allocated_bytes -= sum(t.untyped_storage().nbytes() for t in tensors)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Keys or values ``[B, H, M, D]`` as a cache holds them: as they are, or int8 with a factor a token and head.
-
-    The factor is bfloat16: of float32's range, and what it rounds is made up for by the numbers it multiplies.
-    """
-
-    numbers: Tensor
-    factor: Tensor | None = None
-
-    @classmethod
-    def of(cls, x_BHMD: Tensor, storage: Storage) -> Stored:
-        """A copy (a view would keep the whole projection alive)."""
-        if storage == "compute":
-            return cls(x_BHMD.clone(memory_format=torch.contiguous_format))
-        x_BHMD = x_BHMD.float()
-        # 126.5, so that the largest number is still below 127.5 where the factor is rounded down.
-        factor = (x_BHMD.abs().amax(-1, keepdim=True) / 126.5).clamp_min(1e-30).bfloat16()
-        return cls((x_BHMD / factor).round_().to(torch.int8), factor)
-
-    def of_heads(self, index: Tensor) -> Stored:
-        """A copy for some of the heads."""
-        return Stored(
-            self.numbers.index_select(1, index), None if self.factor is None else self.factor.index_select(1, index)
-        )
-
-    def read(self, dtype: torch.dtype) -> Tensor:
-        return self.numbers if self.factor is None else self.numbers.to(dtype) * self.factor.to(dtype)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.numbers,) if self.factor is None else (self.numbers, self.factor)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One source scale for the heads of a layer (None: all) that drop it at the same time."""
-
-    k: Stored
-    v: Stored
-    heads: tuple[int, ...] | None
-    source: int
-    drop_at: int
-
-    @property
-    def tokens(self) -> int:
-        return self.k.numbers.shape[1] * self.k.numbers.shape[2]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.k.tensors + self.v.tensors
-
-
-@dataclass
-class _Prefix:
-    """Scales that no head of a layer ever drops, in one buffer that each scale is written into."""
-
-    k: Tensor
-    v: Tensor
-    filled: int = 0
-
-
-def read_cells(cells: Sequence[_Cell], dtype: torch.dtype) -> list[Piece]:
-    """What cells hold, in the compute dtype; 8-bit cells are decoded together, which takes fewer operations."""
-    if not cells or cells[0].k.factor is None:
-        return [Piece(cell.k.read(dtype), cell.v.read(dtype), cell.heads) for cell in cells]
-    shapes = [cell.k.numbers.shape for cell in cells]
-
-    def decoded(all_of: list[Stored]) -> list[Tensor]:
-        numbers = torch.cat([one.numbers.flatten(1, 2) for one in all_of], 1)
-        factor = torch.cat([one.factor.flatten(1, 2) for one in all_of if one.factor is not None], 1)
-        runs = Stored(numbers, factor).read(dtype).split([cell.tokens for cell in cells], 1)
-        return [run.view(shape) for run, shape in zip(runs, shapes, strict=True)]
-
-    keys, values = decoded([cell.k for cell in cells]), decoded([cell.v for cell in cells])
-    return [Piece(k, v, cell.heads) for k, v, cell in zip(keys, values, cells, strict=True)]
+    def _hold(self, size: int) -> None:
+        """Book what is held now, in bytes."""
+        self.allocated_bytes = size
+        self.peak_bytes = max(self.peak_bytes, size)
 
 
 class ScheduleCache(KVCache):
-    """Executes a static schedule and really frees memory.
+    """Executes a static schedule in exactly the memory that it needs.
 
-    A layer's cells are stored in groups of heads that drop them at the same target scale, so that
-    dropping is letting go of a tensor: nothing is compacted, copied or over-allocated. Allocated
-    bytes equal the schedule's count of cached tokens after every layer of every scale (before the
-    last sink scale, the buffer of the sinks is already there).
+    One arena (arena.py), as long as the most tokens that the schedule ever holds, serves all layers.
 
-    What the running layer needs for the scale being generated is not part of the cache, in this
-    class as in the published accounting: its own keys and values, and a copy of the pieces that each
-    head reads laid end to end for the kernel (attention.py), in the compute dtype whatever the storage.
-    The last scale is never cached, and each layer's cache is released as soon as the last scale has
-    passed it.
+    - The leading scales that all heads keep have their places in it from the start, and are written there.
+    - Then each layer in turn reads what it holds, frees it, and puts back what the schedule keeps of it and of the
+      new scale, so that the room of what it drops is there for the next layer. Where a scale leaves every layer with
+      what it had, nothing moves.
+    - The last scale is never cached; the arena is released when it has passed the last layer.
+
+    Which rows are read and kept is worked out once a schedule (layout.py).
+
+    What the running layer needs for the scale being generated is not part of the cache, in this class as in the
+    published accounting: its own keys and values, and the rows that each head reads laid end to end for the kernel
+    (attention.py), in the compute dtype whatever the storage.
+
+    ``allocated_bytes`` counts what layers hold and what is set aside for the leading scales; ``peak_bytes`` is the
+    arena.
     """
 
-    def __init__(self, geometry: Geometry, schedule: Schedule, *, prefix_scales: int | None = None) -> None:
-        """``prefix_scales``: leading scales kept in one buffer (default: the sinks; all if nothing is dropped)."""
+    def __init__(self, geometry: Geometry, schedule: Schedule) -> None:
         super().__init__(geometry)
         schedule.check_matches(geometry)
-        scales = geometry.scales
-        last = len(scales) - 1
         self.schedule = schedule
-        if prefix_scales is None:
-            drops_nothing = bool((schedule.drop_at_LHS[..., :last] == len(scales)).all())
-            prefix_scales = last if drops_nothing else schedule.sink_scales
-            if schedule.storage != "compute":  # the buffer is read as it is
-                prefix_scales = 0
-        self._drop_at_LHS = schedule.drop_at_LHS
-        self._prefix_scales = prefix_scales
-        self._prefix_tokens = scales.bounds[prefix_scales][0]
-        self._prefixes: list[_Prefix | None] = [None] * geometry.layers
-        self._cells: list[list[_Cell]] = [[] for _ in range(geometry.layers)]
+        self._compact = schedule.storage != "compute"
+        self._in_place = 0 if self._compact else scales_in_place(schedule.drop_at_LHS)
+        self._at_rest = scales_at_rest(schedule.drop_at_LHS)
+        self._tables = [table_HS.tobytes() for table_HS in schedule.drop_at_LHS]
+        self._arena: Arena | None = None
+        self._start_L = [0] * geometry.layers
+        self._slots: dict[int, Tensor] = {}
 
     @property
     def planned_tokens(self) -> int:
@@ -213,78 +127,79 @@ class ScheduleCache(KVCache):
         return self.schedule.peak_share
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        if self.scale < self._prefix_scales:
-            return self._read(layer, q_BHND, [self._write_prefix(layer, k_BHND, v_BHND)])
-        prefix = self._prefixes[layer]
-        first = [] if prefix is None else [Piece(prefix.k, prefix.v)]
-        cells = read_cells(self._cells[layer], k_BHND.dtype)
-        out_BHND = self._read(layer, q_BHND, [*first, *cells, Piece(k_BHND, v_BHND)])
-        self._drop(layer)
-        if not self.last_scale:
-            self._store(layer, k_BHND, v_BHND)
+        if self._arena is None:
+            self._arena = Arena(memory_for(self.planned_tokens, k_BHND, self.schedule.storage))
+            self.peak_bytes = self._arena.rows.nbytes
+        batch, _, _, dim = q_BHND.shape
+        table, tokens_S = self._tables[layer], self.geometry.scales.tokens
+        now = step(table, tokens_S, self.scale, batch, dim, q_BHND.dtype, q_BHND.device)
+        if self.scale < self._in_place:
+            out_BHND = self._read(layer, q_BHND, self._write(self._arena, layer, k_BHND, v_BHND), now)
+            self.tokens += now.stored - now.layout.held
+        else:
+            rows_R2BD = self._gather(self._arena, layer, k_BHND, v_BHND, now.layout)
+            out_BHND = self._read(layer, q_BHND, now.layout.by_head(rows_R2BD), now)
+            if self.scale not in self._at_rest:
+                self._store(self._arena, layer, rows_R2BD, now)
+                self.tokens += now.stored - now.layout.held
+        self.allocated_bytes = self.tokens * self._arena.rows[:1].nbytes
+        if self.last_scale and layer == self.geometry.layers - 1:
+            self._arena = None
+            self._slots.clear()
         return out_BHND
 
-    def _read(self, layer: int, q_BHND: Tensor, pieces: list[Piece]) -> Tensor:
-        """Attention over what the layer holds, oldest first, and the scale being generated."""
-        return ragged_attention(q_BHND, pieces)
+    def _read(self, layer: int, q_BHND: Tensor, rows: Tensor, now: Step) -> Tensor:
+        """Attention over what the layer holds and the scale being generated, ``Layout.by_head`` of all rows."""
+        return ragged_attention(q_BHND, rows, now.reading)
 
-    def _write_prefix(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> Piece:
-        """Write a scale that all heads keep in place behind the earlier ones; returns all of them."""
-        prefix = self._prefixes[layer]
-        if prefix is None:
-            shape = (*k_BHND.shape[:2], self._prefix_tokens, k_BHND.shape[3])
-            prefix = self._prefixes[layer] = _Prefix(k_BHND.new_empty(shape), v_BHND.new_empty(shape))
-            self._count(prefix.k, prefix.v)
-        start, prefix.filled = prefix.filled, prefix.filled + k_BHND.shape[2]
-        prefix.k[:, :, start : prefix.filled] = k_BHND
-        prefix.v[:, :, start : prefix.filled] = v_BHND
-        self.tokens += k_BHND.shape[1] * k_BHND.shape[2]
-        return Piece(prefix.k[:, :, : prefix.filled], prefix.v[:, :, : prefix.filled])
+    def _write(self, arena: Arena, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        """Write a leading scale behind the earlier ones; returns all so far, ``[H, M, 2, B, D]``."""
+        start, end = self.geometry.scales.bounds[self.scale]
+        if layer not in self._slots:
+            heads, tokens = self.geometry.heads, self.geometry.scales.bounds[self._in_place][0]
+            self._start_L[layer] = arena.room(heads * tokens)
+            self._slots[layer] = arena.runs(self._start_L[layer], heads * tokens)[0].unflatten(0, (heads, tokens))
+        slot_HM2BD = self._slots[layer]
+        write(slot_HM2BD[:, start:end], k_BHND, v_BHND)
+        return slot_HM2BD[:, :end]
 
-    def _drop(self, layer: int) -> None:
-        """Let go of what this layer's attention has read for the last time."""
-        prefix, cells = self._prefixes[layer], self._cells[layer]
-        gone = cells if self.last_scale else [c for c in cells if c.drop_at == self.scale + 1]
-        for cell in gone:
-            self._release(*cell.tensors)
-            self.tokens -= cell.tokens
-        self._cells[layer] = [] if self.last_scale else [c for c in cells if c.drop_at > self.scale + 1]
-        if self.last_scale and prefix is not None:
-            self._release(prefix.k, prefix.v)
-            self.tokens -= prefix.k.shape[1] * prefix.k.shape[2]
-            self._prefixes[layer] = None
+    def _gather(self, arena: Arena, layer: int, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
+        """What the layer holds and the new scale, in the compute dtype, numbered as the layout says."""
+        rows_R2BD = k_BHND.new_empty(layout.rows, 2, len(k_BHND), k_BHND.shape[3])
+        held, new_HN2BD = layout.parts(rows_R2BD)
+        if layout.held:
+            stored = layout.by_head(arena.read(self._start_L[layer], layout.held))
+            decode(stored, held) if self._compact else held.copy_(stored)
+        write(new_HN2BD, k_BHND, v_BHND)
+        return rows_R2BD
 
-    def _store(self, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> None:
-        """Keep the scale just generated for the heads that will still read it, grouped by when they drop it."""
-        keepers = _keepers(self._drop_at_LHS[layer, :, self.scale].tobytes(), k_BHND.device)
-        later = [keeper for keeper in keepers if keeper[0] > self.scale + 1]
-        if not later:
+    def _store(self, arena: Arena, layer: int, rows_R2BD: Tensor, now: Step) -> None:
+        """Let go of what the layer holds and put back what the schedule still needs of all rows."""
+        layout = now.layout
+        if self._compact and now.stored:
+            bytes_R2BE = arena.rows.new_empty(layout.rows, *arena.rows.shape[1:])
+            held, new = layout.parts(bytes_R2BE)
+            held.copy_(layout.by_head(arena.read(self._start_L[layer], layout.held)))
+            encode(layout.parts(rows_R2BD)[1], new)
+            rows_R2BD = bytes_R2BE
+        arena.free(layout.held)
+        if not now.stored:
             return
-        # 8-bit numbers are made of all heads at once; as they are, only what is kept is copied.
-        compact = self.schedule.storage != "compute"
-        whole = [Stored.of(x, self.schedule.storage) if compact else Stored(x) for x in (k_BHND, v_BHND)]
-        for drop_at, heads, index in later:
-            if heads is not None:
-                k, v = (stored.of_heads(index) for stored in whole)
-            else:
-                k, v = whole if compact else (Stored.of(x, "compute") for x in (k_BHND, v_BHND))
-            cell = _Cell(k, v, heads, self.scale, drop_at)
-            self._cells[layer].append(cell)
-            self._count(*cell.tensors)
-            self.tokens += cell.tokens
+        self._start_L[layer] = start = arena.room(now.stored)
+        room = arena.runs(start, now.stored)
+        sizes = [len(run) for run in room]
+        if now.keep_R is None:
+            for run, kept in zip(room, rows_R2BD.split(sizes), strict=True):
+                run.copy_(kept)
+        else:
+            for run, index_R in zip(room, now.keep_R.split(sizes), strict=True):
+                select(rows_R2BD, 0, index_R, out=run)
 
 
-@lru_cache(maxsize=4096)
-def _keepers(drop_at_H: bytes, device: torch.device) -> list[tuple[int, tuple[int, ...] | None, Tensor]]:
-    """When heads drop a cell -> which heads (None: all), as numbers and as an index on the device."""
-    drop_at = np.frombuffer(drop_at_H, np.int16)
-    groups = []
-    for when in np.unique(drop_at):
-        heads = np.flatnonzero(drop_at == when)
-        everyone = len(heads) == len(drop_at)
-        index = torch.from_numpy(heads).to(device)
-        groups.append((int(when), None if everyone else tuple(heads.tolist()), index))
-    return groups
+def write(rows_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
+    """Write keys and values where rows are wanted."""
+    rows_HN2BD[:, :, 0] = k_BHND.permute(1, 2, 0, 3)
+    rows_HN2BD[:, :, 1] = v_BHND.permute(1, 2, 0, 3)
 
 
 def full_cache(geometry: Geometry) -> ScheduleCache:

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatkv.attention import Part, Piece, attention, part_weights, partial_attention, whole
+from heatkv.attention import Part, keys_and_values, part_weights, partial_attention
 from heatkv.cache import ScheduleCache
+from heatkv.layout import Step
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
@@ -109,12 +110,12 @@ class CalibratingCache(ScheduleCache):
         self._spread_LH = self._mass_LHTS.new_zeros(geometry.layers, geometry.heads)
         self._pending: list[tuple[int, int, Observation]] = []
 
-    def _read(self, layer: int, q_BHND: Tensor, pieces: list[Piece]) -> Tensor:
-        k_BHMD, v_BHMD = whole(pieces)
+    def _read(self, layer: int, q_BHND: Tensor, rows: Tensor, now: Step) -> Tensor:
+        k_BHMD, v_BHMD = keys_and_values(rows)
         bounds = self.geometry.scales.bounds[: self.scale + 1]
         seen = observe(q_BHND[: self.rows], k_BHMD[: self.rows], v_BHMD[: self.rows], bounds)
         self._pending.append((layer, self.scale, seen))
-        return attention(q_BHND, k_BHMD, v_BHMD)
+        return super()._read(layer, q_BHND, rows, now)
 
     def _settle(self, sums: Tensor) -> np.ndarray:
         # Only now, so that there is no wait for the device inside a scale.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from heatkv.cache import ScheduleCache
+from heatkv.layout import Step, ranges
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 
@@ -26,7 +29,7 @@ class ProbeCache(ScheduleCache):
     def __init__(
         self, geometry: Geometry, heads: Collection[tuple[int, int]], schedule: Schedule | None = None
     ) -> None:
-        super().__init__(geometry, schedule or Schedule.full(geometry, "any"), prefix_scales=0)
+        super().__init__(geometry, schedule or Schedule.full(geometry, "any"))
         for layer, head in heads:
             if not (0 <= layer < geometry.layers and 0 <= head < geometry.heads):
                 raise ValueError(
@@ -36,23 +39,20 @@ class ProbeCache(ScheduleCache):
         self.heads = frozenset(heads)
         self.attention: dict[tuple[int, int], list[Tensor]] = {key: [] for key in heads}
 
-    def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    def _read(self, layer: int, q_BHND: Tensor, rows: Tensor, now: Step) -> Tensor:
         for head in range(self.geometry.heads):
             if (layer, head) in self.heads:
-                self.attention[layer, head].append(self._probabilities(layer, head, q_BHND, k_BHND))
-        return super()._attend(layer, q_BHND, k_BHND, v_BHND)
+                own = rows[head] if now.layout.aligned else rows[torch.from_numpy(now.layout.rows_of(head))]
+                probabilities_NM = self._probabilities(q_BHND[0, head], own[:, 0, 0], now.layout.length_HS[head])
+                self.attention[layer, head].append(probabilities_NM)
+        return super()._read(layer, q_BHND, rows, now)
 
-    def _probabilities(self, layer: int, head: int, q_BHND: Tensor, k_BHND: Tensor) -> Tensor:
-        bounds = self.geometry.scales.bounds
-        tokens = bounds[self.scale][1]
-        step = -(-q_BHND.shape[2] * tokens // MAX_ENTRIES)
-        q_ND = q_BHND[0, head, ::step].float()
-        logits = q_ND.new_full((len(q_ND), tokens), float("-inf"))
-        start, end = bounds[self.scale]
-        logits[:, start:end] = q_ND @ k_BHND[0, head].float().T
-        for cell in self._cells[layer]:
-            heads = range(self.geometry.heads) if cell.heads is None else cell.heads
-            if head in heads:
-                start, end = bounds[cell.source]
-                logits[:, start:end] = q_ND @ cell.k.read(torch.float32)[0, heads.index(head)].float().T
-        return logits.softmax(-1).cpu()
+    def _probabilities(self, q_ND: Tensor, k_MD: Tensor, length_S: npt.NDArray[np.int64]) -> Tensor:
+        """Of some keys, ``length_S`` of each source scale, among the tokens so far."""
+        bounds = self.geometry.scales.bounds[: self.scale + 1]
+        tokens = bounds[-1][1]
+        q_ND = q_ND[:: -(-len(q_ND) * tokens // MAX_ENTRIES)].float()
+        where_M = ranges(np.array([start for start, _ in bounds]), length_S)
+        probabilities = q_ND.new_zeros(len(q_ND), tokens)
+        probabilities[:, torch.from_numpy(where_M)] = (q_ND @ k_MD.float().T).softmax(-1)
+        return probabilities.cpu()

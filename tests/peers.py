@@ -62,8 +62,6 @@ def storage_bytes(cache: KVCache) -> int:
         holders: list[Any] = [piece for state in cache._layers if state for piece in state.pieces]
     else:
         assert isinstance(cache, ScheduleCache)
-        cells = [t for cells in cache._cells for cell in cells for t in cell.tensors]
-        tensors = cells + [t for prefix in cache._prefixes if prefix for t in (prefix.k, prefix.v)]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        return cache._arena.rows.nbytes if cache._arena else 0
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for c in holders for t in (c.k, c.v)}
     return sum(storages.values())

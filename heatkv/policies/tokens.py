@@ -243,7 +243,7 @@ class TokenCache(KVCache):
             row_R[which] = torch.arange(len(which), device=like.device)
             k, v = (like.new_empty(len(which), cut - end, dim) for _ in range(2))
             state.pieces.append(Piece(end, cut, None if len(which) == lanes else which, row_R, k, v))
-            self._count(k, v)
+            self._hold(self.allocated_bytes + k.nbytes + v.nbytes)
             end = cut
         missing = end - state.pos_RM.shape[1]
         if missing > 0:
@@ -286,4 +286,4 @@ class TokenCache(KVCache):
 
     def _free(self, state: Layer, pieces: list[Piece]) -> None:
         for piece in pieces:
-            self._release(piece.k, piece.v)
+            self._hold(self.allocated_bytes - piece.k.nbytes - piece.v.nbytes)
