@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from heatkv.arena import Arena, decode, encode, memory_for
-from heatkv.attention import ragged_attention, select
+from heatkv.attention import keys_and_values, ragged_attention, select
 from heatkv.layout import Layout, Step, scales_at_rest, scales_in_place, step
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, bytes_per_token
@@ -198,8 +198,8 @@ class ScheduleCache(KVCache):
 
 def write(rows_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
     """Write keys and values where rows are wanted."""
-    rows_HN2BD[:, :, 0] = k_BHND.permute(1, 2, 0, 3)
-    rows_HN2BD[:, :, 1] = v_BHND.permute(1, 2, 0, 3)
+    for there_BHND, here_BHND in zip(keys_and_values(rows_HN2BD), (k_BHND, v_BHND), strict=True):
+        there_BHND.copy_(here_BHND)
 
 
 def full_cache(geometry: Geometry) -> ScheduleCache:
