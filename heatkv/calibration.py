@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -47,46 +48,61 @@ class Observation:
 
     mass_HS: Tensor
     change_HS: Tensor
-    spread_H: Tensor
+    spread_H: Tensor | None
 
 
-def observe(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bounds: Sequence[tuple[int, int]]) -> Observation:
-    """What the queries of a scale do with the keys of the source scales at ``bounds``, the last of them their own."""
+def observe(
+    q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bounds: Sequence[tuple[int, int]], *, spread: bool = True
+) -> Observation:
+    """What the queries of a scale do with the keys of the source scales at ``bounds``, the last of them their own.
+
+    ``spread``: whether to measure that too.
+    """
     batch, heads, queries, dim = q_BHND.shape
     sources, keys = len(bounds), k_BHMD.shape[2]
-    q, k_BHDM, v = (
-        q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float(),
-        k_BHMD.float().transpose(2, 3),
-        v_BHMD.float(),
-    )
-    source_M = torch.repeat_interleave(torch.tensor([end - start for start, end in bounds]), output_size=keys)
-    of_source_MS = F.one_hot(source_M, sources).to(q)
-    mass_BHS, received_BHM = q.new_zeros(batch, heads, sources), q.new_zeros(batch, heads, keys)
-    change_BHS, square_BH = q.new_zeros(batch, heads, sources - 1), q.new_zeros(batch, heads)
-    energy_B = q.new_zeros(batch)
-    for tile in q.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=2):
-        p_BHNM = (tile @ k_BHDM).softmax(-1)
-        mass_BHNS = p_BHNM @ of_source_MS
-        share_SBHND = q.new_empty(sources, *tile.shape)
-        for share_BHND, (start, end) in zip(share_SBHND, bounds, strict=True):
-            torch.matmul(p_BHNM[..., start:end], v[:, :, start:end], out=share_BHND)
-        out_BHND = share_SBHND.sum(0)
-        mass_BHS += mass_BHNS.sum(2)
-        energy_B += out_BHND.square().sum((1, 2, 3))
-        earlier_SBHN1 = mass_BHNS[..., :-1].permute(3, 0, 1, 2).unsqueeze(-1)
-        lost_SBHND = torch.addcmul(share_SBHND[:-1], earlier_SBHN1, out_BHND, value=-1)
-        rest_SBHN = (1 - earlier_SBHN1.squeeze(-1)).clamp_min_(LEAST_REST)
-        change_BHS += (lost_SBHND.square_().sum(-1) / rest_SBHN.square_()).sum(3).permute(1, 2, 0)
-        received_BHM += p_BHNM.sum(2)
-        square_BH += p_BHNM.square_().sum((2, 3))
-    n = q.shape[2]
+    if sources == 1 and not spread:  # a scale that is alone reads itself
+        return Observation(torch.full((heads, 1), batch, dtype=torch.float64), torch.empty(heads, 0), None)
+    # One dimension G for the heads of all rows, which takes fewer operations.
+    q_GND = q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float().flatten(0, 1)
+    k_GDM, v_GMD = k_BHMD.float().flatten(0, 1).transpose(1, 2), v_BHMD.float().flatten(0, 1)
+    of_source_MS = sources_of_keys(tuple(bounds), q_GND.device)
+    sums: list[Tensor] = []
+    for tile_GND in q_GND.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=1):
+        p_GNM = torch.bmm(tile_GND, k_GDM).softmax(-1)
+        mass_GNS = p_GNM @ of_source_MS
+        share_SGND = q_GND.new_empty(sources, *tile_GND.shape)
+        for share_GND, (start, end) in zip(share_SGND.unbind(), bounds, strict=True):
+            torch.bmm(p_GNM[:, :, start:end], v_GMD[:, start:end], out=share_GND)
+        out_GND = share_SGND.sum(0)
+        earlier_SGN1 = mass_GNS[:, :, :-1].permute(2, 0, 1).unsqueeze(-1)
+        lost_SGN = torch.addcmul(share_SGND[:-1], earlier_SGN1, out_GND, value=-1).square_().sum(-1)
+        rest_SGN = (1 - earlier_SGN1.squeeze(-1)).clamp_min_(LEAST_REST)
+        of_tile = [mass_GNS.sum(1), out_GND.square_().sum((1, 2)), (lost_SGN / rest_SGN.square_()).sum(2)]
+        if spread:
+            of_tile += [p_GNM.sum(1), p_GNM.square_().sum((1, 2))]
+        sums = [a + b for a, b in zip(sums, of_tile, strict=True)] if sums else of_tile
+    mass_GS, energy_G, change_SG = sums[:3]
+    mass_BHS = mass_GS.view(batch, heads, sources)
+    n = q_GND.shape[1]
     if n < queries:
         pieces = [Part(*partial_attention(q_BHND, k_BHMD[:, :, a:b], v_BHMD[:, :, a:b])) for a, b in bounds]
         mass_BHS = torch.stack([weight_BHN.sum(2) for weight_BHN in part_weights(pieces)], -1)
-    change_BHS /= energy_B.clamp_min(1e-30)[:, None, None]
-    spread_BH = (square_BH / n - (received_BHM / n).square().sum(2)).clamp_min(0)
+    energy_B = energy_G.view(batch, heads).sum(1).clamp_min(1e-30)
+    change_BHS = change_SG.T.view(batch, heads, -1) / energy_B[:, None, None]
     mass_HS = mass_BHS.sum(0, dtype=torch.float64) / queries
-    return Observation(mass_HS, change_BHS.sum(0, dtype=torch.float64), spread_BH.sum(0, dtype=torch.float64))
+    spread_H = None
+    if spread:
+        received_GM, square_G = sums[3:]
+        spread_G = (square_G / n - (received_GM / n).square().sum(1)).clamp_min(0)
+        spread_H = spread_G.view(batch, heads).sum(0, dtype=torch.float64)
+    return Observation(mass_HS, change_BHS.sum(0, dtype=torch.float64), spread_H)
+
+
+@lru_cache(maxsize=64)
+def sources_of_keys(bounds: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """1 where a key is of a source scale, ``[keys, sources]``."""
+    lengths = torch.tensor([end - start for start, end in bounds])
+    return F.one_hot(torch.arange(len(bounds)).repeat_interleave(lengths), len(bounds)).float().to(device)
 
 
 class CalibratingCache(ScheduleCache):
@@ -113,8 +129,8 @@ class CalibratingCache(ScheduleCache):
     def _read(self, layer: int, q_BHND: Tensor, rows: Tensor, now: Step) -> Tensor:
         k_BHMD, v_BHMD = keys_and_values(rows)
         bounds = self.geometry.scales.bounds[: self.scale + 1]
-        seen = observe(q_BHND[: self.rows], k_BHMD[: self.rows], v_BHMD[: self.rows], bounds)
-        self._pending.append((layer, self.scale, seen))
+        q, k, v = (x[: self.rows] for x in (q_BHND, k_BHMD, v_BHMD))
+        self._pending.append((layer, self.scale, observe(q, k, v, bounds, spread=self.last_scale)))
         return super()._read(layer, q_BHND, rows, now)
 
     def _settle(self, sums: Tensor) -> np.ndarray:
@@ -122,7 +138,7 @@ class CalibratingCache(ScheduleCache):
         for layer, t, seen in self._pending:
             self._mass_LHTS[layer, :, t, : t + 1] += seen.mass_HS.cpu()
             self._change_LHTS[layer, :, t, :t] += seen.change_HS.cpu()
-            if t == len(self.geometry.scales) - 1:
+            if seen.spread_H is not None:
                 self._spread_LH[layer] += seen.spread_H.cpu()
         self._pending.clear()
         return sums.numpy().copy()
