@@ -72,4 +72,4 @@ def decode(stored: Tensor, out: Tensor) -> None:
     """Write into ``out`` what `encode` made bytes of, off by half a step of 1/126 of each vector's largest number."""
     dim = out.shape[-1]
     factor = stored[..., dim:].view(torch.bfloat16).to(out.dtype)
-    torch.mul(stored[..., :dim].view(torch.int8).to(out.dtype), factor, out=out)
+    torch.mul(stored[..., :dim].view(torch.int8), factor, out=out)

@@ -108,7 +108,7 @@ class ScheduleCache(KVCache):
         schedule.check_matches(geometry)
         self.schedule = schedule
         self._compact = schedule.storage != "compute"
-        self._in_place = 0 if self._compact else scales_in_place(schedule.drop_at_LHS)
+        self._in_place = scales_in_place(schedule.drop_at_LHS)
         self._at_rest = scales_at_rest(schedule.drop_at_LHS)
         self._tables = [table_HS.tobytes() for table_HS in schedule.drop_at_LHS]
         self._arena: Arena | None = None
@@ -134,13 +134,14 @@ class ScheduleCache(KVCache):
         table, tokens_S = self._tables[layer], self.geometry.scales.tokens
         now = step(table, tokens_S, self.scale, batch, dim, q_BHND.dtype, q_BHND.device)
         if self.scale < self._in_place:
-            out_BHND = self._read(layer, q_BHND, self._write(self._arena, layer, k_BHND, v_BHND), now)
+            out_BHND = self._read(layer, q_BHND, self._append(self._arena, layer, k_BHND, v_BHND, now.layout), now)
             self.tokens += now.stored - now.layout.held
         else:
-            rows_R2BD = self._gather(self._arena, layer, k_BHND, v_BHND, now.layout)
+            stored = now.layout.by_head(self._arena.read(self._start_L[layer], now.layout.held))
+            rows_R2BD = self._gather(stored, k_BHND, v_BHND, now.layout)
             out_BHND = self._read(layer, q_BHND, now.layout.by_head(rows_R2BD), now)
             if self.scale not in self._at_rest:
-                self._store(self._arena, layer, rows_R2BD, now)
+                self._store(self._arena, layer, stored, rows_R2BD, now)
                 self.tokens += now.stored - now.layout.held
         self.allocated_bytes = self.tokens * self._arena.rows[:1].nbytes
         if self.last_scale and layer == self.geometry.layers - 1:
@@ -152,34 +153,39 @@ class ScheduleCache(KVCache):
         """Attention over what the layer holds and the scale being generated, ``Layout.by_head`` of all rows."""
         return ragged_attention(q_BHND, rows, now.reading)
 
-    def _write(self, arena: Arena, layer: int, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        """Write a leading scale behind the earlier ones; returns all so far, ``[H, M, 2, B, D]``."""
+    def _append(self, arena: Arena, layer: int, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
+        """Write a leading scale behind the earlier ones; returns the rows of all of them, by head."""
         start, end = self.geometry.scales.bounds[self.scale]
         if layer not in self._slots:
             heads, tokens = self.geometry.heads, self.geometry.scales.bounds[self._in_place][0]
             self._start_L[layer] = arena.room(heads * tokens)
             self._slots[layer] = arena.runs(self._start_L[layer], heads * tokens)[0].unflatten(0, (heads, tokens))
-        slot_HM2BD = self._slots[layer]
-        write(slot_HM2BD[:, start:end], k_BHND, v_BHND)
-        return slot_HM2BD[:, :end]
+        slot = self._slots[layer]
+        if not self._compact:
+            write(slot[:, start:end], k_BHND, v_BHND)
+            return slot[:, :end]
+        rows_R2BD = self._gather(slot[:, :start], k_BHND, v_BHND, layout)
+        encode(layout.parts(rows_R2BD)[1], slot[:, start:end])
+        return layout.by_head(rows_R2BD)
 
-    def _gather(self, arena: Arena, layer: int, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
+    def _gather(self, stored: Tensor, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
         """What the layer holds and the new scale, in the compute dtype, numbered as the layout says."""
         rows_R2BD = k_BHND.new_empty(layout.rows, 2, len(k_BHND), k_BHND.shape[3])
         held, new_HN2BD = layout.parts(rows_R2BD)
-        if layout.held:
-            stored = layout.by_head(arena.read(self._start_L[layer], layout.held))
-            decode(stored, held) if self._compact else held.copy_(stored)
+        if self._compact:
+            decode(stored, held)
+        else:
+            held.copy_(stored)
         write(new_HN2BD, k_BHND, v_BHND)
         return rows_R2BD
 
-    def _store(self, arena: Arena, layer: int, rows_R2BD: Tensor, now: Step) -> None:
+    def _store(self, arena: Arena, layer: int, stored: Tensor, rows_R2BD: Tensor, now: Step) -> None:
         """Let go of what the layer holds and put back what the schedule still needs of all rows."""
         layout = now.layout
         if self._compact and now.stored:
             bytes_R2BE = arena.rows.new_empty(layout.rows, *arena.rows.shape[1:])
             held, new = layout.parts(bytes_R2BE)
-            held.copy_(layout.by_head(arena.read(self._start_L[layer], layout.held)))
+            held.copy_(stored)
             encode(layout.parts(rows_R2BD)[1], new)
             rows_R2BD = bytes_R2BE
         arena.free(layout.held)

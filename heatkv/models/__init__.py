@@ -23,6 +23,7 @@ from heatkv.models.infinity.scales import SIZES
 from heatkv.models.memory import Estimate, NotEnoughMemory, choose_offload, estimate
 from heatkv.models.presets import PRESETS, Preset, find_preset
 from heatkv.models.var import official as var_official
+from heatkv.models.var.model import VarModel
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
 
@@ -35,7 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Family -> how its published files become a model. A further family is one more line.
-Builder = Callable[[Preset, Files, torch.device, torch.dtype, bool], GenerativeModel]
+Builder = Callable[[Preset, Files, torch.device, torch.dtype, bool], infinity.InfinityModel | VarModel]
 BUILDERS: dict[str, Builder] = {"infinity": infinity_official.build, "var": var_official.build}
 
 
@@ -227,7 +228,7 @@ def load(
     device
         Default: CUDA, MPS or CPU, whichever is there first.
     dtype
-        Of the blocks and the cache. Default: bfloat16 on CUDA, float32 elsewhere.
+        Of the blocks, the cache and the decoder. Default: bfloat16 on CUDA, float32 elsewhere.
     offload
         Whether text encoder, transformer and decoder take turns on the device. Default: only if they do
         not fit together.
@@ -248,10 +249,10 @@ def load(
         preset, files = find_official(name_or_path)
         available_files(preset, files)
         offload = choose_offload(preset, device, dtype, offload)
-        return BUILDERS[preset.family](preset, files, device, dtype, offload)
+        return with_fast_decoder(BUILDERS[preset.family](preset, files, device, dtype, offload))
     config = read_config(folder)
     try:
-        return infinity.load_folder(folder, config, device, dtype)
+        return with_fast_decoder(infinity.load_folder(folder, config, device, dtype))
     except (KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
@@ -271,7 +272,13 @@ def random_init(
         raise ValueError(f"{shown(preset)} is not a published model; choose one of {', '.join(PRESETS)}")
     device = torch.device(device) if device else default_device()
     dtype = dtype or default_dtype(device)
-    return untrained.random_init(found, device, dtype, seed)
+    return with_fast_decoder(untrained.random_init(found, device, dtype, seed))
+
+
+def with_fast_decoder(model: infinity.InfinityModel | VarModel) -> GenerativeModel:
+    """The same model, its decoder in the compute dtype and with channels last, which convolutions are fastest in."""
+    model.autoencoder.decoder.to(model.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def download(name: str, report: Callable[[str], object] = print) -> Listing:

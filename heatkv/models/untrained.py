@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from heatkv.models.base import GenerativeModel
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, BitQuantizer
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.official import set_positions
@@ -56,7 +55,7 @@ class RandomText:
         return {"text_encoder": "none: random features a word"}
 
 
-def random_init(preset: Preset, device: torch.device, dtype: torch.dtype, seed: int = 0) -> GenerativeModel:
+def random_init(preset: Preset, device: torch.device, dtype: torch.dtype, seed: int = 0) -> InfinityModel | VarModel:
     """``preset`` with random weights on ``device``; blocks and cache of ``dtype``, everything around them float32.
 
     Nothing is made on the CPU first. The same seed gives the same weights on one device. Raises

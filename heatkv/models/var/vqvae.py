@@ -231,4 +231,5 @@ class Vqvae(nn.Module):
 
     def decode(self, latent_BcHW: Tensor) -> Tensor:
         """Images in [-1, 1] (float32), clamped."""
-        return self.decoder(self.post_quant_conv(latent_BcHW)).float().clamp(-1, 1)
+        latent_BcHW = self.post_quant_conv(latent_BcHW).to(next(self.decoder.parameters()).dtype)
+        return self.decoder(latent_BcHW).float().clamp(-1, 1)
