@@ -19,6 +19,7 @@ class Arena:
     def __init__(self, rows: Tensor) -> None:
         """``rows``: the memory, ``[capacity, ...]``."""
         self.rows = rows
+        self.row_bytes = rows[0].nbytes if len(rows) else 0
         self.used = 0
         self._first = 0
 

@@ -95,7 +95,7 @@ def reading(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Reading:
-    """How heads read so many of ``rows`` rows with ``queries`` queries each, those of all batch rows counted."""
+    """How each head reads its own of so many rows with so many queries, those of all batch rows counted."""
     lengths = [len(own) for own in rows_of_heads]
     longest = max(lengths)
     ends = on_host(np.cumsum([0, *lengths]), device)
@@ -115,7 +115,7 @@ def reading(
         bias_1H1M = None
         if hidden_HM.any():
             bias_HM = torch.zeros(hidden_HM.shape, dtype=dtype).masked_fill_(torch.from_numpy(hidden_HM), -torch.inf)
-            bias_1H1M = pinned(bias_HM[None, :, None], device)
+            bias_1H1M = pinned(bias_HM, device)[None, :, None]
         calls.append(Call(len(members), most, bias_1H1M))
     order_H = place_H = None
     if len(groups) > 1:
@@ -156,13 +156,13 @@ def ragged_attention(q_BHND: Tensor, rows: Tensor, how: Reading) -> Tensor:
         return varlen_attention(q_BHND, rows_R2BD, how)
     if how.order_H is not None:
         q_BHND = select(q_BHND, 1, how.order_H)
-    outs = []
-    runs = rows_R2BD.split([call.heads * call.rows for call in how.calls])
-    for q, run, call in zip(q_BHND.split([call.heads for call in how.calls], 1), runs, how.calls, strict=True):
-        bias = call.bias_1H1M
-        if bias is not None:
-            bias = bias.to(q.device, non_blocking=True).expand(1, -1, q.shape[2], -1)
-        outs.append(attention(q, *keys_and_values(run.unflatten(0, (call.heads, call.rows))), bias))
+    outs, head, row = [], 0, 0
+    for call in how.calls:
+        next_head, next_row = head + call.heads, row + call.heads * call.rows
+        k_BHMD, v_BHMD = keys_and_values(rows_R2BD[row:next_row].view(call.heads, call.rows, *rows_R2BD.shape[1:]))
+        bias = None if call.bias_1H1M is None else call.bias_1H1M.to(rows.device, non_blocking=True)
+        outs.append(attention(q_BHND[:, head:next_head], k_BHMD, v_BHMD, bias))
+        head, row = next_head, next_row
     if how.place_H is None:
         return outs[0]
     # In the memory layout of the kernel, tokens before heads, which is what the model reads next.

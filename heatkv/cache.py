@@ -99,8 +99,7 @@ class ScheduleCache(KVCache):
     published accounting: its own keys and values, and the rows that each head reads laid end to end for the kernel
     (attention.py), in the compute dtype whatever the storage.
 
-    ``allocated_bytes`` counts what layers hold and what is set aside for the leading scales; ``peak_bytes`` is the
-    arena.
+    ``allocated_bytes`` counts the tokens held; ``peak_bytes`` is the arena.
     """
 
     def __init__(self, geometry: Geometry, schedule: Schedule) -> None:
@@ -143,7 +142,7 @@ class ScheduleCache(KVCache):
             if self.scale not in self._at_rest:
                 self._store(self._arena, layer, stored, rows_R2BD, now)
                 self.tokens += now.stored - now.layout.held
-        self.allocated_bytes = self.tokens * self._arena.rows[:1].nbytes
+        self.allocated_bytes = self.tokens * self._arena.row_bytes
         if self.last_scale and layer == self.geometry.layers - 1:
             self._arena = None
             self._slots.clear()
@@ -159,7 +158,8 @@ class ScheduleCache(KVCache):
         if layer not in self._slots:
             heads, tokens = self.geometry.heads, self.geometry.scales.bounds[self._in_place][0]
             self._start_L[layer] = arena.room(heads * tokens)
-            self._slots[layer] = arena.runs(self._start_L[layer], heads * tokens)[0].unflatten(0, (heads, tokens))
+            rows = arena.read(self._start_L[layer], heads * tokens)
+            self._slots[layer] = rows.view(heads, tokens, *rows.shape[1:])
         slot = self._slots[layer]
         if not self._compact:
             write(slot[:, start:end], k_BHND, v_BHND)
@@ -192,14 +192,13 @@ class ScheduleCache(KVCache):
         if not now.stored:
             return
         self._start_L[layer] = start = arena.room(now.stored)
-        room = arena.runs(start, now.stored)
-        sizes = [len(run) for run in room]
-        if now.keep_R is None:
-            for run, kept in zip(room, rows_R2BD.split(sizes), strict=True):
-                run.copy_(kept)
-        else:
-            for run, index_R in zip(room, now.keep_R.split(sizes), strict=True):
-                select(rows_R2BD, 0, index_R, out=run)
+        first = 0
+        for room in arena.runs(start, now.stored):
+            if now.keep_R is None:
+                room.copy_(rows_R2BD[first : first + len(room)])
+            else:
+                select(rows_R2BD, 0, now.keep_R[first : first + len(room)], out=room)
+            first += len(room)
 
 
 def write(rows_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ class Layout:
             start_HS[:, t] = held_H.sum() + new * heads
         return cls(start_HS, length_HS, int(held_H.sum()), aligned, drop_at_HS[:, : t + 1] > t + 1)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return int(self.length_HS.sum())
 
@@ -75,15 +75,16 @@ class Layout:
 
     def by_head(self, rows: Tensor) -> Tensor:
         """Rows ``[heads * M, ...]`` as ``[heads, M, ...]`` if aligned; else as they are."""
-        return rows.unflatten(0, (len(self.start_HS), -1)) if self.aligned else rows
+        heads = len(self.start_HS)
+        return rows.view(heads, len(rows) // heads, *rows.shape[1:]) if self.aligned else rows
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Views of all rows: those held, `by_head`, and the new ones ``[H, N, ...]``."""
-        heads = len(self.start_HS)
+        heads, tokens = self.length_HS.shape[0], int(self.length_HS[0, -1])
         if self.aligned:
             rows = self.by_head(rows)
-            return rows[:, : self.held // heads], rows[:, self.held // heads :]
-        return rows[: self.held], rows[self.held :].unflatten(0, (heads, -1))
+            return rows[:, :-tokens], rows[:, -tokens:]
+        return rows[: self.held], rows[self.held :].view(heads, tokens, *rows.shape[1:])
 
 
 def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -117,7 +118,7 @@ def step(
     layout = Layout.of(np.frombuffer(drop_at, np.int16).reshape(-1, len(tokens_S)), tokens_S, t)
     read = reading(
         [layout.rows_of(head) for head in range(len(layout.start_HS))],
-        layout.rows, tokens_S[t] * batch, head_dim, dtype, device,
+        layout.rows, batch * tokens_S[t], head_dim, dtype, device,
     )  # fmt: skip
     kept = layout.kept
     everything = len(kept) == layout.rows and bool((kept == np.arange(layout.rows)).all())
