@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from heatkv.attention import pinned
 from heatkv.cache import KVCache
 from heatkv.scales import Geometry
 
@@ -100,6 +101,11 @@ class GenerativeModel(Protocol):
     def about(self) -> dict[str, Any]:
         """Facts for people: parameters, licence, source."""
         ...
+
+
+def sent(noise: Tensor, device: torch.device) -> Tensor:
+    """Noise on the device that draws with it; nobody waits for the copy."""
+    return pinned(noise, device).to(device, non_blocking=True)
 
 
 def seeded_noise(seeds: Sequence[int]) -> Noise:

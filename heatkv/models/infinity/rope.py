@@ -55,8 +55,11 @@ def rope_table(
     return torch.cat(tables, 1)
 
 
-def rotate(x_BHND: Tensor, table: Tensor) -> Tensor:
-    """Rotate interleaved pairs (even, odd) of the last axis by ``table`` ``[2, N, D/2]``."""
-    cos, sin = table[0].to(x_BHND.dtype), table[1].to(x_BHND.dtype)
-    even, odd = x_BHND[..., 0::2], x_BHND[..., 1::2]
-    return torch.stack([cos * even - sin * odd, sin * even + cos * odd], dim=-1).flatten(-2)
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate interleaved pairs (even, odd) of the last axis of ``x [..., D]`` (float32).
+
+    ``turn`` is complex, cos + i sin of every pair's angle, and broadcasts to ``[..., D / 2]``: a pair is multiplied as
+    the complex number that it is, which reads and writes memory once.
+    """
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2)

@@ -59,15 +59,34 @@ class TextFeatures:
 class TextCondition:
     """What the blocks need of the text, computed once per image.
 
-    Pooled vector, modulation, features, and the keys and values ``[B, heads, N, D]`` that each block's
+    Pooled vector, features, and for each block the modulation and the keys and values ``[B, heads, N, D]`` that its
     cross-attention makes of them.
     """
 
     pooled_BC: Tensor
-    modulation_B16C: Tensor
     features_BNC: Tensor
     mask_B11N: Tensor | None
+    modulations: tuple[Modulation, ...]
     keys_and_values: tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What a block's condition does to its two branches, each ``[B, 1, C]``: factors, shifts and gains."""
+
+    factor1: Tensor
+    shift1: Tensor
+    gain1: Tensor
+    factor2: Tensor
+    shift2: Tensor
+    gain2: Tensor
+
+    @classmethod
+    def of(cls, published_B16C: Tensor, dtype: torch.dtype) -> Modulation:
+        """From gains, scales (a factor of 1 is a scale of 0) and shifts, in the published order."""
+        gain1, gain2, scale1, scale2, shift1, shift2 = published_B16C.unbind(2)
+        parts = (1 + scale1, shift1, gain1, 1 + scale2, shift2, gain2)
+        return cls(*(part.to(dtype) for part in parts))
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -102,12 +121,13 @@ class SelfAttention(nn.Module):
         B, N, C = x_BNC.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BNC, self.mat_qkv.weight, bias.to(self.mat_qkv.weight.dtype))
-        q, k, v = qkv.view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        temperature = self.scale_mul_1H11.float().clamp(max=self.MAX_LOG_TEMPERATURE).exp()
-        # Norm and rotation in float32 whatever the compute dtype; the cache gets the compute dtype.
-        q = rotate(F.normalize(q.float(), dim=-1, eps=1e-12) * temperature, rope).to(v.dtype)
-        k = rotate(F.normalize(k.float(), dim=-1, eps=1e-12), rope).to(v.dtype)
-        out = cache.attend(layer, q, k, v)
+        qkv_BN3HD = qkv.view(B, N, 3, self.heads, C // self.heads)
+        temperature_H1 = self.scale_mul_1H11.float().clamp(max=self.MAX_LOG_TEMPERATURE).exp().view(-1, 1)
+        # Norm and rotation of both in float32 whatever the compute dtype; the cache gets the compute dtype.
+        qk_BN2HD = F.normalize(qkv_BN3HD[:, :, :2].float(), dim=-1, eps=1e-12)
+        qk_BN2HD = qk_BN2HD * torch.stack((temperature_H1, torch.ones_like(temperature_H1)))
+        q, k = rotate(qk_BN2HD, rope[:, None, None]).to(qkv.dtype).permute(2, 0, 3, 1, 4).unbind()
+        out = cache.attend(layer, q, k, qkv_BN3HD[:, :, 2].transpose(1, 2))
         return self.proj(out.transpose(1, 2).reshape(B, N, C))
 
 
@@ -184,11 +204,11 @@ class Block(nn.Module):
         self.ffn = FeedForward(width, round(width * config.mlp_ratio / 256) * 256)
 
     def forward(self, x_BNC: Tensor, rope: Tensor, text: TextCondition, cache: KVCache, layer: int) -> Tensor:
-        modulation = (self.ada_gss + text.modulation_B16C).to(x_BNC.dtype)
-        gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
-        x_BNC = x_BNC + self.sa(layer_norm(x_BNC) * (1 + scale1) + shift1, rope, cache, layer) * gain1
+        m = text.modulations[layer]
+        attended = self.sa(torch.addcmul(m.shift1, layer_norm(x_BNC), m.factor1), rope, cache, layer)
+        x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
         x_BNC = x_BNC + self.ca(self.ca_norm(x_BNC), text, layer)
-        return x_BNC + self.ffn(layer_norm(x_BNC) * (1 + scale2) + shift2) * gain2
+        return torch.addcmul(x_BNC, self.ffn(torch.addcmul(m.shift2, layer_norm(x_BNC), m.factor2)), m.gain2)
 
 
 class AdaptiveNorm(nn.Module):
@@ -276,7 +296,8 @@ class InfinityTransformer(nn.Module):
         features = self.text_proj_for_ca(features)
         # The features are float32; the blocks read them in their own dtype.
         read = tuple(block.ca.read(features.to(self.dtype)) for block in self.layers)
-        return TextCondition(pooled, modulation, features, mask, read)
+        modulations = tuple(Modulation.of(block.ada_gss + modulation, self.dtype) for block in self.layers)
+        return TextCondition(pooled, features, mask, modulations, read)
 
     def embed(self, codes_BNd: Tensor | None, text: TextCondition) -> Tensor:
         """First-scale token from the pooled text (``codes_BNd`` is None), later ones from codes."""
@@ -299,8 +320,9 @@ class InfinityTransformer(nn.Module):
         """
         span = slice(first_token, first_token + x_BNC.shape[1])
         x_BNC = x_BNC + self.lvl_embed(self.level[span]).to(x_BNC.dtype)
+        rope_Nd = torch.complex(self.rope[0, span], self.rope[1, span])
         for layer, block in enumerate(self.layers):
-            x_BNC = block(x_BNC, self.rope[:, span], text, cache, layer)
+            x_BNC = block(x_BNC, rope_Nd, text, cache, layer)
             if after_layer is not None:
                 x_BNC = after_layer(layer, x_BNC)
         return x_BNC

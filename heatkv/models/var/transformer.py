@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatkv.cache import KVCache
-from heatkv.models.infinity.transformer import AdaptiveNorm, FeedForward, layer_norm
+from heatkv.models.infinity.transformer import AdaptiveNorm, FeedForward, Modulation, layer_norm
 from heatkv.scales import Geometry, ScaleSchedule
 
 
@@ -49,11 +49,11 @@ class VarConfig:
 class ClassCondition:
     """What the blocks need of the labels, computed once per image.
 
-    ``class_BC`` is float32; ``modulation_B16C`` holds one tensor ``[B, 1, 6, C]`` a block.
+    ``class_BC`` is float32.
     """
 
     class_BC: Tensor
-    modulation_B16C: tuple[Tensor, ...]
+    modulations: tuple[Modulation, ...]
 
 
 class SelfAttention(nn.Module):
@@ -102,17 +102,16 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def modulation(self, class_BC: Tensor, shared_B16C: Tensor | None) -> Tensor:
-        """Gains, scales and shifts ``[B, 1, 6, C]`` in the block's dtype."""
+    def modulation(self, class_BC: Tensor, shared_B16C: Tensor | None) -> Modulation:
         dtype = self.attn.q_bias.dtype
         if shared_B16C is not None:
-            return (self.ada_gss + shared_B16C).to(dtype)
-        return self.ada_lin(class_BC.to(dtype)).view(len(class_BC), 1, 6, -1)
+            return Modulation.of(self.ada_gss + shared_B16C, dtype)
+        return Modulation.of(self.ada_lin(class_BC.to(dtype)).view(len(class_BC), 1, 6, -1), dtype)
 
-    def forward(self, x_BNC: Tensor, modulation_B16C: Tensor, cache: KVCache, layer: int) -> Tensor:
-        gain1, gain2, scale1, scale2, shift1, shift2 = modulation_B16C.unbind(2)
-        x_BNC = x_BNC + self.attn(layer_norm(x_BNC) * (1 + scale1) + shift1, cache, layer) * gain1
-        return x_BNC + self.ffn(layer_norm(x_BNC) * (1 + scale2) + shift2) * gain2
+    def forward(self, x_BNC: Tensor, m: Modulation, cache: KVCache, layer: int) -> Tensor:
+        attended = self.attn(torch.addcmul(m.shift1, layer_norm(x_BNC), m.factor1), cache, layer)
+        x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
+        return torch.addcmul(x_BNC, self.ffn(torch.addcmul(m.shift2, layer_norm(x_BNC), m.factor2)), m.gain2)
 
 
 class VarTransformer(nn.Module):
@@ -165,11 +164,10 @@ class VarTransformer(nn.Module):
     def forward(self, x_BNC: Tensor, first_token: int, condition: ClassCondition, cache: KVCache) -> Tensor:
         """Hidden states ``[B, N, C]`` of the tokens ``first_token .. first_token + N``."""
         span = slice(first_token, first_token + x_BNC.shape[1])
-        counts = torch.tensor(self.scales.tokens, device=x_BNC.device)
-        # The size is stated so that the device is not waited for.
-        level = torch.repeat_interleave(counts, output_size=self.scales.total)
-        x_BNC = (x_BNC + self.lvl_embed(level[span]) + self.pos_1LC[:, span]).to(self.dtype)
-        for layer, (block, modulation) in enumerate(zip(self.blocks, condition.modulation_B16C, strict=True)):
+        # No index that would have to be sent to the device, and waited for.
+        level_LC = torch.cat([self.lvl_embed.weight[k].expand(n, -1) for k, n in enumerate(self.scales.tokens)])
+        x_BNC = (x_BNC + level_LC[span] + self.pos_1LC[:, span]).to(self.dtype)
+        for layer, (block, modulation) in enumerate(zip(self.blocks, condition.modulations, strict=True)):
             x_BNC = block(x_BNC, modulation, cache, layer)
         return x_BNC
 
