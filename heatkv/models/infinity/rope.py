@@ -58,8 +58,11 @@ def rope_table(
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Rotate interleaved pairs (even, odd) of the last axis of ``x [..., D]`` (float32).
 
-    ``turn`` is complex, cos + i sin of every pair's angle, and broadcasts to ``[..., D / 2]``: a pair is multiplied as
-    the complex number that it is, which reads and writes memory once.
+    ``turn`` holds (cos, sin) of every pair's angle and broadcasts to ``[..., D / 2, 2]``. A pair is multiplied as the
+    complex number that it is, which reads and writes memory once.
     """
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2)
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():  # fuses real numbers, but not complex ones
+        (even, odd), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+        return torch.stack((cos * even - sin * odd, sin * even + cos * odd), -1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn)).flatten(-2)

@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BNC: Tensor, rope: Tensor, cache: KVCache, layer: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, turn: Tensor, cache: KVCache, layer: int) -> Tensor:
         B, N, C = x_BNC.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BNC, self.mat_qkv.weight, bias.to(self.mat_qkv.weight.dtype))
@@ -126,7 +126,7 @@ class SelfAttention(nn.Module):
         # Norm and rotation of both in float32 whatever the compute dtype; the cache gets the compute dtype.
         qk_BN2HD = F.normalize(qkv_BN3HD[:, :, :2].float(), dim=-1, eps=1e-12)
         qk_BN2HD = qk_BN2HD * torch.stack((temperature_H1, torch.ones_like(temperature_H1)))
-        q, k = rotate(qk_BN2HD, rope[:, None, None]).to(qkv.dtype).permute(2, 0, 3, 1, 4).unbind()
+        q, k = rotate(qk_BN2HD, turn).to(qkv.dtype).permute(2, 0, 3, 1, 4).unbind()
         out = cache.attend(layer, q, k, qkv_BN3HD[:, :, 2].transpose(1, 2))
         return self.proj(out.transpose(1, 2).reshape(B, N, C))
 
@@ -203,9 +203,9 @@ class Block(nn.Module):
         self.ca = CrossAttention(width, config.heads)
         self.ffn = FeedForward(width, round(width * config.mlp_ratio / 256) * 256)
 
-    def forward(self, x_BNC: Tensor, rope: Tensor, text: TextCondition, cache: KVCache, layer: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, turn: Tensor, text: TextCondition, cache: KVCache, layer: int) -> Tensor:
         m = text.modulations[layer]
-        attended = self.sa(torch.addcmul(m.shift1, layer_norm(x_BNC), m.factor1), rope, cache, layer)
+        attended = self.sa(torch.addcmul(m.shift1, layer_norm(x_BNC), m.factor1), turn, cache, layer)
         x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
         x_BNC = x_BNC + self.ca(self.ca_norm(x_BNC), text, layer)
         return torch.addcmul(x_BNC, self.ffn(torch.addcmul(m.shift2, layer_norm(x_BNC), m.factor2)), m.gain2)
@@ -320,9 +320,9 @@ class InfinityTransformer(nn.Module):
         """
         span = slice(first_token, first_token + x_BNC.shape[1])
         x_BNC = x_BNC + self.lvl_embed(self.level[span]).to(x_BNC.dtype)
-        rope_Nd = torch.complex(self.rope[0, span], self.rope[1, span])
+        turn_N11d2 = self.rope[:, span].permute(1, 2, 0).contiguous()[:, None, None]
         for layer, block in enumerate(self.layers):
-            x_BNC = block(x_BNC, rope_Nd, text, cache, layer)
+            x_BNC = block(x_BNC, turn_N11d2, text, cache, layer)
             if after_layer is not None:
                 x_BNC = after_layer(layer, x_BNC)
         return x_BNC
