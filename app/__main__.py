@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         scores = own_scores(folder)
         if options.scores:
             scores, label = HeadScores.load(options.scores), f"scores of {options.scores.name}"
-        model = load(options.model)
+        model = load(options.model, options.device, options.dtype)
         if scores is None:
             scores, label = calibrated(model), "calibration on the model's examples"
         scores.check_matches(model.geometry)
@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scores", type=Path, help="calibration to open with (default: the model's own, or one made on its examples)"
     )
+    parser.add_argument("--device", help="cpu, cuda, mps (default: the fastest there is)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="compute dtype (default: by device)")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # a Space says where to listen
     parser.add_argument("--host", default=host, help=f"address to listen on (default: {host})")
     parser.add_argument("--port", type=int, default=None, help="port (default: 7860, or the next free one)")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,6 +36,7 @@ def cpu_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
 
 
 COUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_attention}
+CLEAR_REFS = Path("/proc/self/clear_refs")  # "5" resets the most memory that the process has held (proc(5))
 PLANS = 5  # repetitions of planning, which takes milliseconds
 
 
@@ -49,6 +52,15 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     work()
     wait(device)
     return time.perf_counter() - started
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `process_bytes_peak` count from here on (on Linux and CUDA; elsewhere it counts from the start)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        with suppress(OSError):  # where it may not be written
+            CLEAR_REFS.write_text("5")
 
 
 def peaks(device: torch.device, dtype: torch.dtype, repeats: int = 5, side: int | None = None) -> tuple[float, float]:
@@ -135,8 +147,7 @@ def bench(
         operations, memory = {}, {}
         for budget, schedule in schedules.items():  # also warms up
             cache = new_cache(schedule)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+            forget_peak(device)
             with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
                 run(cache)
             operations[budget] = counter.get_total_flops()

@@ -84,25 +84,9 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(arguments: argparse.Namespace) -> Any:
-    import torch
-
     from heatkv.models import load
 
-    dtype = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[arguments.dtype]
-    return load(arguments.model, check_device(arguments.device), dtype)
-
-
-def check_device(name: str | None) -> str | None:
-    """The device, if it is one and is here. Raises ``ValueError`` otherwise."""
-    import torch
-
-    if name is None:
-        return None
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {shown(name)} can not be used here: {str(error).splitlines()[0]}") from error
-    return name
+    return load(arguments.model, arguments.device, arguments.dtype)
 
 
 def load_scores(arguments: argparse.Namespace) -> Any:
@@ -261,7 +245,7 @@ def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str]) -> dict[str, Any]:
     from heatkv.compare import compare
-    from heatkv.models import bundled_scores, default_device
+    from heatkv.models import bundled_scores, chosen_device, chosen_dtype
     from heatkv.policies import REGISTRY
     from heatkv.scores import HeadScores
 
@@ -269,8 +253,8 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
     policies = list(REGISTRY) if arguments.policies == "all" else list_of(str, arguments.policies)
     if not budgets or not policies:
         raise ValueError("give at least one budget and one policy")
-    device = check_device(arguments.device) or str(default_device())
-    dtype = arguments.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    device = chosen_device(arguments.device)
+    dtype = str(chosen_dtype(arguments.dtype, device)).removeprefix("torch.")
     scores = HeadScores.load(arguments.scores) if arguments.scores else bundled_scores(model)
     result = compare(
         model,
@@ -278,7 +262,7 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
         scores,
         list(dict.fromkeys(budgets)),
         list(dict.fromkeys(policies)),
-        device=device,
+        device=str(device),
         dtype=dtype,
         repetitions=arguments.seeds,
         orders=arguments.orders_count,
@@ -293,17 +277,13 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
 
 
 def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
     from heatkv.bench import bench, markdown
-    from heatkv.models import bundled_folders, default_device, random_init
+    from heatkv.models import bundled_folders, random_init
 
     out = check_writable(arguments.out) if arguments.out else None
     budgets, batches = list_of(float, arguments.budgets), list_of(int, arguments.batch)
     if arguments.random_init:
-        device = torch.device(check_device(arguments.device) or default_device())
-        dtype = torch.bfloat16 if (arguments.dtype or device.type) in ("bfloat16", "cuda") else torch.float32
-        model: Any = random_init(arguments.model, device, dtype)
+        model: Any = random_init(arguments.model, arguments.device, arguments.dtype)
     else:
         model = load_model(arguments)
     scores = load_scores(arguments) if arguments.scores or arguments.model in bundled_folders() else None

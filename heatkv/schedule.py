@@ -261,7 +261,7 @@ def check_budget(budget: float, scales: ScaleSchedule, sink_scales: int, *, mode
 def token_cost(storage: Storage, geometry: Geometry) -> float:
     """Bytes of a cached token over those of one in 16 bits: 1, or a little over a half for ``int8``.
 
-    Raises `ScheduleError` for another storage, and for ``int8`` where the geometry does not state its ``head_dim``.
+    Raises `ScheduleError` for another storage, and for ``int8`` where the geometry's ``head_dim`` is not stated or odd.
     """
     if storage == "compute":
         return 1.0
@@ -269,6 +269,8 @@ def token_cost(storage: Storage, geometry: Geometry) -> float:
         raise ScheduleError(f"storage is {shown(storage)}: it must be one of {', '.join(get_args(Storage))}")
     if not geometry.head_dim:
         raise ScheduleError("storage int8 needs a geometry that states its head_dim: it tells what a token takes")
+    if geometry.head_dim % 2:
+        raise ScheduleError(f"storage int8 needs an even head_dim, not {geometry.head_dim}: its factors take two bytes")
     return (geometry.head_dim + INT8_FACTOR_BYTES) / (2 * geometry.head_dim)
 
 

@@ -237,7 +237,7 @@ def _code(modules: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=1)  # one at a time: large models do not fit twice
 def loaded(model: str, device: str, dtype: str) -> GenerativeModel:
-    return load(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    return load(model, device, dtype)
 
 
 def cache_maker(setting: Setting, shard: Shard) -> Any:

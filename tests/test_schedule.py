@@ -271,6 +271,7 @@ HOSTILE = {
     "unknown storage": (edited(storage="int3"), "storage is 'int3': it must be one of compute, int8"),
     "storage of no kind": (edited(storage=[8]), "storage is .8.: it must be one of"),
     "8 bits of heads of unknown size": (edited(storage="int8", head_dim=...), "states its head_dim"),
+    "8 bits of heads of odd size": (edited(storage="int8", head_dim=7), "an even head_dim"),
     "another format": (edited(format="heatkv-scores"), "format is 'heatkv-scores'"),
     "no format": (edited(format=...), "format is None"),
     "a later version": (edited(version=2), "version 2 is not supported"),

@@ -198,22 +198,39 @@ def find_geometry(name_or_path: str | Path) -> Geometry:
     return find_official(name_or_path)[0].geometry
 
 
-def default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """A device that can be used; by default CUDA, MPS or the CPU, whichever is there first. Else ``ValueError``."""
+    if device is None:
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {shown(device)} can not be used here: {str(error).splitlines()[0]}") from error
+
+
+def chosen_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """A dtype by itself or by name.
+
+    By default bfloat16 on CUDA, and elsewhere float32, in which a seed draws nearly the same picture on all machines.
+    """
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {shown(dtype)} is not one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def load(
     name_or_path: str | Path,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     offload: bool | None = None,
 ) -> GenerativeModel:
     """Load a model by registry name or from a folder, ready to run.
@@ -228,7 +245,7 @@ def load(
     device
         Default: CUDA, MPS or CPU, whichever is there first.
     dtype
-        Of the blocks, the cache and the decoder. Default: bfloat16 on CUDA, float32 elsewhere.
+        Of the blocks, the cache and the decoder, also by name. Default: bfloat16 on CUDA, float32 elsewhere.
     offload
         Whether text encoder, transformer and decoder take turns on the device. Default: only if they do
         not fit together.
@@ -242,8 +259,8 @@ def load(
     NotEnoughMemory
         The model does not fit on the device.
     """
-    device = torch.device(device) if device else default_device()
-    dtype = dtype or default_dtype(device)
+    device = chosen_device(device)
+    dtype = chosen_dtype(dtype, device)
     folder = bundled_folder(name_or_path)
     if folder is None:
         preset, files = find_official(name_or_path)
@@ -260,7 +277,10 @@ def load(
 
 
 def random_init(
-    preset: str | Preset, device: str | torch.device | None = None, dtype: torch.dtype | None = None, seed: int = 0
+    preset: str | Preset,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    seed: int = 0,
 ) -> GenerativeModel:
     """A published model's shape with random weights, made on the device itself, for measurements without a download.
 
@@ -270,8 +290,8 @@ def random_init(
     found = find_preset(preset) if isinstance(preset, str) else preset
     if found is None:
         raise ValueError(f"{shown(preset)} is not a published model; choose one of {', '.join(PRESETS)}")
-    device = torch.device(device) if device else default_device()
-    dtype = dtype or default_dtype(device)
+    device = chosen_device(device)
+    dtype = chosen_dtype(dtype, device)
     return with_fast_decoder(untrained.random_init(found, device, dtype, seed))
 
 
