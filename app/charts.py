@@ -73,9 +73,10 @@ def curves(comparison: Mapping[str, Any], metric: str) -> Any:
                 annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position=side,
             )  # fmt: skip
     figure.update_layout(
-        height=460, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",
+        height=520, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "y": -0.16},
+        # At the bottom of the whole figure, which makes room for it: on a phone it takes a line a policy.
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         xaxis={"title": "peak KV cache of one image, MiB", "type": "log", "gridcolor": "rgba(128,128,128,0.25)"},
         yaxis={"title": AXIS[metric], "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False},
     )  # fmt: skip

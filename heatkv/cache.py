@@ -76,11 +76,6 @@ class KVCache:
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _hold(self, size: int) -> None:
-        """Book what is held now, in bytes."""
-        self.allocated_bytes = size
-        self.peak_bytes = max(self.peak_bytes, size)
-
 
 class ScheduleCache(KVCache):
     """Executes a static schedule in exactly the memory that it needs.

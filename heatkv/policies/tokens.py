@@ -284,6 +284,11 @@ class TokenCache(KVCache):
         end = state.pieces[-1].end if state.pieces else 0
         state.pos_RM, state.score_RM = state.pos_RM[:, :end], state.score_RM[:, :end]
 
+    def _hold(self, size: int) -> None:
+        """Book what is held now, in bytes."""
+        self.allocated_bytes = size
+        self.peak_bytes = max(self.peak_bytes, size)
+
     def _free(self, state: Layer, pieces: list[Piece]) -> None:
         for piece in pieces:
             self._hold(self.allocated_bytes - piece.k.nbytes - piece.v.nbytes)
