@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from heatkv import attention
 from heatkv.arena import Arena, decode, encode
 from heatkv.attention import Part, merge, part_weights, partial_attention, tiled_attention
 from heatkv.cache import KVCache, ScheduleCache, full_cache
-from heatkv.layout import Layout
+from heatkv.layout import Layout, step
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, Storage, least_budget
@@ -305,20 +306,42 @@ def test_heads_share_a_call_unless_calls_of_their_own_save_more() -> None:
     assert attention.head_groups([96, 90, 96, 85], 1 << 20) == [[0, 1, 2, 3]]  # of equal length once padded
 
 
-def test_what_variable_length_flash_attention_is_given_equals_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel runs on CUDA only; here its definition, a loop over sequences, stands in for it."""
+def loop_over_sequences(
+    q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, longest_q: int, longest_k: int
+) -> Tensor:
+    """The definition of variable-length attention; the kernel itself runs on CUDA only."""
+    assert q_ends.dtype == k_ends.dtype == torch.int32
+    assert longest_q == int(q_ends.diff().max()) and longest_k == int(k_ends.diff().max())
+    outs = []
+    for a, b, c, d in zip(q_ends[:-1], q_ends[1:], k_ends[:-1], k_ends[1:], strict=True):
+        p = torch.einsum("nhd,mhd->hnm", q[a:b], k[c:d]).softmax(-1)
+        outs.append(torch.einsum("hnm,mhd->nhd", p, v[c:d]))
+    return torch.cat(outs)
 
-    def loop(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, longest_q: int, longest_k: int) -> Tensor:
-        assert q_ends.dtype == k_ends.dtype == torch.int32
-        assert longest_q == int(q_ends.diff().max()) and longest_k == int(k_ends.diff().max())
-        outs = []
-        for a, b, c, d in zip(q_ends[:-1], q_ends[1:], k_ends[:-1], k_ends[1:], strict=True):
-            p = torch.einsum("nhd,mhd->hnm", q[a:b], k[c:d]).softmax(-1)
-            outs.append(torch.einsum("hnm,mhd->nhd", p, v[c:d]))
-        return torch.cat(outs)
 
+@pytest.fixture
+def _varlen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs on CUDA, except for the kernel."""
     monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
-    monkeypatch.setattr(attention, "flash_varlen", loop)
+    monkeypatch.setattr(attention, "flash_varlen", loop_over_sequences)
+    step.cache_clear()
+    yield
+    step.cache_clear()
+
+
+@pytest.mark.usefixtures("_varlen")
+def test_what_variable_length_flash_attention_is_given_equals_attention() -> None:
     q, rows, own, expected = ragged_rows()
     how = attention.reading(own, len(rows), 8, 16, q.dtype, q.device)
     torch.testing.assert_close(attention.ragged_attention(q, rows, how).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("_varlen")
+@pytest.mark.parametrize("budget", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("storage", ["compute", "int8"])
+def test_the_cache_reads_the_same_through_variable_length_attention(budget: float, storage: Storage) -> None:
+    schedule = random_schedule(GEOMETRY, budget, 1)
+    qkv = random_qkv(GEOMETRY, 2)
+    got = play(ScheduleCache(GEOMETRY, replace(schedule, storage=storage)), qkv)
+    for a, b in zip(got, play(MaskedReference(GEOMETRY, schedule), qkv), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5 if storage == "compute" else 5e-2, rtol=1e-5)
