@@ -68,7 +68,7 @@ def text_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 def estimate(preset: Preset, device: torch.device, dtype: torch.dtype) -> Estimate:
-    """What one guided image of ``preset`` takes on ``device`` with blocks and cache in ``dtype``."""
+    """What one guided image of ``preset`` takes on ``device`` with blocks, cache and decoder in ``dtype``."""
     shape, scales = preset.transformer_config, preset.scales
     blocks, rest = transformer_parameters(shape, scales)
     h, w = preset.image_size
@@ -82,10 +82,10 @@ def estimate(preset: Preset, device: torch.device, dtype: torch.dtype) -> Estima
     return Estimate(
         text=round(preset.text_parameters * text_bytes),
         transformer=blocks * size + rest * 4,
-        autoencoder=4 * decoder_parameters(image),
+        autoencoder=size * decoder_parameters(image),
         cache=preset.geometry.kv_bytes(preset.geometry.full_peak_tokens, batch=2, key_bytes=size, value_bytes=size),
         transformer_work=activations,
-        decoder_work=DECODER_MAPS * 4 * h * w * image.base_width * widest(image),
+        decoder_work=DECODER_MAPS * size * h * w * image.base_width * widest(image),
     )
 
 
