@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     from app.demo import create_demo, launch_options
     from heatkv.models import find_folder, is_bundled, load
     from heatkv.scores import HeadScores
+    from heatkv.threads import keep_to_own_cores
 
+    keep_to_own_cores()
     try:
         folder = find_folder(options.model)
         label = "bundled calibration"

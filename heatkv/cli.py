@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from heatkv.files import shown, write_atomic
+from heatkv.threads import keep_to_own_cores
 
 MAX_PROMPT_LINES = 100_000
 
@@ -404,6 +405,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = make_parser().parse_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
+    keep_to_own_cores()
     try:
         report = arguments.run(arguments)
     except (ValueError, OSError, MemoryError) as error:

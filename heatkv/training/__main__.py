@@ -14,6 +14,7 @@ from heatkv.cli import check_writable, say
 from heatkv.files import write_atomic
 from heatkv.models import bundled_scores, load
 from heatkv.models.infinity.model import SYNONYMS, InfinityModel
+from heatkv.threads import keep_to_own_cores
 from heatkv.training import data, evaluate, export, loop, sheet, synonyms, tokenizer, transformer
 
 GUIDE = """\
@@ -171,6 +172,7 @@ def run_evaluation(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
+    keep_to_own_cores()
     try:
         run(make_parser().parse_args())
     except (ValueError, OSError, RuntimeError) as error:
