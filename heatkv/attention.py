@@ -133,9 +133,14 @@ def on_host(index: npt.NDArray[np.integer], device: torch.device) -> Tensor:
     return pinned(torch.from_numpy(index.astype(np.int32)), device)
 
 
+def there(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` from the host on the device; nobody waits for it."""
+    return x if device.type == "cpu" else x.to(device, non_blocking=True)
+
+
 def select(x: Tensor, dim: int, index: Tensor, out: Tensor | None = None) -> Tensor:
     """``index_select`` by an index on the host."""
-    return torch.index_select(x, dim, index.to(x.device, non_blocking=True), out=out)
+    return torch.index_select(x, dim, there(index, x.device), out=out)
 
 
 def keys_and_values(rows_HM2BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,19 +159,23 @@ def ragged_attention(q_BHND: Tensor, rows: Tensor, how: Reading) -> Tensor:
     rows_R2BD = select(rows, 0, how.index_R)
     if not how.calls:
         return varlen_attention(q_BHND, rows_R2BD, how)
-    if how.order_H is not None:
-        q_BHND = select(q_BHND, 1, how.order_H)
+    if how.order_H is None or how.place_H is None:
+        return one_call(q_BHND, rows_R2BD, how.calls[0])
+    q_BHND = select(q_BHND, 1, how.order_H)
     outs, head, row = [], 0, 0
     for call in how.calls:
         next_head, next_row = head + call.heads, row + call.heads * call.rows
-        k_BHMD, v_BHMD = keys_and_values(rows_R2BD[row:next_row].view(call.heads, call.rows, *rows_R2BD.shape[1:]))
-        bias = None if call.bias_1H1M is None else call.bias_1H1M.to(rows.device, non_blocking=True)
-        outs.append(attention(q_BHND[:, head:next_head], k_BHMD, v_BHMD, bias))
+        outs.append(one_call(q_BHND[:, head:next_head], rows_R2BD[row:next_row], call).transpose(1, 2))
         head, row = next_head, next_row
-    if how.place_H is None:
-        return outs[0]
     # In the memory layout of the kernel, tokens before heads, which is what the model reads next.
-    return select(torch.cat([out.transpose(1, 2) for out in outs], 2), 2, how.place_H).transpose(1, 2)
+    return select(torch.cat(outs, 2), 2, how.place_H).transpose(1, 2)
+
+
+def one_call(q_BHND: Tensor, rows_R2BD: Tensor, call: Call) -> Tensor:
+    """Attention of the heads of a call over its rows."""
+    k_BHMD, v_BHMD = keys_and_values(rows_R2BD.view(call.heads, call.rows, *rows_R2BD.shape[1:]))
+    bias = None if call.bias_1H1M is None else there(call.bias_1H1M, q_BHND.device)
+    return attention(q_BHND, k_BHMD, v_BHMD, bias)
 
 
 def has_varlen(head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -182,7 +191,7 @@ def varlen_attention(q_BHND: Tensor, rows_R2BD: Tensor, how: Reading) -> Tensor:
     """
     batch, heads, queries, dim = q_BHND.shape
     q_ends = torch.arange(0, heads * queries + 1, queries, dtype=torch.int32, device=q_BHND.device)
-    k_ends = how.ends.to(q_BHND.device, non_blocking=True)
+    k_ends = there(how.ends, q_BHND.device)
     q = q_BHND.reshape(batch, heads * queries, dim).transpose(0, 1)
     k, v = rows_R2BD.unbind(1)
     out = flash_varlen(q, k, v, q_ends, k_ends, queries, how.longest)

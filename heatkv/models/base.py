@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from heatkv.attention import pinned
+from heatkv.attention import pinned, there
 from heatkv.cache import KVCache
 from heatkv.scales import Geometry
 
@@ -105,7 +105,7 @@ class GenerativeModel(Protocol):
 
 def sent(noise: Tensor, device: torch.device) -> Tensor:
     """Noise on the device that draws with it; nobody waits for the copy."""
-    return pinned(noise, device).to(device, non_blocking=True)
+    return there(pinned(noise, device), device)
 
 
 def seeded_noise(seeds: Sequence[int]) -> Noise:
