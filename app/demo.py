@@ -100,8 +100,8 @@ class _Demo:
         self.methods = MethodsTab(bench, comparison or {})
         self.calibrate = CalibrateTab(bench)
         self.budgets = BudgetsTab()
-        self.start_percent = max(DEFAULT_PERCENT, bench.percents[0])
         self.start_policy = next(iter(bench.policies()))
+        self.start_percent = max(DEFAULT_PERCENT, bench.percents(self.start_policy)[0])
         self.start_head = self.tour.showcase()
 
     def build(self) -> gr.Blocks:
@@ -129,7 +129,7 @@ class _Demo:
                 Part("share")
         with gr.Row(elem_id="controls"):
             budget = gr.Slider(
-                bench.percents[0],
+                bench.percents(self.start_policy)[0],
                 100,
                 value=self.start_percent,
                 step=1,
@@ -195,7 +195,7 @@ class _Demo:
     def refresh_after(self, trigger: Any, page: Page) -> Any:
         """After ``trigger``, send the table of what is now to be drawn, and show which controls apply."""
         outputs = [page.knobs, page.policy, page.budget, self.uploaded_row, self.uploaded_notice]
-        inputs = [page.calibration, page.policy, page.uploaded]
+        inputs = [page.calibration, page.policy, page.uploaded, page.budget]
         return trigger(self.refresh, inputs, outputs, queue=False, trigger_mode="always_last", **PRIVATE)
 
     # --- handlers --------------------------------------------------------------------------------------------------
@@ -218,7 +218,9 @@ class _Demo:
         table = self.bench.table(calibration, policy, uploaded)
         return {**table, "model": self.bench.model.id, "defaults": defaults}
 
-    def refresh(self, calibration: Calibration | None, policy: Any, uploaded: Schedule | None) -> tuple[Any, ...]:
+    def refresh(
+        self, calibration: Calibration | None, policy: Any, uploaded: Schedule | None, percent: Any
+    ) -> tuple[Any, ...]:
         """The table to draw, and the controls that apply to it."""
         allowed = self.bench.policies(calibration)
         chosen = policy if policy in allowed else next(iter(allowed))
@@ -230,14 +232,21 @@ class _Demo:
         return (
             self.table(calibration, chosen, uploaded),
             gr.update(choices=self.choices(calibration), value=chosen, info=REGISTRY[chosen].summary, interactive=free),
-            gr.update(interactive=free),
+            {**self.slider(chosen, percent), "interactive": free},
             gr.update(visible=not free),
             notice(words),
         )
 
+    def slider(self, policy: str, percent: Any) -> dict[str, Any]:
+        """The budget's slider for a policy: it starts where its sinks fit, and moves there from below."""
+        least = self.bench.percents(policy)[0]
+        below = isinstance(percent, (int, float)) and percent < least
+        return gr.update(minimum=least, value=least) if below else gr.update(minimum=least)
+
     def open_address(self, request: gr.Request) -> tuple[Any, ...]:
         """Set the controls as the address says."""
-        link = read_link(dict(request.query_params), self.bench.geometry, self.bench.percents, len(STEPS))
+        query, geometry = dict(request.query_params), self.bench.geometry
+        link = read_link(query, geometry, self.bench.percents, self.start_policy, len(STEPS))
         percent, policy, tab = link.percent, link.policy, link.tab
         prompt = link.prompt
         if prompt is not None and self.bench.classes is not None:
@@ -246,6 +255,8 @@ class _Demo:
         head = link.head or self.start_head
         bar = gr.skip()
         chosen = [gr.skip() if value is None else value for value in (percent, policy, prompt, link.seed)]
+        if percent is not None and policy is not None:
+            chosen[0] = gr.update(minimum=self.bench.percents(policy)[0], value=percent)
         tabs = gr.skip() if tab is None else gr.update(selected=tab)
         if link.tour is not None:
             chosen[0], chosen[1], tabs, head = self.tour.settings(link.tour)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ def read_percent(value: Any, percents: Sequence[float]) -> float:
     number = _number(value)
     if number is None or not percents[0] <= number <= 100:
         raise InputError(
-            f"The budget is {shown(value)}; choose {percents[0]:g} % to 100 % (below that not even the sinks fit)."
+            f"The budget is {shown(value)}; choose {percents[0]:g} % to 100 % (this policy's sinks need that much)."
         )
     return max(percent for percent in percents if percent <= number + 1e-9)
 
@@ -101,8 +101,13 @@ class Link:
     tour: int | None = None
 
 
-def read_link(query: Mapping[str, Any], geometry: Geometry, percents: Sequence[float], tour_steps: int) -> Link:
-    """Read the query of an address, leniently: what is wrong is left out, the rest still counts."""
+def read_link(
+    query: Mapping[str, Any], geometry: Geometry, percents: Callable[[str], Sequence[float]], policy: str, steps: int
+) -> Link:
+    """Read the query of an address, leniently: what is wrong is left out, the rest still counts.
+
+    ``percents`` gives a policy's budgets, ``policy`` is the one where the address names none, ``steps`` the tour's.
+    """
 
     def attempt(key: str, read: Any) -> Any:
         value = query.get(key)
@@ -118,11 +123,12 @@ def read_link(query: Mapping[str, Any], geometry: Geometry, percents: Sequence[f
         return read_head({"layer": int(layer) - 1, "head": int(number) - 1}, geometry)
 
     def step(text: str) -> int | None:
-        return int(text) - 1 if 1 <= int(text) <= tour_steps else None
+        return int(text) - 1 if 1 <= int(text) <= steps else None
 
+    named = attempt("policy", lambda text: read_policy(text, REGISTRY))
     return Link(
-        percent=attempt("budget", lambda text: read_percent(text, percents)),
-        policy=attempt("policy", lambda text: read_policy(text, REGISTRY)),
+        percent=attempt("budget", lambda text: read_percent(text, percents(named or policy))),
+        policy=named,
         prompt=attempt("prompt", read_prompt),
         seed=attempt("seed", read_seed),
         tab=attempt("tab", lambda text: text if text in TABS else None),

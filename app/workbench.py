@@ -121,7 +121,6 @@ class Workbench:
         self.examples = self._usable(model.examples)
         self.prompts = self._usable(prompts) or self.examples
         self.sink_scales = min(SINK_SCALES, len(self.geometry.scales) - 1)
-        self.percents = explore.budget_percents(self.geometry.scales, self.sink_scales)
         self._lock = threading.Lock()
         self._tables: dict[str, explore.BudgetTable] = {}
         self._compare = gpu(self._compare_steps, 120)
@@ -193,6 +192,11 @@ class Workbench:
         """The policies that what is known is enough for."""
         return usable((calibration or self.bundled).source)
 
+    def percents(self, policy: str | None = None) -> tuple[int, ...]:
+        """The budgets to choose from: from the least that the policy's sinks fit in, or that any policy's do."""
+        sinks = self.sink_scales if policy is not None and REGISTRY[policy].sinks else 0
+        return explore.budget_percents(self.geometry.scales, sinks)
+
     def plan(self, calibration: Calibration | None, budget: float, policy: str) -> Schedule:
         calibration = calibration or self.bundled
         return heatkv.plan(
@@ -232,10 +236,11 @@ class Workbench:
         }
 
     def _budgets(self, calibration: Calibration, policy: str) -> explore.BudgetTable:
+        percents = self.percents(policy)
         if REGISTRY[policy].static:
-            return explore.budget_table(lambda budget: self.plan(calibration, budget, policy), self.percents)
-        planned = [self.choose(calibration, p / 100, policy).make_cache().planned_tokens for p in self.percents]
-        return explore.dynamic_table(self.geometry, self.sink_scales, policy, self.percents, planned)
+            return explore.budget_table(lambda budget: self.plan(calibration, budget, policy), percents)
+        planned = [self.choose(calibration, p / 100, policy).make_cache().planned_tokens for p in percents]
+        return explore.dynamic_table(self.geometry, self.sink_scales, policy, percents, planned)
 
     def looks(self, calibration: Calibration | None) -> explore.Looks | None:
         calibration = calibration or self.bundled

@@ -155,13 +155,28 @@ def test_heads_that_there_are_not_are_refused(bench: Workbench, value: Any) -> N
 
 def test_addresses_are_read_leniently(bench: Workbench) -> None:
     def read(**query: Any) -> inputs.Link:
-        return read_link(query, bench.geometry, bench.percents, len(STEPS))
+        return read_link(query, bench.geometry, bench.percents, "heatkv", len(STEPS))
 
     good = read(budget="40", policy="reverse", prompt="red apple", seed="3", tab="compare", head="2.3", tour="1")
     assert good == inputs.Link(40, "reverse", "red apple", 3, "compare", (1, 2), 0)
     bad = dict(budget="nan", policy="<b>", prompt="x" * 5000, seed="-3", tab="admin", head="9.9.9", tour="99")
     assert read(**bad) == inputs.Link()
     assert read(head="99.1", budget=["40"], tour="x", seed=None) == inputs.Link()
+
+
+def test_a_policy_without_sinks_goes_below_the_others(demo: _Demo, bench: Workbench) -> None:
+    least = bench.percents("heatkv")[0]
+    assert bench.percents("heatkv+")[0] == bench.percents()[0] == 1 < least
+    low = {"budget": "2", "policy": "heatkv+"}
+    link = read_link(low, bench.geometry, bench.percents, "heatkv", len(STEPS))
+    assert (link.percent, link.policy) == (2, "heatkv+")
+    assert read_link({"budget": "2"}, bench.geometry, bench.percents, "heatkv", len(STEPS)).percent is None
+    opened = demo.open_address(SimpleNamespace(query_params=low))
+    assert opened[0]["minimum"] == 1 and opened[0]["value"] == 2 and opened[1] == "heatkv+"
+    table, _, slider, *_ = demo.refresh(None, "heatkv+", None, 2)
+    assert table["percents"][0] == slider["minimum"] == 1 and "value" not in slider
+    table, _, slider, *_ = demo.refresh(None, "heatkv", None, 2)
+    assert table["percents"][0] == slider["minimum"] == slider["value"] == least
 
 
 def test_an_address_sets_the_controls_and_a_tour_step_wins(demo: _Demo) -> None:
@@ -260,7 +275,7 @@ def test_a_contact_sheet_draws_every_policy_and_the_full_cache(demo: _Demo) -> N
     for arguments, words in (
         (("", 0, 50), "empty"),
         (("zeppelin", 0, 50), "zeppelin"),
-        (("red apple", 0, 1), "budget"),
+        (("red apple", 0, 0), "budget"),
     ):
         (refused,) = demo.methods.draw_all(*arguments, None)
         assert refused[0] == gr.skip() and words in said(refused[2]).lower()
@@ -377,7 +392,7 @@ def test_a_schedule_file_goes_out_and_comes_in(demo: _Demo, tmp_path: Path) -> N
     path.write_bytes(base64.b64decode(saved["data"]))
     schedule, note = demo.compare.take_schedule(str(path))
     assert schedule == demo.bench.plan(None, 0.4, "reverse") and "reverse" in note["text"]
-    table, radio, slider, row, words = demo.refresh(None, "heatkv", schedule)
+    table, radio, slider, row, words = demo.refresh(None, "heatkv", schedule, 35)
     assert table["fixed"] and table["percents"] == [40.0]
     assert not radio["interactive"] and not slider["interactive"] and row["visible"] and words["text"]
     run = last(demo.compare.compare("red apple", 0, 90, "heatkv", None, schedule))[3][0]

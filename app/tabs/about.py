@@ -33,7 +33,7 @@ def facts(bench: Workbench) -> dict[str, Any]:
         ("Scales", str(geometry.scales)),
         ("Heads", f"{geometry.layers} layers × {geometry.heads} heads of size {geometry.head_dim}"),
         ("Full KV cache", f"{geometry.full_peak_tokens} tokens, {full / 2**20:.2f} MiB, one image"),
-        ("Least budget", f"{bench.percents[0]} %: scales 1 to {bench.sink_scales} alone"),
+        ("Least budget", f"{bench.percents('heatkv')[0]} %: scales 1 to {bench.sink_scales} alone; none for HeatKV+"),
         *_head_rows(bench),
         ("Device", f"{model.device}, {str(model.dtype).removeprefix('torch.')}"),
         *((key.replace("_", " ").capitalize(), _plain(value)) for key, value in known.items()),

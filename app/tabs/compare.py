@@ -95,8 +95,8 @@ class CompareTab:
         """The uploaded schedule, or what the controls say."""
         if uploaded is not None:
             return Choice.of(uploaded)
-        share = read_percent(percent, self.bench.percents) / 100
-        return self.bench.choose(calibration, share, read_policy(policy, self.bench.policies(calibration)))
+        name = read_policy(policy, self.bench.policies(calibration))
+        return self.bench.choose(calibration, read_percent(percent, self.bench.percents(name)) / 100, name)
 
     def compare(
         self, prompt: Any, seed: Any, percent: Any, policy: Any,

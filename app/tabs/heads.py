@@ -115,7 +115,7 @@ class HeadsTab:
             elif policy == "headkv":
                 text, number = self.bench.read_prompt(prompt), read_seed(seed or 0)
                 yield headtypes.message("Drawing the image to see which heads look near …")
-                share = read_percent(percent, self.bench.percents) / 100
+                share = read_percent(percent, self.bench.percents(policy)) / 100
                 for types in self.bench.local_heads(text, number, share):
                     if types is not None:
                         yield headtypes.headkv_types(*types, text, number)

@@ -79,7 +79,7 @@ class MethodsTab:
         idle = gr.update(interactive=True), gr.update(interactive=False)
         try:
             text, number = self.bench.read_prompt(prompt), read_seed(seed)
-            share = read_percent(percent, self.bench.percents) / 100
+            share = read_percent(percent, self.bench.percents()) / 100
             self.bench.model.check_prompt(text)
         except Exception as error:
             yield gr.skip(), None, notice(problem(error), "error"), *idle

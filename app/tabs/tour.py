@@ -48,7 +48,7 @@ class TourTab:
     def settings(self, index: int) -> tuple[Any, ...]:
         """Budget, policy, tab and head of a step."""
         step = STEPS[index]
-        percent = gr.skip() if step.percent is None else max(step.percent, self.bench.percents[0])
+        percent = gr.skip() if step.percent is None else max(step.percent, self.bench.percents(step.policy)[0])
         policy = gr.skip() if step.policy is None else step.policy
         return percent, policy, gr.update(selected=step.tab), self.showcase()
 

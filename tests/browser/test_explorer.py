@@ -94,6 +94,19 @@ def test_the_browser_draws_the_cells_that_are_planned(page: Page, site: Site) ->
             )
 
 
+def test_the_slider_starts_where_the_policys_sinks_fit(page: Page, site: Site) -> None:
+    visit(page, site, "?policy=heatkv%2B&budget=2")
+    page.wait_for_function("heatkv.table.policy === 'heatkv+' && heatkv.budget === 2")
+    slider = page.locator("#budget input[type=range]")
+    expect(slider).to_have_attribute("min", "1")
+    page.locator("#policy").get_by_label("HeatKV", exact=True).check()
+    page.wait_for_function("heatkv.table.policy === 'heatkv' && heatkv.budget === heatkv.table.percents[0]")
+    least = page.evaluate("heatkv.table.percents[0]")
+    assert least > 2
+    expect(slider).to_have_attribute("min", str(least))
+    page.wait_for_function("(least) => location.search.includes('budget=' + least)", arg=least)
+
+
 def test_map_and_card_work_by_mouse(page: Page, site: Site) -> None:
     visit(page, site)
     overview = page.locator("#headmap .overview .field").bounding_box()
