@@ -65,19 +65,19 @@ def observe(
     # One dimension G for the heads of all rows, which takes fewer operations.
     q_GND = q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float().flatten(0, 1)
     k_GDM, v_GMD = k_BHMD.float().flatten(0, 1).transpose(1, 2), v_BHMD.float().flatten(0, 1)
-    of_source_MS = sources_of_keys(tuple(bounds), q_GND.device)
+    of_source_SM = keys_of_sources(tuple(bounds), q_GND.device)
     sums: list[Tensor] = []
     for tile_GND in q_GND.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=1):
         p_GNM = torch.bmm(tile_GND, k_GDM).softmax(-1)
-        mass_GNS = p_GNM @ of_source_MS
+        mass_GSN = of_source_SM @ p_GNM.transpose(1, 2)
         share_SGND = q_GND.new_empty(sources, *tile_GND.shape)
         for share_GND, (start, end) in zip(share_SGND.unbind(), bounds, strict=True):
             torch.bmm(p_GNM[:, :, start:end], v_GMD[:, start:end], out=share_GND)
         out_GND = share_SGND.sum(0)
-        earlier_SGN1 = mass_GNS[:, :, :-1].permute(2, 0, 1).unsqueeze(-1)
+        earlier_SGN1 = mass_GSN[:, :-1].transpose(0, 1).unsqueeze(-1)
         lost_SGN = torch.addcmul(share_SGND[:-1], earlier_SGN1, out_GND, value=-1).square_().sum(-1)
         rest_SGN = (1 - earlier_SGN1.squeeze(-1)).clamp_min_(LEAST_REST)
-        of_tile = [mass_GNS.sum(1), out_GND.square_().sum((1, 2)), (lost_SGN / rest_SGN.square_()).sum(2)]
+        of_tile = [mass_GSN.sum(2), out_GND.square_().sum((1, 2)), (lost_SGN / rest_SGN.square_()).sum(2)]
         if spread:
             of_tile += [p_GNM.sum(1), p_GNM.square_().sum((1, 2))]
         sums = [a + b for a, b in zip(sums, of_tile, strict=True)] if sums else of_tile
@@ -99,10 +99,10 @@ def observe(
 
 
 @lru_cache(maxsize=64)
-def sources_of_keys(bounds: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """1 where a key is of a source scale, ``[keys, sources]``."""
+def keys_of_sources(bounds: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """1 where a key is of a source scale, ``[sources, keys]``."""
     lengths = torch.tensor([end - start for start, end in bounds])
-    return F.one_hot(torch.arange(len(bounds)).repeat_interleave(lengths), len(bounds)).float().to(device)
+    return F.one_hot(torch.arange(len(bounds)).repeat_interleave(lengths), len(bounds)).float().T.to(device)
 
 
 class CalibratingCache(ScheduleCache):
