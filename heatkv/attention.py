@@ -69,9 +69,9 @@ class Reading:
     calls
         Who reads together. Empty: one call serves all heads.
     ends
-        Where the rows of each head end, for that kernel.
+        Where the rows of each head end, for variable-length attention.
     longest
-        The most rows that a head reads.
+        The most rows that a head reads, for the same.
     order_H, place_H
         Heads in the order of the calls, and where in it each head is; None: as they are.
 

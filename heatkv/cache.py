@@ -129,14 +129,13 @@ class ScheduleCache(KVCache):
         now = step(table, tokens_S, self.scale, batch, dim, q_BHND.dtype, q_BHND.device)
         if self.scale < self._in_place:
             out_BHND = self._read(layer, q_BHND, self._append(self._arena, layer, k_BHND, v_BHND, now.layout), now)
-            self.tokens += now.stored - now.layout.held
         else:
             stored = now.layout.by_head(self._arena.read(self._start_L[layer], now.layout.held))
             rows_R2BD = self._gather(stored, k_BHND, v_BHND, now.layout)
             out_BHND = self._read(layer, q_BHND, now.layout.by_head(rows_R2BD), now)
             if self.scale not in self._at_rest:
                 self._store(self._arena, layer, stored, rows_R2BD, now)
-                self.tokens += now.stored - now.layout.held
+        self.tokens += now.stored - now.layout.held
         self.allocated_bytes = self.tokens * self._arena.row_bytes
         if self.last_scale and layer == self.geometry.layers - 1:
             self._arena = None
