@@ -26,7 +26,6 @@ def tiny(conformance: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def vq(tiny: dict[str, Tensor]) -> Vq:
     state = part(tiny, "vq.")
-    del state["quantize.codebook_used"]
     model = Vq(VqConfig(base_width=32, width_mult=(1, 2), inner_width=16, vocabulary=97))
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

@@ -65,6 +65,9 @@ class SpatialAttention(nn.Module):
 class Level(nn.Module):
     """One resolution: residual blocks, at the coarsest each followed by attention, and a way to the next."""
 
+    downsample: nn.Module
+    upsample: nn.Module
+
     def __init__(self, widths: tuple[int, ...], groups: int, attend: bool) -> None:
         super().__init__()
         self.res = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
