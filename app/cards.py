@@ -6,7 +6,7 @@ from typing import Any
 
 from app.pictures import data_url
 from app.workbench import Probe, Workbench
-from heatkv.explore import GROUPS, TYPE_EXCESS, TYPES, Looks, attention_view
+from heatkv.views.explore import GROUPS, TYPE_EXCESS, TYPES, Looks, attention_view
 
 NAMES = {
     "itself": "looks at its own scale",

@@ -10,7 +10,7 @@ from typing import Any
 
 from app.report import REFERENCE_NAMES
 from heatkv.policies import REGISTRY
-from heatkv.statistics import pareto
+from heatkv.study.statistics import pareto
 
 METRICS = {
     "PSNR": "psnr", "PSNR of the foreground": "psnr_foreground", "SSIM": "ssim", "Bits that agree": "bit_agreement",

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.pictures import data_url, heat
-from heatkv import metrics
 from heatkv.generate import Generation
 from heatkv.scales import Geometry
+from heatkv.study import metrics
 
 REFERENCE_NAMES = {
     "dtype_noise": "bf16 against fp32, full cache",

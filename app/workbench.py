@@ -20,8 +20,8 @@ import numpy.typing as npt
 import heatkv
 from app.gpu import gpu
 from app.inputs import MAX_PROMPTS, InputError, read_prompt, read_prompts
-from heatkv import explore
-from heatkv.cache import KVCache, ScheduleCache, full_cache
+from heatkv.cache.probe import MAX_ENTRIES, ProbeCache
+from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import calibrate_steps
 from heatkv.generate import Generation, ScaleEvent, collect, generate_events
 from heatkv.models.base import GenerativeModel
@@ -29,9 +29,9 @@ from heatkv.models.var.classes import Classes
 from heatkv.policies import REGISTRY, cache_factory, usable
 from heatkv.policies.base import Policy
 from heatkv.policies.headkv import HeadKVCache
-from heatkv.probe import MAX_ENTRIES, ProbeCache
 from heatkv.schedule import Schedule, Storage, bytes_per_token
 from heatkv.scores import HeadScores
+from heatkv.views import explore
 
 SINK_SCALES = 3
 LOCK_SECONDS = 600

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatkv.attention import Part, keys_and_values, part_weights, partial_attention
-from heatkv.cache import ScheduleCache
-from heatkv.layout import Step
+from heatkv.cache.attention import Part, keys_and_values, part_weights, partial_attention
+from heatkv.cache.layout import Step
+from heatkv.cache.seam import ScheduleCache
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule

@@ -227,7 +227,7 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    from heatkv.compare import iso_table, markdown_table
+    from heatkv.study.compare import iso_table, markdown_table
 
     out = check_writable(arguments.out)
     prompts = read_prompts(arguments.prompts)
@@ -245,10 +245,10 @@ def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str]) -> dict[str, Any]:
-    from heatkv.compare import compare
     from heatkv.models import bundled_scores, chosen_device, chosen_dtype
     from heatkv.policies import REGISTRY
     from heatkv.scores import HeadScores
+    from heatkv.study.compare import compare
 
     budgets = list_of(float, arguments.budgets)
     policies = list(REGISTRY) if arguments.policies == "all" else list_of(str, arguments.policies)
@@ -278,8 +278,8 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
 
 
 def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    from heatkv.bench import bench, markdown
     from heatkv.models import bundled_folders, random_init
+    from heatkv.study.bench import bench, markdown
 
     out = check_writable(arguments.out) if arguments.out else None
     budgets, batches = list_of(float, arguments.budgets), list_of(int, arguments.batch)

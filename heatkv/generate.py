@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from heatkv.cache import KVCache, ScheduleCache, full_cache
+from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.policies import Calibration, cache_factory
 from heatkv.schedule import Schedule

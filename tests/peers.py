@@ -10,7 +10,7 @@ from strategies import random_scores
 from test_cache import GEOMETRY
 from torch import Tensor
 
-from heatkv.cache import KVCache, ScheduleCache
+from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.policies import make_cache
 from heatkv.policies.tokens import TokenCache
 from heatkv.scales import Geometry, ScaleSchedule

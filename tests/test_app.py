@@ -19,11 +19,11 @@ from PIL import Image
 from tiny import tiny_model
 
 import heatkv
-from heatkv.explore import TYPES
 from heatkv.generate import generate_events
 from heatkv.policies import REGISTRY
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores, orders_to_json
+from heatkv.views.explore import TYPES
 
 gr = pytest.importorskip("gradio")
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import heatkv
-from heatkv import budgets
 from heatkv.models import load
 from heatkv.models.infinity import official
 from heatkv.schedule import Schedule
 from heatkv.scores import orders_to_json
+from heatkv.views import budgets
 from tests.models import official_files as tiny
 
 gr = pytest.importorskip("gradio")

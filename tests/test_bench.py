@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from heatkv.bench import bench, markdown
+from heatkv.study.bench import bench, markdown
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ import pytest
 from tiny import tiny_model
 
 import heatkv
-from heatkv import budgets
 from heatkv.models.presets import PRESETS
 from heatkv.scores import HeadScores, orders_to_json
+from heatkv.views import budgets
 
 MIB = 2**20
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from strategies import Problem, problems
 from torch import Tensor
 
-from heatkv import attention
-from heatkv.arena import Arena, decode, encode
-from heatkv.attention import Part, merge, part_weights, partial_attention, tiled_attention
-from heatkv.cache import KVCache, ScheduleCache, full_cache
-from heatkv.layout import Layout, step
+from heatkv.cache import attention
+from heatkv.cache.arena import Arena, decode, encode
+from heatkv.cache.attention import Part, merge, part_weights, partial_attention, tiled_attention
+from heatkv.cache.layout import Layout, step
+from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, Storage, least_budget
@@ -238,7 +238,7 @@ def test_merged_parts_equal_attention_over_all_keys_and_weights_sum_to_one() -> 
 
 
 def test_tiled_attention_equals_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heatkv.attention.TILE_LOGITS", 2 * 3 * 7 * 2)  # two queries a tile
+    monkeypatch.setattr("heatkv.cache.attention.TILE_LOGITS", 2 * 3 * 7 * 2)  # two queries a tile
     generator = torch.Generator().manual_seed(4)
     q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (5, 7, 7))
     for a, b in zip(tiled_attention(q, k, v), partial_attention(q, k, v), strict=True):

@@ -9,10 +9,10 @@ from test_cache import GEOMETRY, SCALES, play, random_qkv
 from tiny import tiny_model
 
 from heatkv import calibration
-from heatkv.cache import full_cache
+from heatkv.cache.probe import ProbeCache
+from heatkv.cache.seam import full_cache
 from heatkv.calibration import CalibratingCache, calibrate, calibrate_steps
 from heatkv.models.infinity.text import PromptError
-from heatkv.probe import ProbeCache
 
 PROMPTS = ("red apple", "blue cat", "green tree")
 

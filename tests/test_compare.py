@@ -15,13 +15,13 @@ import pytest
 from tiny import tiny_model
 
 import heatkv
-from heatkv import compare as comparing
-from heatkv.compare import compare, iso_table, markdown_table
 from heatkv.models.infinity.model import save_folder
 from heatkv.policies import REGISTRY
 from heatkv.scores import HeadScores
-from heatkv.shards import METRICS, Outcome, Sample, ShardError
-from heatkv.statistics import difference, iso_psnr, pareto, summarise
+from heatkv.study import compare as comparing
+from heatkv.study.compare import compare, iso_table, markdown_table
+from heatkv.study.shards import METRICS, Outcome, Sample, ShardError
+from heatkv.study.statistics import difference, iso_psnr, pareto, summarise
 
 PROMPTS = ["green tree", "a picture of a cat", "blue tree", "green apple", "red tree"]
 
@@ -171,7 +171,7 @@ def test_a_new_policy_is_one_file_and_one_line(tiny: tuple[str, HeadScores], mon
 
 
 def test_damaged_outcomes_are_none() -> None:
-    from heatkv.shards import Shard
+    from heatkv.study.shards import Shard
 
     shard = Shard("policy", 0, Sample(("a", "b"), (0, 1)), "heatkv", 0.5)
     facts = {"kv_bytes_peak": 1.0, "share_16bit": 0.5, "seconds": 0.1}

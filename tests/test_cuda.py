@@ -9,8 +9,8 @@ import torch
 from test_cache import GEOMETRY, MaskedReference, play, random_qkv, random_schedule
 from tiny import tiny_model
 
-from heatkv import attention
-from heatkv.cache import ScheduleCache, full_cache
+from heatkv.cache import attention
+from heatkv.cache.seam import ScheduleCache, full_cache
 from heatkv.calibration import calibrate
 from heatkv.models import random_init
 from heatkv.models.base import seeded_noise

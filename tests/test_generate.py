@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model
 
 from heatkv import calibrate, generate, plan
-from heatkv.cache import full_cache
+from heatkv.cache.seam import full_cache
 from heatkv.generate import generate_events
 from heatkv.models.base import Sampling, seeded_noise
 from heatkv.models.infinity.text import PromptError

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from heatkv import metrics
+from heatkv.study import metrics
 
 
 def noise_image(seed: int, side: int = 24) -> np.ndarray:

@@ -16,8 +16,8 @@ from tiny import tiny_model
 from torch import Tensor
 
 from heatkv import policies
-from heatkv.arena import decode, encode
-from heatkv.cache import KVCache, full_cache
+from heatkv.cache.arena import decode, encode
+from heatkv.cache.seam import KVCache, full_cache
 from heatkv.calibration import calibrate
 from heatkv.models.base import seeded_noise
 from heatkv.models.infinity.model import InfinityModel

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 from strategies import random_scores
 
-from heatkv.explore import TYPES, looks
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
-from heatkv.specialisation import specialisation
+from heatkv.views.explore import TYPES, looks
+from heatkv.views.specialisation import specialisation
 
 SCALES = ScaleSchedule.square(range(1, 8))
 K = len(SCALES)

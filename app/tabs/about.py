@@ -10,7 +10,7 @@ import gradio as gr
 from app.cards import NAMES
 from app.components import Part
 from app.workbench import Workbench
-from heatkv.specialisation import specialisation
+from heatkv.views.specialisation import specialisation
 
 TEXT = Path(__file__).parents[1] / "about.md"
 

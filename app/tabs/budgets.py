@@ -11,11 +11,11 @@ from app.inputs import InputError, read_batch, read_percent, read_policy
 from app.page import PRIVATE, notice, problem, saved_file
 from app.pictures import file_name
 from app.tabs.compare import without_folder
-from heatkv import budgets
-from heatkv.budgets import Ranking
 from heatkv.models.infinity.scales import FULL, SIZES
 from heatkv.models.presets import PRESETS, Preset
 from heatkv.policies import REGISTRY
+from heatkv.views import budgets
+from heatkv.views.budgets import Ranking
 
 START_MODEL, START_BATCH, START_DTYPE, START_PERCENT = "infinity-2b", 1, "bfloat16", 10
 RATIOS = [(f"{ratio} (height / width)" if ratio != "1.0" else "square", ratio) for ratio in sorted(FULL, key=float)]

@@ -14,9 +14,9 @@ from app.page import MODEL_JOB, PRIVATE, Page, notice, problem
 from app.pictures import data_url
 from app.prompts import prompt_field
 from app.workbench import Calibration, Workbench
-from heatkv import metrics
 from heatkv.generate import Generation
 from heatkv.policies import REGISTRY
+from heatkv.study import metrics
 
 
 class MethodsTab:

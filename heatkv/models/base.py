@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from heatkv.attention import pinned, there
-from heatkv.cache import KVCache
+from heatkv.cache.attention import pinned, there
+from heatkv.cache.seam import KVCache
 from heatkv.scales import Geometry
 
 # (scale, shape without the batch) -> uniform numbers in [0, 1), float32 on the CPU

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.cache import KVCache, ScheduleCache
+from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.policies import ams, h2o, hack, headkv, heatkv, heatkv_plus, random, reverse, scalekv, snapkv, streaming
 from heatkv.policies.base import Needs, PlanInput, Policy
 from heatkv.scales import Geometry

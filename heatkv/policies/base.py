@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.scales import Geometry
 from heatkv.schedule import Storage, token_limit
 from heatkv.scores import HeadScores

@@ -15,7 +15,7 @@ holds most. Of the cells held at that moment, let the one go whose reading from 
 The evictions are one sequence, the same for every budget: a budget says how far along it to go. So plans are nested in
 the budget, and they keep to it after every layer, not only between scales.
 
-What stays is stored in 8 bits (`heatkv.cache`), which leaves room for nearly twice the cells; ``heatkv+16`` does
+What stays is stored in 8 bits (`heatkv.cache.seam`), which leaves room for nearly twice the cells; ``heatkv+16`` does
 without. Static and monotone; calibration is HeatKV's. Provenance: this repository, with its evidence in LOG.md.
 """
 

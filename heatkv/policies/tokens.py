@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.attention import TILE_LOGITS, Part, merge, partial_attention
-from heatkv.cache import KVCache
+from heatkv.cache.attention import TILE_LOGITS, Part, merge, partial_attention
+from heatkv.cache.seam import KVCache
 from heatkv.policies.allowance import EMPTY, held_tokens, resident
 from heatkv.scales import Geometry
 

@@ -20,9 +20,9 @@ from heatkv.models.infinity.autoencoder import Autoencoder
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import WordEncoder
 from heatkv.scores import HeadScores
-from heatkv.specialisation import LITTLE, MUCH, specialisation
 from heatkv.training import data, tokenizer, transformer
 from heatkv.training.sheet import draw
+from heatkv.views.specialisation import LITTLE, MUCH, specialisation
 
 SINK_SCALES = 3
 BIT_PICTURES = 256

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from heatkv.cache import full_cache
+from heatkv.cache.seam import full_cache
 from heatkv.files import write_atomic
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.models.infinity.autoencoder import Autoencoder, BitQuantizer
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import Vocabulary, WordEncoder, split_words

@@ -17,10 +17,10 @@ from pages import Site, tab, visit
 from playwright.sync_api import Page, expect
 
 import heatkv
-from heatkv import budgets
 from heatkv.models import load
 from heatkv.schedule import Schedule
 from heatkv.scores import orders_to_json
+from heatkv.views import budgets
 from tests.models import official_files as files
 
 WAIT = 120_000

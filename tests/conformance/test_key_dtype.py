@@ -12,7 +12,7 @@ import torch
 from test_published_infinity import LONG, load, make_transformer, run_end_to_end, text_of
 from torch import Tensor
 
-from heatkv.cache import ScheduleCache
+from heatkv.cache.seam import ScheduleCache
 from heatkv.schedule import Schedule
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from heatkv.attention import partial_attention
-from heatkv.cache import KVCache, ScheduleCache, full_cache
+from heatkv.cache.attention import partial_attention
+from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from heatkv.models.infinity.layout import autoencoder_state, transformer_state, unpack_text

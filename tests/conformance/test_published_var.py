@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heatkv.cache import full_cache
+from heatkv.cache.seam import full_cache
 from heatkv.models.base import Sampling
 from heatkv.models.var import layout
 from heatkv.models.var.sampling import filter_logits, generate_scales

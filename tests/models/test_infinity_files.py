@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from heatkv import calibrate, generate, load, plan
-from heatkv.cache import full_cache
+from heatkv.cache.probe import ProbeCache
+from heatkv.cache.seam import full_cache
 from heatkv.generate import generate_events
 from heatkv.models import CheckpointError, find_geometry
 from heatkv.models.base import GenerativeModel
 from heatkv.models.infinity import layout, official
 from heatkv.models.infinity.autoencoder import Autoencoder
 from heatkv.models.infinity.model import InfinityModel
-from heatkv.probe import ProbeCache
 
 
 @pytest.fixture(autouse=True)

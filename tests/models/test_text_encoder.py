@@ -82,7 +82,7 @@ def test_a_model_with_its_real_text_encoder_generates(folder: Path, tmp_path: Pa
 def test_staged_offload_takes_turns_and_changes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heatkv.cache import full_cache
+    from heatkv.cache.seam import full_cache
     from heatkv.generate import generate_events
     from heatkv.models import memory
 

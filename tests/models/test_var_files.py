@@ -12,7 +12,7 @@ import torch
 from test_infinity_files import check_whole_path
 
 from heatkv import generate, load
-from heatkv.cache import full_cache
+from heatkv.cache.seam import full_cache
 from heatkv.models import CheckpointError, find_geometry
 from heatkv.models.base import Sampling, seeded_noise
 from heatkv.models.prompts import PromptError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.files import write_atomic
 from heatkv.models.base import Noise, Sampling, ScaleTokens
 from heatkv.models.checkpoint import load_state, save_shards

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.models.base import Noise, ScaleTokens, sent
 from heatkv.models.infinity.autoencoder import BitQuantizer
 from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.models.infinity.rope import RopeMode, rope_table, rotate
 from heatkv.scales import Geometry, ScaleSchedule
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.models.base import Noise, Sampling, ScaleTokens
 from heatkv.models.offload import Staged, Stages
 from heatkv.models.var.classes import Classes

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.models.base import Noise, Sampling, ScaleTokens, sent
 from heatkv.models.var.transformer import VarTransformer
 from heatkv.models.var.vqvae import CodeQuantizer

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatkv.cache import KVCache
+from heatkv.cache.seam import KVCache
 from heatkv.models.infinity.transformer import AdaptiveNorm, FeedForward, Modulation, layer_norm
 from heatkv.scales import Geometry, ScaleSchedule
 

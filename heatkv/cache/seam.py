@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from heatkv.arena import Arena, decode, encode, memory_for
-from heatkv.attention import keys_and_values, ragged_attention, select
-from heatkv.layout import Layout, Step, scales_at_rest, scales_in_place, step
+from heatkv.cache.arena import Arena, decode, encode, memory_for
+from heatkv.cache.attention import keys_and_values, ragged_attention, select
+from heatkv.cache.layout import Layout, Step, scales_at_rest, scales_in_place, step
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, bytes_per_token
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from heatkv.cache import KVCache, ScheduleCache, full_cache
+from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.generate import process_bytes_peak
 from heatkv.models.base import GenerativeModel, seeded_noise

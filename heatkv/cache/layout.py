@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.attention import Reading, on_host, reading
+from heatkv.cache.attention import Reading, on_host, reading
 
 # Remembered steps: some images' worth of them for the largest models, a few kB to 300 kB of host memory each.
 STEPS = 1024

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache import ScheduleCache
-from heatkv.layout import Step, ranges
+from heatkv.cache.layout import Step, ranges
+from heatkv.cache.seam import ScheduleCache
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 

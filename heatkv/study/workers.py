@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from heatkv.shards import Setting, Shard, ShardError, execute
+from heatkv.study.shards import Setting, Shard, ShardError, execute
 
 ENGINES = ("local", "ray")
 RETRIES = 3  # of a shard whose worker is lost

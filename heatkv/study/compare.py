@@ -20,7 +20,7 @@ import numpy as np
 from heatkv.models.base import GenerativeModel
 from heatkv.policies import find
 from heatkv.scores import HeadScores
-from heatkv.shards import (
+from heatkv.study.shards import (
     BATCHES,
     REFERENCES,
     Outcome,
@@ -34,8 +34,8 @@ from heatkv.shards import (
     weights_fingerprint,
     write_shard,
 )
-from heatkv.statistics import Values, difference, iso_psnr, summarise
-from heatkv.workers import Task, check_engine, run_tasks
+from heatkv.study.statistics import Values, difference, iso_psnr, summarise
+from heatkv.study.workers import Task, check_engine, run_tasks
 
 BASELINE = "heatkv"  # what the others are compared with
 REFERENCE_NAMES = {"other_seed": "another seed", "sinks_only": "sinks only", "dtype_noise": "bf16 against fp32"}

@@ -1,6 +1,7 @@
 """How unlike each other the heads of a model are: the condition for head-specific budgets to be worth anything.
 
-What type a head is of is defined in one place, `heatkv.explore.Looks`; this adds what can be said of all heads at once.
+What type a head is of is defined in one place, `heatkv.views.explore.Looks`; this adds what can be said of all heads
+at once.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.explore import TYPES, looks
 from heatkv.scores import HeadScores
+from heatkv.views.explore import TYPES, looks
 
 LITTLE, MUCH = 0.25, 2.0  # of what a head gives to a source scale that spreads evenly over all tokens it sees
 
@@ -54,8 +55,8 @@ class Specialisation:
     heads
         How many heads that is.
     types
-        Share of heads of every type of `heatkv.explore.TYPES`: a head favours a group of scales if it spends
-        `heatkv.explore.TYPE_EXCESS` more on it than an even head would; ``spread`` are those that favour none.
+        Share of heads of every type of `heatkv.views.explore.TYPES`: a head favours a group of scales if it spends
+        `heatkv.views.explore.TYPE_EXCESS` more on it than an even head would; ``spread`` are those that favour none.
     entropy_low, entropy_mean, entropy_high
         Of the entropy of heads, in bits: how evenly a head divides its attention over the scales it sees, mean over
         the target scales after the sinks. Calibration sums over the queries and tokens of a scale, so this says

@@ -290,8 +290,8 @@ def attention_view(
 ) -> AttentionView:
     """Pool the attention of the last scale's queries, ``(queries, all tokens)``.
 
-    Every n-th query is enough (`heatkv.probe.ProbeCache` thins them out where they are many): the grid of positions
-    becomes coarser until every position has a query.
+    Every n-th query is enough (`heatkv.cache.probe.ProbeCache` thins them out where they are many): the grid of
+    positions becomes coarser until every position has a query.
     """
     attention_NC = attention_NC.astype(np.float64)
     height, width = scales[-1]

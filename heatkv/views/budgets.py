@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heatkv import explore
 from heatkv.models.presets import PRESETS, Preset, find_preset
 from heatkv.policies import plan, usable
 from heatkv.policies.base import Policy
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, bytes_per_token
 from heatkv.scores import HeadScores, load_orders
+from heatkv.views import explore
 
 SINK_SCALES = 3
 GUIDED_ROWS = 2  # with classifier-free guidance every image is two rows, and both are cached
