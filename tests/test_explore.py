@@ -12,11 +12,12 @@ import pytest
 from peers import scores_of as measured_scores
 from strategies import random_scores
 
+from heatkv import plan
 from heatkv.policies import REGISTRY
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, ScheduleError, least_budget
 from heatkv.scores import HeadScores
-from heatkv.views import explore, plan
+from heatkv.views import explore
 from heatkv.views.explore import GROUPS, TYPES, attention_view, budget_percents, budget_table, looks
 
 STATIC = [name for name, policy in REGISTRY.items() if policy.static]
