@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -29,8 +29,8 @@ class Page:
     calibration: gr.State  # Calibration of this session, or None for the bundled one
     uploaded: gr.State  # Schedule to use instead of a plan, or None
     head: gr.State  # (layer, head) in view
-    prompt: gr.Textbox | gr.Dropdown | None = None
-    seed: gr.Number | None = None
+    prompt: gr.Textbox | gr.Dropdown = field(init=False)
+    seed: gr.Number = field(init=False)
 
 
 def notice(text: str, kind: str = "info") -> dict[str, str]:

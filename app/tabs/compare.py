@@ -71,7 +71,7 @@ class CompareTab:
         inputs = [page.prompt, page.seed, page.budget, page.policy, page.calibration, page.uploaded]
         outputs = [self.wipe, self.card, self.notice, self.result, self.generate, self.cancel, self.save_image]
         submits = [page.prompt.submit] if isinstance(page.prompt, gr.Textbox) else []
-        runs = [
+        runs: list[Any] = [
             trigger(self.compare, inputs, outputs, **MODEL_JOB, **PRIVATE)
             for trigger in (self.generate.click, *submits)
         ]

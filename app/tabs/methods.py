@@ -61,7 +61,7 @@ class MethodsTab:
         inputs = [self.prompt, page.seed, page.budget, page.calibration]
         outputs = [self.sheet, self.progress, self.notice, self.draw, self.cancel]
         submits = [self.prompt.submit] if isinstance(self.prompt, gr.Textbox) else []
-        runs = [
+        runs: list[Any] = [
             trigger(self.draw_all, inputs, outputs, **MODEL_JOB, **PRIVATE) for trigger in (self.draw.click, *submits)
         ]
         self.cancel.click(None, None, None, cancels=runs).then(
