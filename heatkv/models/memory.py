@@ -73,9 +73,9 @@ def estimate(preset: Preset, device: torch.device, dtype: torch.dtype) -> Estima
     blocks, rest = transformer_parameters(shape, scales)
     h, w = preset.image_size
     size, tokens = dtype.itemsize, max(scales.tokens)
-    # Two rows of hidden states, projections, feed-forward and float32 logits of the largest scale.
+    # Two rows of the largest scale: projections and feed-forward, float32 logits, the float32 stream and its norm.
     outputs = shape.vocabulary if isinstance(shape, VarConfig) else 2 * shape.bits
-    activations = 2 * tokens * (16 * shape.width * size + 3 * 4 * outputs + 8 * shape.width)
+    activations = 2 * tokens * (16 * shape.width * size + 3 * 4 * outputs + 12 * shape.width)
     image = preset.autoencoder_config
     # In float16, T5 keeps one matrix of every layer, a quarter of its weights, in float32.
     text_bytes = 2.5 if text_dtype(device, dtype) == torch.float16 else text_dtype(device, dtype).itemsize

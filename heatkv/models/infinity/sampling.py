@@ -79,7 +79,6 @@ def generate_scales(
     if guidance.active:
         text = pad_and_stack(text, negative or model.unconditional(text.mask_BN))
     condition = model.condition(text)
-    dtype = model.dtype
     halves = 2 if guidance.active else 1
     latent: Tensor | None = None
 
@@ -95,7 +94,7 @@ def generate_scales(
             return x
 
         codes = None if latent is None else quantizer.next_input(latent, k).repeat(halves, 1, 1)
-        x = model.embed(codes, condition).to(dtype)
+        x = model.embed(codes, condition).float()
         logits = model.logits(model(x, start, condition, cache, after_layer), condition) / temperature
         on_logits = guidance.active and not guidance.hidden_layers
         logits = guide(logits, strength) if on_logits else logits[:rows]

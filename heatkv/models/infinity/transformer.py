@@ -72,7 +72,7 @@ class TextCondition:
 
 @dataclass(frozen=True)
 class Modulation:
-    """What a block's condition does to its two branches, each ``[B, 1, C]``: factors, shifts and gains."""
+    """What a block's condition does to its two branches, each ``[B, 1, C]`` in float32: factors, shifts and gains."""
 
     factor1: Tensor
     shift1: Tensor
@@ -82,15 +82,19 @@ class Modulation:
     gain2: Tensor
 
     @classmethod
-    def of(cls, published_B16C: Tensor, dtype: torch.dtype) -> Modulation:
+    def of(cls, published_B16C: Tensor) -> Modulation:
         """From gains, scales (a factor of 1 is a scale of 0) and shifts, in the published order."""
-        gain1, gain2, scale1, scale2, shift1, shift2 = published_B16C.unbind(2)
-        parts = (1 + scale1, shift1, gain1, 1 + scale2, shift2, gain2)
-        return cls(*(part.to(dtype) for part in parts))
+        gain1, gain2, scale1, scale2, shift1, shift2 = published_B16C.float().unbind(2)
+        return cls(1 + scale1, shift1, gain1, 1 + scale2, shift2, gain2)
 
 
 def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def modulated(x_BNC: Tensor, factor_B1C: Tensor, shift_B1C: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a branch of a block reads: the stream normalised, scaled and shifted, and only then rounded to ``dtype``."""
+    return torch.addcmul(shift_B1C, layer_norm(x_BNC), factor_B1C).to(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -192,7 +196,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward; the text modulates the first and the last."""
+    """Self-attention, cross-attention and feed-forward; the text modulates the first and the last.
+
+    The stream that the three add to stays in the dtype it comes in, float32 when generating: the published models run
+    under autocast, which rounds what goes into a matrix product, but not the sum over the layers.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -204,11 +212,13 @@ class Block(nn.Module):
         self.ffn = FeedForward(width, round(width * config.mlp_ratio / 256) * 256)
 
     def forward(self, x_BNC: Tensor, turn: Tensor, text: TextCondition, cache: KVCache, layer: int) -> Tensor:
-        m = text.modulations[layer]
-        attended = self.sa(torch.addcmul(m.shift1, layer_norm(x_BNC), m.factor1), turn, cache, layer)
+        m, dtype = text.modulations[layer], self.sa.mat_qkv.weight.dtype
+        attended = self.sa(modulated(x_BNC, m.factor1, m.shift1, dtype), turn, cache, layer)
         x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
-        x_BNC = x_BNC + self.ca(self.ca_norm(x_BNC), text, layer)
-        return torch.addcmul(x_BNC, self.ffn(torch.addcmul(m.shift2, layer_norm(x_BNC), m.factor2)), m.gain2)
+        weight, bias = (part.to(x_BNC.dtype) for part in (self.ca_norm.weight, self.ca_norm.bias))
+        normed = F.layer_norm(x_BNC, weight.shape, weight, bias, self.ca_norm.eps)
+        x_BNC = x_BNC + self.ca(normed.to(dtype), text, layer)
+        return torch.addcmul(x_BNC, self.ffn(modulated(x_BNC, m.factor2, m.shift2, dtype)), m.gain2)
 
 
 class AdaptiveNorm(nn.Module):
@@ -296,7 +306,7 @@ class InfinityTransformer(nn.Module):
         features = self.text_proj_for_ca(features)
         # The features are float32; the blocks read them in their own dtype.
         read = tuple(block.ca.read(features.to(self.dtype)) for block in self.layers)
-        modulations = tuple(Modulation.of(block.ada_gss + modulation, self.dtype) for block in self.layers)
+        modulations = tuple(Modulation.of(block.ada_gss + modulation) for block in self.layers)
         return TextCondition(pooled, features, mask, modulations, read)
 
     def embed(self, codes_BNd: Tensor | None, text: TextCondition) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatkv.cache.seam import KVCache
-from heatkv.models.infinity.transformer import AdaptiveNorm, FeedForward, Modulation, layer_norm
+from heatkv.models.infinity.transformer import AdaptiveNorm, FeedForward, Modulation, modulated
 from heatkv.scales import Geometry, ScaleSchedule
 
 
@@ -90,7 +90,11 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, both scaled, shifted and gated by the class."""
+    """Self-attention and feed-forward, both scaled, shifted and gated by the class.
+
+    The stream that the two add to is float32, whatever the dtype of the weights: the published models run under
+    autocast, which rounds what goes into a matrix product, but not the sum over the layers.
+    """
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -103,15 +107,15 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def modulation(self, class_BC: Tensor, shared_B16C: Tensor | None) -> Modulation:
-        dtype = self.attn.q_bias.dtype
         if shared_B16C is not None:
-            return Modulation.of(self.ada_gss + shared_B16C, dtype)
-        return Modulation.of(self.ada_lin(class_BC.to(dtype)).view(len(class_BC), 1, 6, -1), dtype)
+            return Modulation.of(self.ada_gss + shared_B16C)
+        return Modulation.of(self.ada_lin(class_BC.to(self.attn.q_bias.dtype)).view(len(class_BC), 1, 6, -1))
 
     def forward(self, x_BNC: Tensor, m: Modulation, cache: KVCache, layer: int) -> Tensor:
-        attended = self.attn(torch.addcmul(m.shift1, layer_norm(x_BNC), m.factor1), cache, layer)
+        dtype = self.attn.q_bias.dtype
+        attended = self.attn(modulated(x_BNC, m.factor1, m.shift1, dtype), cache, layer)
         x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
-        return torch.addcmul(x_BNC, self.ffn(torch.addcmul(m.shift2, layer_norm(x_BNC), m.factor2)), m.gain2)
+        return torch.addcmul(x_BNC, self.ffn(modulated(x_BNC, m.factor2, m.shift2, dtype)), m.gain2)
 
 
 class VarTransformer(nn.Module):
@@ -166,7 +170,7 @@ class VarTransformer(nn.Module):
         span = slice(first_token, first_token + x_BNC.shape[1])
         # No index that would have to be sent to the device, and waited for.
         level_LC = torch.cat([self.lvl_embed.weight[k].expand(n, -1) for k, n in enumerate(self.scales.tokens)])
-        x_BNC = (x_BNC + level_LC[span] + self.pos_1LC[:, span]).to(self.dtype)
+        x_BNC = (x_BNC + level_LC[span] + self.pos_1LC[:, span]).float()
         for layer, (block, modulation) in enumerate(zip(self.blocks, condition.modulations, strict=True)):
             x_BNC = block(x_BNC, modulation, cache, layer)
         return x_BNC
