@@ -1,4 +1,4 @@
-"""The command line: ``python -m heatkv models | generate | calibrate | plan | compare | bench``.
+"""The command line: ``heatkv models | generate | calibrate | plan | compare | bench | app`` (``python -m heatkv`` too).
 
 A bad argument or file ends with exit code 2 and one line on stderr. With ``--json``, stdout holds one
 JSON object and nothing else; progress goes to stderr.
@@ -12,10 +12,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from heatkv.files import shown, write_atomic
+from heatkv.files import program_root, shown, write_atomic
 from heatkv.threads import keep_to_own_cores
 
 MAX_PROMPT_LINES = 100_000
@@ -158,12 +159,12 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.calibration import calibrate_steps
-    from heatkv.models import ASSETS, is_bundled
+    from heatkv.models import is_bundled
 
     out = check_writable(arguments.out)
     path = arguments.prompts
     if path is None and is_bundled(arguments.model):
-        path = ASSETS / "prompts" / "calibration.txt"
+        path = program_root() / "assets" / "prompts" / "calibration.txt"
     prompts = read_prompts(path) if path else []
     model = load_model(arguments)
     prompts = prompts or list(model.examples)
@@ -397,11 +398,29 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--repeats", type=int, default=5)
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: bundled, or random orders)")
     sub.add_argument("--out", type=Path, help="results file to write (JSON)")
+
+    commands.add_parser("app", help="serve the explorer in the browser", add_help=False)
     return parser
 
 
+def start_app(arguments: Sequence[str]) -> int:
+    """The explorer, which a checkout has beside the library and a wheel inside it."""
+    missing = [name for name in ("gradio", "plotly") if find_spec(name) is None]
+    if missing:
+        say(f"error: the app needs {' and '.join(missing)}: pip install 'heatkv[app]'")
+        return 2
+    sys.path.insert(0, str(program_root()))
+    from app.__main__ import main as serve
+
+    serve(list(arguments))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        if argv[:1] == ["app"]:  # it has a parser of its own, and imports what no other command needs
+            return start_app(argv[1:])
         arguments = make_parser().parse_args(argv)
     except SystemExit as end:
         return int(end.code or 0)

@@ -35,6 +35,13 @@ def shown(value: object) -> str:
     return _repr.repr(value)
 
 
+def program_root() -> Path:
+    """The folder of ``assets/`` and ``app/``: a checkout, or ``heatkv/bundle`` where a wheel was installed."""
+    package = Path(__file__).resolve().parent
+    bundle = package / "bundle"
+    return bundle if bundle.is_dir() else package.parent
+
+
 def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[ValueError]) -> bytes:
     """The whole file, or ``error`` if it can not be read or is larger than ``limit`` bytes."""
     try:

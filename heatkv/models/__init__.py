@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from heatkv.files import shown
+from heatkv.files import program_root, shown
 from heatkv.models import hub, untrained
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.models.checkpoint import CheckpointError
@@ -27,8 +27,7 @@ from heatkv.models.var.model import VarModel
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-BUNDLED = ASSETS / "models"
+BUNDLED = program_root() / "assets" / "models"
 
 __all__ = [
     "CheckpointError", "GenerativeModel", "NotEnoughMemory", "Preset", "Sampling", "bundled_scores", "download",

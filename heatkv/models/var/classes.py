@@ -6,11 +6,11 @@ import difflib
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
+from heatkv.files import program_root
 from heatkv.models.prompts import PromptError, check_prompt
 
-IMAGENET = Path(__file__).resolve().parents[3] / "assets" / "imagenet_classes.txt"
+IMAGENET = program_root() / "assets" / "imagenet_classes.txt"
 
 
 def plain(name: str) -> str:
