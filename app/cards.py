@@ -6,7 +6,7 @@ from typing import Any
 
 from app.pictures import data_url
 from app.workbench import Probe, Workbench
-from heatkv.views.explore import GROUPS, TYPE_EXCESS, TYPES, Looks, attention_view
+from heatkv.views.explore import GROUPS, TYPE_EXCESS, TYPES, HeadProfiles, attention_view
 
 NAMES = {
     "itself": "looks at its own scale",
@@ -26,7 +26,7 @@ WORDS = {
 
 
 def head_card(
-    bench: Workbench, looks: Looks | None, label: str, head: tuple[int, int], probe: Probe | None = None
+    bench: Workbench, profiles: HeadProfiles | None, label: str, head: tuple[int, int], probe: Probe | None = None
 ) -> dict[str, Any]:
     """The value of the ``headcard`` part; without a probe it says that the maps are still to come."""
     layer, number = head
@@ -40,12 +40,12 @@ def head_card(
         "message": "" if probe else "Drawing the image to see what this head reads …",
         "failed": False,
     }
-    if looks is not None:
-        kind = TYPES[looks.type_LH[layer, number]]
+    if profiles is not None:
+        kind = TYPES[profiles.type_LH[layer, number]]
         card["title"] += f": {NAMES[kind]}"
         card["text"] = WORDS[kind]
-        card["evidence"] = _evidence(bench, looks, head)
-        prompts = "1 prompt" if looks.prompts == 1 else f"{looks.prompts} prompts"
+        card["evidence"] = _evidence(bench, profiles, head)
+        prompts = "1 prompt" if profiles.prompts == 1 else f"{profiles.prompts} prompts"
         card["source"] = (
             f"Share of its attention, mean over {prompts} ({label}). The tick is what even attention would give; "
             f"{100 * TYPE_EXCESS:.0f} points above it make a type."
@@ -65,7 +65,7 @@ def failed(card: dict[str, Any], message: str) -> dict[str, Any]:
     return {**card, "message": message, "failed": True}
 
 
-def _evidence(bench: Workbench, looks: Looks, head: tuple[int, int]) -> list[dict[str, Any]]:
+def _evidence(bench: Workbench, profiles: HeadProfiles, head: tuple[int, int]) -> list[dict[str, Any]]:
     names = {
         "itself": "its own scale",
         "previous": "the previous scale",
@@ -73,6 +73,6 @@ def _evidence(bench: Workbench, looks: Looks, head: tuple[int, int]) -> list[dic
         "sinks": f"scales 1 to {bench.sink_scales}, the sinks",
     }
     return [
-        {"name": names[group], "share": float(looks.share_LHG[(*head, g)]), "even": float(looks.even_G[g])}
+        {"name": names[group], "share": float(profiles.share_LHG[(*head, g)]), "even": float(profiles.even_G[g])}
         for g, group in enumerate(GROUPS)
     ]

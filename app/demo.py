@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from app.api import Api
-from app.components import Part
+from app.components import Component
 from app.inputs import read_link
 from app.page import PRIVATE, Page, notice
 from app.tabs import about
@@ -126,7 +126,7 @@ class _Demo:
             with gr.Column(scale=8, min_width=260):
                 gr.Markdown(f"# {TITLE}\n\n{SENTENCE}")
             with gr.Column(scale=2, min_width=160):
-                Part("share")
+                Component("share")
         with gr.Row(elem_id="controls"):
             budget = gr.Slider(
                 bench.percents(self.start_policy)[0],
@@ -139,7 +139,7 @@ class _Demo:
                 min_width=200,
                 elem_id="budget",
             )
-            knobs = Part("knobs", self.table(None, self.start_policy, None))
+            knobs = Component("knobs", self.table(None, self.start_policy, None))
         policy = gr.Radio(
             self.choices(None),
             value=self.start_policy,
@@ -148,7 +148,7 @@ class _Demo:
             elem_id="policy",
         )
         with gr.Row(visible=False, elem_id="uploaded") as self.uploaded_row:
-            self.uploaded_notice = Part("notice", elem_id="uploaded-notice", scale=6)
+            self.uploaded_notice = Component("notice", elem_id="uploaded-notice", scale=6)
             self.remove = gr.Button("Stop using it", size="sm", scale=1, min_width=130, elem_id="uploaded-remove")
         self.tour.build_bar()
         page = Page(

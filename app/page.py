@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.components import Part
+from app.components import Component
 from app.workbench import Workbench
 
 # The model does one job at a time, whoever asks.
@@ -24,7 +24,7 @@ class Page:
     bench: Workbench
     budget: gr.Slider
     policy: gr.Radio
-    knobs: Part
+    knobs: Component
     tabs: gr.Tabs
     calibration: gr.State  # Calibration of this session, or None for the bundled one
     uploaded: gr.State  # Schedule to use instead of a plan, or None

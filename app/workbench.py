@@ -35,7 +35,7 @@ from heatkv.views import explore
 
 SINK_SCALES = 3
 LOCK_SECONDS = 600
-SETTLE_SECONDS = 3
+IDLE_SECONDS = 3
 # Attention of all heads of one image is kept for a session up to so many numbers; beyond, one head at a time.
 PROBE_NUMBERS = 1 << 25
 
@@ -180,9 +180,9 @@ class Workbench:
         finally:
             self._lock.release()
 
-    def settle(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until a job that was just stopped has ended: a page that starts the next one sooner loses it."""
-        if self._lock.acquire(timeout=SETTLE_SECONDS):
+        if self._lock.acquire(timeout=IDLE_SECONDS):
             self._lock.release()
         time.sleep(0.25)  # for the page to hear of it
 
@@ -223,13 +223,13 @@ class Workbench:
             budgets = self._budgets(found, policy)
             if found is self.bundled:
                 self._tables[policy] = budgets
-        looks = self.looks(found)
+        profiles = self.profiles(found)
         ranks = None
         if found.scores is None:
             ranks = explore.rank_share(np.asarray(found.source), self.geometry, self.sink_scales)
         return {
             **budgets.to_json(),
-            **explore.cells_json(looks, ranks),
+            **explore.cells_json(profiles, ranks),
             "bytesPerToken": self.bytes_per_token("compute"),
             "heldBytesPerToken": self.bytes_per_token(budgets.storage),
             "fixed": uploaded is not None,
@@ -242,16 +242,16 @@ class Workbench:
         planned = [self.choose(calibration, p / 100, policy).make_cache().planned_tokens for p in percents]
         return explore.dynamic_table(self.geometry, self.sink_scales, policy, percents, planned)
 
-    def looks(self, calibration: Calibration | None) -> explore.Looks | None:
+    def profiles(self, calibration: Calibration | None) -> explore.HeadProfiles | None:
         calibration = calibration or self.bundled
         if calibration is self.bundled:
-            return self._bundled_looks
-        return explore.looks(calibration.scores, self.sink_scales) if calibration.scores else None
+            return self._bundled_profiles
+        return explore.head_profiles(calibration.scores, self.sink_scales) if calibration.scores else None
 
     @cached_property
-    def _bundled_looks(self) -> explore.Looks:
+    def _bundled_profiles(self) -> explore.HeadProfiles:
         assert self.bundled.scores is not None
-        return explore.looks(self.bundled.scores, self.sink_scales)
+        return explore.head_profiles(self.bundled.scores, self.sink_scales)
 
     def bytes_per_token(self, storage: Storage) -> int:
         """Keys and values of one cached token of one head, for one image, guidance rows included."""
@@ -303,7 +303,7 @@ class Workbench:
         """All heads where their attention is small enough to keep, else the one asked for."""
         scales = self.geometry.scales
         entries = sum(min(n * end, MAX_ENTRIES) for n, (_, end) in zip(scales.tokens, scales.bounds, strict=True))
-        if entries * self.geometry.slots > PROBE_NUMBERS:
+        if entries * self.geometry.head_count > PROBE_NUMBERS:
             return [head]
         return [(layer, h) for layer in range(self.geometry.layers) for h in range(self.geometry.heads)]
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatkv.cache.attention import Part, keys_and_values, part_weights, partial_attention
+from heatkv.cache.attention import PartialAttention, keys_and_values, partial_attention, partial_weights
 from heatkv.cache.layout import Step
 from heatkv.cache.seam import ScheduleCache
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
@@ -62,39 +62,39 @@ def observe(
     sources, keys = len(bounds), k_BHMD.shape[2]
     if sources == 1 and not spread:  # a scale that is alone reads itself
         return Observation(torch.full((heads, 1), batch, dtype=torch.float64), torch.empty(heads, 0), None)
-    # One dimension G for the heads of all rows, which takes fewer operations.
-    q_GND = q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float().flatten(0, 1)
-    k_GDM, v_GMD = k_BHMD.float().flatten(0, 1).transpose(1, 2), v_BHMD.float().flatten(0, 1)
-    of_source_SM = keys_of_sources(tuple(bounds), q_GND.device)
+    # One dimension R for the heads of all batch rows, which takes fewer operations.
+    q_RND = q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float().flatten(0, 1)
+    k_RDM, v_RMD = k_BHMD.float().flatten(0, 1).transpose(1, 2), v_BHMD.float().flatten(0, 1)
+    of_source_SM = keys_of_sources(tuple(bounds), q_RND.device)
     sums: list[Tensor] = []
-    for tile_GND in q_GND.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=1):
-        p_GNM = torch.bmm(tile_GND, k_GDM).softmax(-1)
-        mass_GSN = of_source_SM @ p_GNM.transpose(1, 2)
-        share_SGND = q_GND.new_empty(sources, *tile_GND.shape)
-        for share_GND, (start, end) in zip(share_SGND.unbind(), bounds, strict=True):
-            torch.bmm(p_GNM[:, :, start:end], v_GMD[:, start:end], out=share_GND)
-        out_GND = share_SGND.sum(0)
-        earlier_SGN1 = mass_GSN[:, :-1].transpose(0, 1).unsqueeze(-1)
-        lost_SGN = torch.addcmul(share_SGND[:-1], earlier_SGN1, out_GND, value=-1).square_().sum(-1)
-        rest_SGN = (1 - earlier_SGN1.squeeze(-1)).clamp_min_(LEAST_REST)
-        of_tile = [mass_GSN.sum(2), out_GND.square_().sum((1, 2)), (lost_SGN / rest_SGN.square_()).sum(2)]
+    for tile_RND in q_RND.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=1):
+        p_RNM = torch.bmm(tile_RND, k_RDM).softmax(-1)
+        mass_RSN = of_source_SM @ p_RNM.transpose(1, 2)
+        share_SRND = q_RND.new_empty(sources, *tile_RND.shape)
+        for share_RND, (start, end) in zip(share_SRND.unbind(), bounds, strict=True):
+            torch.bmm(p_RNM[:, :, start:end], v_RMD[:, start:end], out=share_RND)
+        out_RND = share_SRND.sum(0)
+        earlier_SRN1 = mass_RSN[:, :-1].transpose(0, 1).unsqueeze(-1)
+        lost_SRN = torch.addcmul(share_SRND[:-1], earlier_SRN1, out_RND, value=-1).square_().sum(-1)
+        rest_SRN = (1 - earlier_SRN1.squeeze(-1)).clamp_min_(LEAST_REST)
+        of_tile = [mass_RSN.sum(2), out_RND.square_().sum((1, 2)), (lost_SRN / rest_SRN.square_()).sum(2)]
         if spread:
-            of_tile += [p_GNM.sum(1), p_GNM.square_().sum((1, 2))]
+            of_tile += [p_RNM.sum(1), p_RNM.square_().sum((1, 2))]
         sums = [a + b for a, b in zip(sums, of_tile, strict=True)] if sums else of_tile
-    mass_GS, energy_G, change_SG = sums[:3]
-    mass_BHS = mass_GS.view(batch, heads, sources)
-    n = q_GND.shape[1]
+    mass_RS, energy_R, change_SR = sums[:3]
+    mass_BHS = mass_RS.view(batch, heads, sources)
+    n = q_RND.shape[1]
     if n < queries:
-        pieces = [Part(*partial_attention(q_BHND, k_BHMD[:, :, a:b], v_BHMD[:, :, a:b])) for a, b in bounds]
-        mass_BHS = torch.stack([weight_BHN.sum(2) for weight_BHN in part_weights(pieces)], -1)
-    energy_B = energy_G.view(batch, heads).sum(1).clamp_min(1e-30)
-    change_BHS = change_SG.T.view(batch, heads, -1) / energy_B[:, None, None]
+        pieces = [PartialAttention(*partial_attention(q_BHND, k_BHMD[:, :, a:b], v_BHMD[:, :, a:b])) for a, b in bounds]
+        mass_BHS = torch.stack([weight_BHN.sum(2) for weight_BHN in partial_weights(pieces)], -1)
+    energy_B = energy_R.view(batch, heads).sum(1).clamp_min(1e-30)
+    change_BHS = change_SR.T.view(batch, heads, -1) / energy_B[:, None, None]
     mass_HS = mass_BHS.sum(0, dtype=torch.float64) / queries
     spread_H = None
     if spread:
-        received_GM, square_G = sums[3:]
-        spread_G = (square_G / n - (received_GM / n).square().sum(1)).clamp_min(0)
-        spread_H = spread_G.view(batch, heads).sum(0, dtype=torch.float64)
+        received_RM, square_R = sums[3:]
+        spread_R = (square_R / n - (received_RM / n).square().sum(1)).clamp_min(0)
+        spread_H = spread_R.view(batch, heads).sum(0, dtype=torch.float64)
     return Observation(mass_HS, change_BHS.sum(0, dtype=torch.float64), spread_H)
 
 
@@ -126,14 +126,14 @@ class CalibratingCache(ScheduleCache):
         self._spread_LH = self._mass_LHTS.new_zeros(geometry.layers, geometry.heads)
         self._pending: list[tuple[int, int, Observation]] = []
 
-    def _read(self, layer: int, q_BHND: Tensor, rows: Tensor, now: Step) -> Tensor:
-        k_BHMD, v_BHMD = keys_and_values(rows)
+    def _read(self, layer: int, q_BHND: Tensor, entries: Tensor, now: Step) -> Tensor:
+        k_BHMD, v_BHMD = keys_and_values(entries)
         bounds = self.geometry.scales.bounds[: self.scale + 1]
         q, k, v = (x[: self.rows] for x in (q_BHND, k_BHMD, v_BHMD))
         self._pending.append((layer, self.scale, observe(q, k, v, bounds, spread=self.last_scale)))
-        return super()._read(layer, q_BHND, rows, now)
+        return super()._read(layer, q_BHND, entries, now)
 
-    def _settle(self, sums: Tensor) -> np.ndarray:
+    def _flushed(self, sums: Tensor) -> np.ndarray:
         # Only now, so that there is no wait for the device inside a scale.
         for layer, t, seen in self._pending:
             self._mass_LHTS[layer, :, t, : t + 1] += seen.mass_HS.cpu()
@@ -146,17 +146,17 @@ class CalibratingCache(ScheduleCache):
     @property
     def mass_LHTS(self) -> np.ndarray:
         """Sum over rows of the mean mass of target scale t's queries on source scale s, float64."""
-        return self._settle(self._mass_LHTS)
+        return self._flushed(self._mass_LHTS)
 
     @property
     def change_LHTS(self) -> np.ndarray:
         """Sum over rows of the share of the layer's output that changes at t without source scale s, float64."""
-        return self._settle(self._change_LHTS)
+        return self._flushed(self._change_LHTS)
 
     @property
     def spread_LH(self) -> np.ndarray:
         """Sum over rows of the variance over the last scale's queries of what keys receive, float64."""
-        return self._settle(self._spread_LH)
+        return self._flushed(self._spread_LH)
 
 
 def calibrate_steps(

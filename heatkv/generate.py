@@ -14,7 +14,7 @@ import torch
 
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
-from heatkv.policies import Calibration, cache_factory
+from heatkv.policies import PlanSource, cache_factory
 from heatkv.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def generate(
     *,
     policy: str = "heatkv",
     budget: float | None = None,
-    scores: Calibration = None,
+    scores: PlanSource = None,
 ) -> Generation:
     """Generate one image with the full cache, under a schedule, or as a policy spends a budget.
 

@@ -2,8 +2,12 @@
 
 Tensor names carry their shape as a suffix. The letters, used in the whole package:
 
-    B batch rows    L layers    H heads    N tokens    D head dimension
-    S source scales    T target scales    C model width    K number of scales
+    B batch rows    L layers    H heads    N tokens (queries)    M tokens that are read (keys)    D head dimension
+    S source scales    T target scales    K number of scales    C model width, or the positions of a map
+    R heads of all batch rows, (row, head) pairs    U candidates of one of those: what it holds and what is new
+    E entries of the cache: keys and values of one token of one head for all batch rows    Y bytes of a stored vector
+    G groups of source scales    P budgets    Q positions that are looked at    I images    W width    V codes
+    d bits of a token    c numbers of a code    a digit stands for itself
 """
 
 from __future__ import annotations
@@ -76,14 +80,14 @@ class Geometry:
     scales: ScaleSchedule
 
     @property
-    def slots(self) -> int:
+    def head_count(self) -> int:
         """Heads of the whole model, layers x heads."""
         return self.layers * self.heads
 
     @property
     def full_peak_tokens(self) -> int:
         """Cached tokens at the full cache's peak, summed over all heads (one batch row)."""
-        return self.slots * self.scales.full_peak
+        return self.head_count * self.scales.full_peak
 
     def kv_bytes(self, tokens: int, *, batch: int = 1, key_bytes: int = 4, value_bytes: int = 4) -> int:
         """Bytes of ``tokens`` cached tokens (summed over heads) for ``batch`` rows.

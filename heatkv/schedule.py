@@ -130,7 +130,7 @@ class Schedule:
     @cached_property
     def removed_TS(self) -> npt.NDArray[np.int64]:
         """Heads that no longer read source scale s when target scale t runs, ``(targets, sources)``."""
-        drop_at_NS = self.drop_at_LHS.reshape(self.geometry.slots, -1)
+        drop_at_NS = self.drop_at_LHS.reshape(self.geometry.head_count, -1)
         return np.stack([(drop_at_NS <= t).sum(0) for t in range(drop_at_NS.shape[1])])
 
     @cached_property

@@ -2,7 +2,7 @@
 
 Calibration fills `HeadScores`; planning reads it. The attention mass is kept by target scale, so that one calibration
 serves any number of sink scales and any policy. Orders, the published form of a calibration, rank the heads of each
-prunable source scale from the least needed on; a head is named by its slot, ``layer * heads + head``.
+prunable source scale from the least needed on; a head is named by its number, ``layer * heads + head``.
 """
 
 from __future__ import annotations
@@ -132,16 +132,16 @@ class HeadScores:
         return scas_LHS
 
     def orders(self, sink_scales: int) -> npt.NDArray[np.int64]:
-        """Head slots of every prunable source scale, lowest S-CAS first, ties by head and then by layer.
+        """Head numbers of every prunable source scale, lowest S-CAS first, ties by head and then by layer.
 
         Shape ``(sources, layers * heads)``; row i is source scale ``sink_scales + i``.
         """
         geometry = self.geometry
         scas_LHS = self.scas(sink_scales)[:, :, sink_scales:-1]
-        # A stable sort of slots that stand in (head, layer) order breaks ties as asked.
-        slot_HL = np.arange(geometry.slots).reshape(geometry.layers, geometry.heads).T
-        scas_SN = scas_LHS.transpose(2, 1, 0).reshape(scas_LHS.shape[2], geometry.slots)
-        return slot_HL.ravel()[np.argsort(scas_SN, axis=1, kind="stable")]
+        # A stable sort of heads that stand in (head, layer) order breaks ties as asked.
+        number_HL = np.arange(geometry.head_count).reshape(geometry.layers, geometry.heads).T
+        scas_SN = scas_LHS.transpose(2, 1, 0).reshape(scas_LHS.shape[2], geometry.head_count)
+        return number_HL.ravel()[np.argsort(scas_SN, axis=1, kind="stable")]
 
     def merge(self, other: HeadScores) -> HeadScores:
         """The calibration over the prompts of both. What only one has, or metadata on which they differ, is dropped."""
@@ -225,7 +225,7 @@ class HeadScores:
 def load_orders(path: str | os.PathLike[str], geometry: Geometry, sink_scales: int) -> npt.NDArray[np.int64]:
     """Read published head orders: a JSON list with, per prunable source scale, all ``[head, layer]`` pairs.
 
-    ``{"metadata": ..., "orders": [...]}`` is read too. Returns slots as `HeadScores.orders` does; every problem is an
+    ``{"metadata": ..., "orders": [...]}`` is read too. Returns head numbers as `HeadScores.orders`; every problem is an
     `OrdersError` that names the file.
     """
     data = read_bytes(path, limit=MAX_ORDERS_BYTES, error=OrdersError)
@@ -245,8 +245,8 @@ def orders_from_json(text: str | bytes, geometry: Geometry, sink_scales: int) ->
             f"scale, or an object with that list under 'orders'"
         )
     _check_source_count(len(sources), geometry, sink_scales)
-    rows = [_slots_of(pairs, sink_scales + i, geometry) for i, pairs in enumerate(sources)]
-    return np.array(rows, np.int64).reshape(len(rows), geometry.slots)
+    rows = [_head_numbers(pairs, sink_scales + i, geometry) for i, pairs in enumerate(sources)]
+    return np.array(rows, np.int64).reshape(len(rows), geometry.head_count)
 
 
 def orders_to_json(orders_SN: npt.NDArray[np.integer], geometry: Geometry) -> str:
@@ -257,14 +257,14 @@ def orders_to_json(orders_SN: npt.NDArray[np.integer], geometry: Geometry) -> st
 
 
 def check_orders(orders_SN: npt.ArrayLike, geometry: Geometry, sink_scales: int) -> npt.NDArray[np.int64]:
-    """``orders_SN`` as an array in which every row ranks every slot once, or `OrdersError`."""
+    """``orders_SN`` as an array in which every row ranks every head once, or `OrdersError`."""
     orders = as_array(orders_SN, what="orders", error=OrdersError)
     if orders.ndim != 2 or orders.dtype.kind not in "iu":
-        raise OrdersError(f"orders are {orders.dtype} of shape {orders.shape}: expected whole numbers (sources, slots)")
+        raise OrdersError(f"orders are {orders.dtype} of shape {orders.shape}: expected whole numbers (sources, heads)")
     _check_source_count(len(orders), geometry, sink_scales)
-    if orders.shape[1] != geometry.slots or (np.sort(orders, axis=1) != np.arange(geometry.slots)).any():
+    if orders.shape[1] != geometry.head_count or (np.sort(orders, axis=1) != np.arange(geometry.head_count)).any():
         raise OrdersError(
-            f"every source scale must rank each of the {geometry.slots} slots of {describe(geometry)} once"
+            f"every source scale must rank each of the {geometry.head_count} heads of {describe(geometry)} once"
         )
     return orders.astype(np.int64)
 
@@ -286,17 +286,17 @@ def _check_source_count(found: int, geometry: Geometry, sink_scales: int) -> Non
     )
 
 
-def _slots_of(pairs: Any, source: int, geometry: Geometry) -> list[int]:
-    """One source scale's ``[head, layer]`` pairs as slots, each slot exactly once."""
+def _head_numbers(pairs: Any, source: int, geometry: Geometry) -> list[int]:
+    """One source scale's ``[head, layer]`` pairs as head numbers, each exactly once."""
     model = f"{geometry.layers} layers x {geometry.heads} heads"
     if not isinstance(pairs, list):
         raise OrdersError(f"source scale {source} holds {shown(pairs)}: expected a list of [head, layer] pairs")
-    if len(pairs) > geometry.slots:
+    if len(pairs) > geometry.head_count:
         raise OrdersError(
-            f"source scale {source} lists {len(pairs)} pairs, but {model} are {geometry.slots} heads; these orders are "
-            f"of another model, or list heads more than once"
+            f"source scale {source} lists {len(pairs)} pairs, but {model} are {geometry.head_count} heads; these "
+            f"orders are of another model, or list heads more than once"
         )
-    slots: list[int] = []
+    numbers: list[int] = []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(i) is int for i in pair):
             raise OrdersError(f"source scale {source} lists {shown(pair)}: expected a [head, layer] pair")
@@ -306,19 +306,21 @@ def _slots_of(pairs: Any, source: int, geometry: Geometry) -> list[int]:
                 f"source scale {source} lists [head {shown(head)}, layer {shown(layer)}], which {model} do not have; "
                 f"these orders are of another model, or its pairs are [layer, head]"
             )
-        slots.append(layer * geometry.heads + head)
-    seen = set(slots)
-    if len(seen) < len(slots):
-        twice = next(slot for i, slot in enumerate(slots) if slot in slots[:i])
+        numbers.append(layer * geometry.heads + head)
+    seen = set(numbers)
+    if len(seen) < len(numbers):
+        twice = next(number for i, number in enumerate(numbers) if number in numbers[:i])
         layer, head = divmod(twice, geometry.heads)
         raise OrdersError(f"source scale {source} lists [head {head}, layer {layer}] more than once")
-    if len(slots) < geometry.slots:
-        layer, head = divmod(next(slot for slot in range(geometry.slots) if slot not in seen), geometry.heads)
+    if len(numbers) < geometry.head_count:
+        layer, head = divmod(
+            next(number for number in range(geometry.head_count) if number not in seen), geometry.heads
+        )
         raise OrdersError(
-            f"source scale {source} lists {len(slots)} of {geometry.slots} heads ({model}): [head {head}, layer "
+            f"source scale {source} lists {len(numbers)} of {geometry.head_count} heads ({model}): [head {head}, layer "
             f"{layer}] is missing, for one"
         )
-    return slots
+    return numbers
 
 
 def _checked_mass(mass: npt.ArrayLike, geometry: Geometry, count: int) -> npt.NDArray[np.float64]:

@@ -5,16 +5,16 @@ Every head keeps the tokens that the queries of the newest scale attend to most.
 
 from heatkv.policies.allowance import uniform
 from heatkv.policies.base import PlanInput, Policy
-from heatkv.policies.tokens import Candidates, Ranking, TokenCache
+from heatkv.policies.tokens import Candidates, Priority, TokenCache
 
 
 class TovaCache(TokenCache):
-    def rank(self, candidates: Candidates) -> Ranking:
-        return Ranking(score_RU=candidates.received(candidates.q_RND))
+    def rank(self, candidates: Candidates) -> Priority:
+        return Priority(score_RU=candidates.received(candidates.q_RND))
 
 
-def cache(ask: PlanInput) -> TovaCache:
-    return TovaCache(ask.geometry, uniform(ask))
+def cache(inputs: PlanInput) -> TovaCache:
+    return TovaCache(inputs.geometry, uniform(inputs))
 
 
 POLICY = Policy(

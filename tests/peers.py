@@ -62,6 +62,6 @@ def storage_bytes(cache: KVCache) -> int:
         holders: list[Any] = [piece for state in cache._layers if state for piece in state.pieces]
     else:
         assert isinstance(cache, ScheduleCache)
-        return cache._arena.rows.nbytes if cache._arena else 0
+        return cache._arena.entries.nbytes if cache._arena else 0
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for c in holders for t in (c.k, c.v)}
     return sum(storages.values())

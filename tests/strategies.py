@@ -34,7 +34,7 @@ class Problem:
 
 def random_orders(geometry: Geometry, sink_scales: int, seed: int) -> npt.NDArray[np.int64]:
     sources = len(geometry.scales) - 1 - sink_scales
-    return np.random.default_rng(seed).permuted(np.tile(np.arange(geometry.slots), (sources, 1)), axis=1)
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(geometry.head_count), (sources, 1)), axis=1)
 
 
 def random_scores(geometry: Geometry, seed: int, count: int = 1, model: str = "toy") -> HeadScores:

@@ -216,7 +216,7 @@ def test_orders_alone_plan_the_same_cells_but_know_no_types(bench: Workbench) ->
     orders = Calibration("orders", bench.bundled.scores.orders(bench.sink_scales))
     table, same = bench.table(orders, "heatkv"), bench.table(None, "heatkv")
     assert table["kept"] == same["kept"] and table["kind"] == "rank" and same["kind"] == "share"
-    assert bench.looks(orders) is None
+    assert bench.profiles(orders) is None
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -552,10 +552,10 @@ def test_a_schedule_says_what_it_was_planned_from(bench: Workbench) -> None:
 
 def test_about_tells_how_heads_differ_in_the_words_of_the_head_cards(bench: Workbench) -> None:
     rows = dict(facts(bench)["rows"])
-    looked = bench.looks(None)
-    assert looked is not None
-    kinds, counts = np.unique(looked.type_LH, return_counts=True)
+    profiles = bench.profiles(None)
+    assert profiles is not None
+    kinds, counts = np.unique(profiles.type_LH, return_counts=True)
     for kind, count in zip(kinds, counts, strict=True):
-        assert f"{NAMES[TYPES[kind]]} {count / looked.type_LH.size:.0%}" in rows["What heads do"]
+        assert f"{NAMES[TYPES[kind]]} {count / profiles.type_LH.size:.0%}" in rows["What heads do"]
     assert rows["What heads do"].count("%") == len(kinds)
     assert "an even share" in rows["How uneven heads are"]

@@ -151,7 +151,7 @@ def tab() -> BudgetsTab:
 def orders_file(folder: Path, name: str) -> tuple[Path, np.ndarray]:
     preset = budgets.choose_preset(name)
     rows = len(preset.scales) - 1 - budgets.sink_scales_of(preset)
-    orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.slots) for i in range(rows)])
+    orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.head_count) for i in range(rows)])
     path = folder / f"{name}.json"
     path.write_text(orders_to_json(orders, preset.geometry))
     return path, orders

@@ -21,7 +21,7 @@ MIB = 2**20
 def random_orders(name: str) -> np.ndarray:
     preset = budgets.choose_preset(name)
     rows = len(preset.scales) - 1 - budgets.sink_scales_of(preset)
-    return np.stack([np.random.default_rng(i).permutation(preset.geometry.slots) for i in range(rows)])
+    return np.stack([np.random.default_rng(i).permutation(preset.geometry.head_count) for i in range(rows)])
 
 
 def write_orders(folder: Path, name: str) -> Path:
@@ -70,7 +70,7 @@ def test_orders_of_every_kind_of_model_are_planned(tmp_path: Path, name: str) ->
     assert preset.id == name
     path = tmp_path / "orders.json"
     rows = len(preset.scales) - 1 - budgets.sink_scales_of(preset)
-    orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.slots) for i in range(rows)])
+    orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.head_count) for i in range(rows)])
     path.write_text(orders_to_json(orders, preset.geometry))
     ranking = budgets.read_ranking(path, preset)
     tables = budgets.Tables()
@@ -106,7 +106,7 @@ def test_without_a_ranking_nothing_is_invented() -> None:
         with pytest.raises(ValueError, match="needs the scores of a calibration, or head orders"):
             budgets.plan_for(preset, None, 0.5, "heatkv")
         needed = budgets.what_is_needed(preset)
-        assert preset.id in needed and str(preset.geometry.slots) in needed and "calibrate" in needed
+        assert preset.id in needed and str(preset.geometry.head_count) in needed and "calibrate" in needed
 
 
 def test_files_of_other_models_are_refused(tmp_path: Path) -> None:

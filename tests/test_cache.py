@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heatkv.cache import attention
 from heatkv.cache.arena import Arena, decode, encode
-from heatkv.cache.attention import Part, merge, part_weights, partial_attention, tiled_attention
+from heatkv.cache.attention import PartialAttention, merge, partial_attention, partial_weights, tiled_attention
 from heatkv.cache.layout import Layout, step
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.policies import plan
@@ -177,8 +177,8 @@ def test_a_layout_numbers_every_row_once_and_keeps_what_the_schedule_stores(t: i
     schedule = random_schedule(GEOMETRY, 0.5, 1)
     for layer, drop_at_HS in enumerate(schedule.drop_at_LHS):
         layout = Layout.of(drop_at_HS, SCALES.tokens, t)
-        rows = np.concatenate([layout.rows_of(head) for head in range(GEOMETRY.heads)])
-        assert sorted(rows) == list(range(layout.rows))
+        rows = np.concatenate([layout.entries_of(head) for head in range(GEOMETRY.heads)])
+        assert sorted(rows) == list(range(layout.entries))
         assert (
             len(layout.kept) == schedule.keep(t + 1)[layer, :, : t + 1] @ SCALES.tokens[: t + 1] @ np.ones(4)
             if (t < len(SCALES) - 1)
@@ -225,15 +225,15 @@ def test_merged_parts_equal_attention_over_all_keys_and_weights_sum_to_one() -> 
     q, k, v = (torch.randn(2, 4, n, 16, generator=generator) for n in (5, 9, 9))
     heads = torch.tensor([0, 2])
     parts = [
-        Part(*partial_attention(q, k[:, :, :4], v[:, :, :4])),
-        Part(*partial_attention(q[:, heads], k[:, heads, 4:], v[:, heads, 4:]), heads),
+        PartialAttention(*partial_attention(q, k[:, :, :4], v[:, :, :4])),
+        PartialAttention(*partial_attention(q[:, heads], k[:, heads, 4:], v[:, heads, 4:]), heads),
     ]
     whole = (q @ k.transpose(-1, -2)).softmax(-1) @ v
     first = (q @ k[:, :, :4].transpose(-1, -2)).softmax(-1) @ v[:, :, :4]
     merged = merge(parts)
     torch.testing.assert_close(merged[:, heads], whole[:, heads], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(merged[:, [1, 3]], first[:, [1, 3]], atol=1e-5, rtol=1e-5)
-    weights = list(part_weights(parts))
+    weights = list(partial_weights(parts))
     torch.testing.assert_close(weights[0][:, heads] + weights[1], torch.ones(2, 2, 5))
 
 
@@ -291,10 +291,10 @@ def test_ragged_attention_equals_attention_over_each_heads_own_rows(
     monkeypatch.setattr(attention, "CALL_PAIRS", call_pairs)
     monkeypatch.setattr(attention, "REORDER_PAIRS", 0)
     q, rows, own, expected = ragged_rows(dtype)
-    how = attention.reading(own, len(rows), 8, 16, dtype, q.device)
-    assert len(how.calls) == calls
+    reading = attention.plan_reading(own, len(rows), 8, 16, dtype, q.device)
+    assert len(reading.calls) == calls
     tolerance = 2e-5 if dtype == torch.float32 else 3e-2
-    got = attention.ragged_attention(q, rows, how)
+    got = attention.ragged_attention(q, rows, reading)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
 
@@ -332,8 +332,8 @@ def _varlen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_varlen")
 def test_what_variable_length_flash_attention_is_given_equals_attention() -> None:
     q, rows, own, expected = ragged_rows()
-    how = attention.reading(own, len(rows), 8, 16, q.dtype, q.device)
-    torch.testing.assert_close(attention.ragged_attention(q, rows, how).double(), expected, atol=2e-5, rtol=1e-5)
+    reading = attention.plan_reading(own, len(rows), 8, 16, q.dtype, q.device)
+    torch.testing.assert_close(attention.ragged_attention(q, rows, reading).double(), expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("_varlen")

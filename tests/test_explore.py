@@ -18,7 +18,7 @@ from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, ScheduleError, least_budget
 from heatkv.scores import HeadScores
 from heatkv.views import explore
-from heatkv.views.explore import GROUPS, TYPES, attention_view, budget_percents, budget_table, looks
+from heatkv.views.explore import GROUPS, TYPES, attention_view, budget_percents, budget_table, head_profiles
 
 STATIC = [name for name, policy in REGISTRY.items() if policy.static]
 UNEVEN = Geometry(3, 5, 8, ScaleSchedule(((1, 1), (1, 2), (3, 2), (3, 4), (5, 4), (6, 6))))
@@ -94,7 +94,7 @@ def test_the_largest_published_model_fits_in_some_200_kilobytes_and_two_seconds(
     scores = random_scores(INFINITY_8B, 0)
     started = time.process_time()
     table = budget_table(lambda share: plan(scores, share), budget_percents(INFINITY_8B.scales, 3))
-    sent = json.dumps({**table.to_json(), **explore.cells_json(looks(scores, 3))})
+    sent = json.dumps({**table.to_json(), **explore.cells_json(head_profiles(scores, 3))})
     assert len(sent) < 230_000
     assert time.process_time() - started < 4  # 1.2 s where it was measured; slow machines get some room
 
@@ -122,16 +122,16 @@ def test_heads_are_named_after_what_they_favour() -> None:
     between = np.where(np.arange(K)[:, None] >= 5, np.eye(K)[3], first)
     rows = {0: own, 1: previous, 2: between, 3: first, 4: even}
     geometry = Geometry(1, 5, 8, scales)
-    strong = looks(scores_of(geometry, {h: towards(row, 0.8) for h, row in rows.items()}), 3)
+    strong = head_profiles(scores_of(geometry, {h: towards(row, 0.8) for h, row in rows.items()}), 3)
     assert [TYPES[i] for i in strong.type_LH[0]] == ["itself", "previous", "between", "sinks", "spread"]
-    weak = looks(scores_of(geometry, {h: towards(row, 0.05) for h, row in rows.items()}), 3)
+    weak = head_profiles(scores_of(geometry, {h: towards(row, 0.05) for h, row in rows.items()}), 3)
     assert {TYPES[i] for i in weak.type_LH[0]} == {"spread"}, "a slight preference is no type"
     assert strong.showcase[1] in (1, 2, 3), "the head to show first looks back"
 
 
 def test_where_a_head_looks_adds_up_and_agrees_with_s_cas() -> None:
     scores = random_scores(UNEVEN, 5, count=3)
-    found = looks(scores, 2)
+    found = head_profiles(scores, 2)
     assert found.share_LHG.shape == (3, 5, len(GROUPS))
     np.testing.assert_allclose(found.share_LHG.sum(-1), 1)
     np.testing.assert_allclose(found.even_G.sum(), 1)
@@ -141,7 +141,7 @@ def test_where_a_head_looks_adds_up_and_agrees_with_s_cas() -> None:
 
 @pytest.mark.parametrize(("scales", "sinks"), [(2, 1), (2, 0), (3, 2), (5, 4), (5, 0)])
 def test_few_scales_and_any_number_of_sinks_still_add_up(scales: int, sinks: int) -> None:
-    found = looks(random_scores(Geometry(2, 2, 8, ScaleSchedule.square(range(1, scales + 1))), 0), sinks)
+    found = head_profiles(random_scores(Geometry(2, 2, 8, ScaleSchedule.square(range(1, scales + 1))), 0), sinks)
     np.testing.assert_allclose(found.share_LHG.sum(-1), 1)
 
 

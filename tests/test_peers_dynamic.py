@@ -233,7 +233,7 @@ def test_scalekv_makes_the_least_selective_layers_drafters() -> None:
     assert drafters(scores, range(4, K)).sum(0).tolist() == [1] * (K - 4)
     assert drafters(scores, range(4, K)).argmax(0).tolist() == [2] * (K - 5) + [1]
     capacity_TL = capacities(PlanInput(LONG, 0.3, SINKS, 0, scores))
-    base = token_limit(0.3, LONG) // LONG.slots
+    base = token_limit(0.3, LONG) // LONG.head_count
     compressed = [t for t in range(K - 1) if LONG.scales.bounds[t][1] > base]
     assert len(compressed) == 2
     # What is cached after scale t is for scale t + 1.
@@ -245,9 +245,9 @@ def test_scalekv_makes_the_least_selective_layers_drafters() -> None:
 
 
 def test_scalekvs_refiners_get_what_drafters_have_no_tokens_for() -> None:
-    ask = PlanInput(LONG, 0.8, SINKS, 0, scores_of(LONG))
-    base = token_limit(0.8, LONG) // LONG.slots
-    last_L = capacities(ask)[-1]
+    inputs = PlanInput(LONG, 0.8, SINKS, 0, scores_of(LONG))
+    base = token_limit(0.8, LONG) // LONG.head_count
+    last_L = capacities(inputs)[-1]
     assert last_L.max() == LONG.scales.full_peak
     assert base * LONG.layers - LONG.layers < last_L.sum() <= base * LONG.layers
 

@@ -20,13 +20,13 @@ from heatkv.scales import Geometry, ScaleSchedule
 def test_the_cells_that_fit_a_limit_fit_it_and_never_return(problem: Problem, seed: int) -> None:
     geometry, sinks = problem.geometry, problem.sink_scales
     rng = np.random.default_rng(seed)
-    worth = {t: rng.random((geometry.slots, t - sinks)) for t in range(sinks, len(geometry.scales))}
+    worth = {t: rng.random((geometry.head_count, t - sinks)) for t in range(sinks, len(geometry.scales))}
     limits = least_limits(worth.__getitem__, geometry, sinks)
     tokens = np.array(geometry.scales.tokens)
     for t, limit_NS in limits.items():
         total_NS = np.broadcast_to(tokens[sinks:t], limit_NS.shape)
         order = np.argsort(limit_NS, axis=None)
-        held_so_far = geometry.slots * tokens[:sinks].sum() + np.cumsum(total_NS.ravel()[order])
+        held_so_far = geometry.head_count * tokens[:sinks].sum() + np.cumsum(total_NS.ravel()[order])
         distinct = np.append(np.diff(limit_NS.ravel()[order]) > 0, True)
         assert (held_so_far <= limit_NS.ravel()[order])[distinct].all()
         if t - 1 in limits:
@@ -45,15 +45,15 @@ def test_at_the_first_pruned_scale_the_cells_worth_most_per_token_stay() -> None
 @given(problem=problems(), seed=st.integers(0, 99))
 def test_the_cheapest_cells_go_early_among_those_that_help(problem: Problem, seed: int) -> None:
     geometry, sinks = problem.geometry, problem.sink_scales
-    ask = PlanInput(geometry, problem.budget, sinks, 0)
+    inputs = PlanInput(geometry, problem.budget, sinks, 0)
     rng = np.random.default_rng(seed)
-    worth = {t: rng.random((geometry.slots, t - sinks)) for t in range(sinks, len(geometry.scales))}
-    late_NS = np.full((geometry.slots, len(geometry.scales)), len(geometry.scales))
+    worth = {t: rng.random((geometry.head_count, t - sinks)) for t in range(sinks, len(geometry.scales))}
+    late_NS = np.full((geometry.head_count, len(geometry.scales)), len(geometry.scales))
     for t, needed_NS in reversed(least_limits(worth.__getitem__, geometry, sinks).items()):
-        late_NS[:, sinks:t][needed_NS > ask.limit] = t
+        late_NS[:, sinks:t][needed_NS > inputs.limit] = t
     late_LHS = late_NS.reshape(geometry.layers, geometry.heads, -1)
-    early_LHS = drop_early(late_LHS, worth.__getitem__, ask) < late_LHS
-    assert (drop_early(late_LHS, worth.__getitem__, ask) >= late_LHS - 1).all()
+    early_LHS = drop_early(late_LHS, worth.__getitem__, inputs) < late_LHS
+    assert (drop_early(late_LHS, worth.__getitem__, inputs) >= late_LHS - 1).all()
     for t in range(sinks + 1, len(geometry.scales) - 1):
         loss_LHS = worth[t].reshape(geometry.layers, geometry.heads, -1)
         leaving = late_LHS[:, :, sinks:t] == t + 1

@@ -60,13 +60,13 @@ def greedy_by_hand(problem: Problem) -> npt.NDArray[np.int64]:
     geometry, sinks = problem.geometry, problem.sink_scales
     L, H, K = geometry.layers, geometry.heads, len(geometry.scales)
     tokens, full_peak = geometry.scales.tokens, geometry.scales.full_peak
-    threshold = problem.budget * geometry.slots * full_peak + 1e-6  # doubles multiply so closely
+    threshold = problem.budget * geometry.head_count * full_peak + 1e-6  # doubles multiply so closely
     drop_at_LHS = np.full((L, H, K), K, np.int64)
     gone: set[Cell] = set()
     for t in range(sinks, K - 1):
         incoming = geometry.scales.bounds[t + 1][0]
         over = incoming - problem.budget * full_peak
-        count = int(np.ceil(geometry.slots * over / (incoming - sum(tokens[:sinks])))) if over > 0 else 0
+        count = int(np.ceil(geometry.head_count * over / (incoming - sum(tokens[:sinks])))) if over > 0 else 0
         rank_of = {
             (int(slot) // H, int(slot) % H, s): rank
             for s in range(sinks, t + 1)
@@ -203,7 +203,7 @@ def test_the_least_budget_is_feasible_and_keeps_only_the_sinks(geometry: Geometr
     for budget in (least, float(f"{least:.12f}")):  # exactly, and as messages print it
         schedule = plan(random_orders(geometry, sinks, 0), budget, "heatkv", sinks, model="toy", geometry=geometry)
         assert (schedule.keep(len(geometry.scales) - 1)[:, :, sinks:-1]).sum() == 0
-        assert schedule.peak_tokens == geometry.slots * sum(geometry.scales.tokens[:sinks])
+        assert schedule.peak_tokens == geometry.head_count * sum(geometry.scales.tokens[:sinks])
 
 
 @pytest.mark.parametrize(
@@ -316,8 +316,8 @@ def test_scores_of_another_model_or_geometry_are_refused() -> None:
     ("orders", "message"),
     [
         (random_orders(SMALL, 2, 0), "they fit sink_scales=2"),
-        (np.zeros((2, 12), np.int64), "rank each of the 12 slots"),
-        (random_orders(SMALL, 3, 0)[:, :5], "rank each of the 12 slots"),
+        (np.zeros((2, 12), np.int64), "rank each of the 12 heads"),
+        (random_orders(SMALL, 3, 0)[:, :5], "rank each of the 12 heads"),
         (random_orders(SMALL, 3, 0) + 0.5, "expected whole numbers"),
         (np.arange(12), "expected whole numbers"),
     ],
@@ -339,10 +339,10 @@ def test_a_policy_defines_a_table_or_a_cache_but_not_both() -> None:
 
 
 def test_a_new_policy_takes_one_function_and_one_registry_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sinks_only(ask: PlanInput) -> npt.NDArray[np.int64]:
-        K = len(ask.geometry.scales)
-        drop_at_S = np.array([K if s in (*range(ask.sink_scales), K - 1) else s + 1 for s in range(K)])
-        return np.tile(drop_at_S, (ask.geometry.layers, ask.geometry.heads, 1))
+    def sinks_only(inputs: PlanInput) -> npt.NDArray[np.int64]:
+        K = len(inputs.geometry.scales)
+        drop_at_S = np.array([K if s in (*range(inputs.sink_scales), K - 1) else s + 1 for s in range(K)])
+        return np.tile(drop_at_S, (inputs.geometry.layers, inputs.geometry.heads, 1))
 
     policy = Policy("sinks", "Sinks only", "Keeps the sinks.", "reference", "nothing", drop_at=sinks_only)
     monkeypatch.setitem(policies.REGISTRY, policy.name, policy)
@@ -352,8 +352,10 @@ def test_a_new_policy_takes_one_function_and_one_registry_line(monkeypatch: pyte
 
 
 def test_a_policy_that_breaks_the_budget_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def keep_all(ask: PlanInput) -> npt.NDArray[np.int64]:
-        return np.full((ask.geometry.layers, ask.geometry.heads, len(ask.geometry.scales)), len(ask.geometry.scales))
+    def keep_all(inputs: PlanInput) -> npt.NDArray[np.int64]:
+        return np.full(
+            (inputs.geometry.layers, inputs.geometry.heads, len(inputs.geometry.scales)), len(inputs.geometry.scales)
+        )
 
     policy = Policy("greedy", "Greedy", "Keeps everything.", "reference", "nothing", drop_at=keep_all)
     monkeypatch.setitem(policies.REGISTRY, policy.name, policy)

@@ -11,7 +11,7 @@ from strategies import random_scores
 
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
-from heatkv.views.explore import TYPES, looks
+from heatkv.views.explore import TYPES, head_profiles
 from heatkv.views.specialisation import specialisation
 
 SCALES = ScaleSchedule.square(range(1, 8))
@@ -56,7 +56,7 @@ def test_heads_that_look_at_one_place_are_counted_where_they_look() -> None:
 
 def test_types_are_those_of_the_head_cards() -> None:
     scores = random_scores(Geometry(3, 5, 8, SCALES), 1, count=2)
-    kinds = looks(scores, 2).type_LH
+    kinds = head_profiles(scores, 2).type_LH
     for i, name in enumerate(TYPES):
         assert specialisation(scores, 2).types[name] == pytest.approx((kinds == i).mean())
 

@@ -14,7 +14,7 @@ import gradio as gr
 FOLDER = Path(__file__).parent
 
 
-class Part(gr.HTML):
+class Component(gr.HTML):
     """The part of that name, with a JSON value; ``elem_id`` is its name unless told."""
 
     def __init__(self, name: str, value: Any = None, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app.cards import NAMES
-from app.components import Part
+from app.components import Component
 from app.workbench import Workbench
 from heatkv.views.specialisation import specialisation
 
@@ -20,7 +20,7 @@ def build(bench: Workbench) -> None:
         with gr.Column(scale=8, min_width=320):
             gr.Markdown(TEXT.read_text(encoding="utf-8"), elem_classes="prose-narrow")
         with gr.Column(scale=4, min_width=280):
-            Part("facts", facts(bench))
+            Component("facts", facts(bench))
 
 
 def facts(bench: Workbench) -> dict[str, Any]:

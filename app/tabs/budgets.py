@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.components import Part
+from app.components import Component
 from app.inputs import InputError, read_batch, read_percent, read_policy
 from app.page import PRIVATE, notice, problem, saved_file
 from app.pictures import file_name
@@ -60,19 +60,19 @@ class BudgetsTab:
             )  # fmt: skip
             self.remove = gr.Button("Stop using it", size="sm", min_width=110, interactive=False, elem_id="pub-remove")
             self.save = gr.Button("Download schedule", size="sm", min_width=130, elem_id="pub-save")
-        self.notice = Part("notice", self.in_use(preset, None), elem_id="pub-notice")
+        self.notice = Component("notice", self.in_use(preset, None), elem_id="pub-notice")
         with gr.Row(elem_id="published-controls"):
             self.budget = gr.Slider(
                 budgets.percents_of(preset)[0], 100, value=START_PERCENT, step=1, label="Budget, % of full cache",
                 buttons=[], scale=7, min_width=200, elem_id="pub-budget",
             )  # fmt: skip
-            self.ledger = Part("ledger", self.table(preset, None, policy, START_BATCH, START_DTYPE), scale=5)
+            self.ledger = Component("ledger", self.table(preset, None, policy, START_BATCH, START_DTYPE), scale=5)
         self.policy = gr.Radio(
             self.choices(None), value=policy, label="Policy", info=REGISTRY[policy].summary, elem_id="published-policy"
         )
-        self.map = Part("headmap", elem_id="published-map")
+        self.map = Component("headmap", elem_id="published-map")
         self.ranking = gr.State(None)
-        self.saver = Part("saver", elem_id="pub-saver")
+        self.saver = Component("saver", elem_id="pub-saver")
 
     def wire(self) -> None:
         of = [self.model, self.size, self.ratio, self.batch, self.dtype, self.policy]

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from app.api import scores_bytes
-from app.components import Part
+from app.components import Component
 from app.inputs import MAX_PROMPTS
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
 from app.prompts import prompts_field
@@ -41,8 +41,8 @@ class CalibrateTab:
                     self.start = gr.Button("Calibrate", variant="primary", elem_id="calibrate-start")
                     self.cancel = gr.Button("Cancel", interactive=False, elem_id="calibrate-cancel")
             with gr.Column(scale=5, min_width=320):
-                self.progress = Part("progress")
-                self.notice = Part("notice", self.in_use(None), elem_id="calibrate-notice")
+                self.progress = Component("progress")
+                self.notice = Component("notice", self.in_use(None), elem_id="calibrate-notice")
                 with gr.Row(elem_classes="tools"):
                     self.save_scores = gr.Button("Download scores", size="sm", min_width=140, elem_id="save-scores")
                     self.save_orders = gr.Button("Download orders", size="sm", min_width=140, elem_id="save-orders")
@@ -57,7 +57,7 @@ class CalibrateTab:
                     "format of the published head orders) only rank the heads of every scale.",
                     elem_classes="plain-hint",
                 )
-        self.saver = Part("saver", elem_id="calibrate-saver")
+        self.saver = Component("saver", elem_id="calibrate-saver")
 
     def wire(self, page: Page, refresh: Any) -> None:
         """``refresh(event)`` redraws the head map and the controls after ``event``."""
@@ -113,7 +113,7 @@ class CalibrateTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
     def cancelled(self, calibration: Calibration | None) -> tuple[Any, ...]:
-        self.bench.settle()
+        self.bench.wait_until_idle()
         said = notice("Cancelled. " + self.in_use(calibration)["text"])
         return None, said, gr.update(interactive=True), gr.update(interactive=False)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.components import Part
+from app.components import Component
 from app.inputs import InputError, read_percent, read_policy, read_seed
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
 from app.pictures import data_url, file_name, png
@@ -44,12 +44,12 @@ class CompareTab:
             self.cancel = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="generate-cancel")
         with gr.Row(elem_id="examples"):
             self.examples = [(text, gr.Button(text, size="sm")) for text in self.bench.examples[:8]]
-        self.notice = Part("notice", elem_id="compare-notice")
+        self.notice = Component("notice", elem_id="compare-notice")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
-                self.wipe = Part("wipe")
+                self.wipe = Component("wipe")
             with gr.Column(scale=6, min_width=320):
-                self.card = Part("scorecard")
+                self.card = Component("scorecard")
         with gr.Row(elem_classes="tools"):
             self.save_image = gr.Button(
                 "Download image", size="sm", interactive=False, min_width=130, elem_id="save-image"
@@ -63,7 +63,7 @@ class CompareTab:
             "instead of them.",
             elem_classes="plain-hint",
         )
-        self.saver = Part("saver", elem_id="compare-saver")
+        self.saver = Component("saver", elem_id="compare-saver")
         self.result = gr.State(None, time_to_live=3600)
 
     def wire(self, page: Page, refresh: Any) -> None:
@@ -135,7 +135,7 @@ class CompareTab:
             yield *keep, notice(problem(error), "error"), gr.skip(), *idle, gr.skip()
 
     def cancelled(self) -> tuple[Any, ...]:
-        self.bench.settle()
+        self.bench.wait_until_idle()
         return notice("Cancelled."), gr.update(interactive=True), gr.update(interactive=False)
 
     @staticmethod

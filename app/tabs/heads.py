@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import headtypes
 from app.cards import failed, head_card
-from app.components import Part
+from app.components import Component
 from app.inputs import InputError, read_head, read_percent, read_seed
 from app.page import MODEL_JOB, PRIVATE, Page, problem
 from app.prompts import prompt_field
@@ -25,10 +25,10 @@ class HeadsTab:
     def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
-                self.map = Part("headmap")
-                self.types = Part("headtypes")
+                self.map = Component("headmap")
+                self.types = Component("headtypes")
             with gr.Column(scale=5, min_width=320):
-                self.card = Part("headcard")
+                self.card = Component("headcard")
                 with gr.Row(elem_classes="ends"):
                     self.prompt = prompt_field(
                         self.bench, "Draw another image", scale=4, min_width=160, elem_id="heads-prompt"
@@ -126,4 +126,4 @@ class HeadsTab:
 
     def _card(self, head: tuple[int, int], calibration: Calibration | None, probe: Probe | None) -> dict[str, Any]:
         label = (calibration or self.bench.bundled).label
-        return head_card(self.bench, self.bench.looks(calibration), label, head, probe)
+        return head_card(self.bench, self.bench.profiles(calibration), label, head, probe)

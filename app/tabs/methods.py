@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app.charts import METRICS, PROVENANCE, curves, rows_of, table
-from app.components import Part
+from app.components import Component
 from app.inputs import read_percent, read_seed
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem
 from app.pictures import data_url
@@ -51,10 +51,10 @@ class MethodsTab:
             self.draw = gr.Button("Draw all", variant="primary", scale=2, min_width=110, elem_id="methods-draw")
             self.cancel = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="methods-cancel")
         gr.Markdown("At the budget above, with the seed of the Compare tab.", elem_classes="plain-hint")
-        self.progress = Part("progress", elem_id="methods-progress")
-        self.notice = Part("notice", elem_id="methods-notice")
-        self.sheet = Part("sheet")
-        self.table = Part("methods", table(self.comparison))
+        self.progress = Component("progress", elem_id="methods-progress")
+        self.notice = Component("notice", elem_id="methods-notice")
+        self.sheet = Component("sheet")
+        self.table = Component("methods", table(self.comparison))
 
     def wire(self, page: Page) -> None:
         self.metric.change(self.curves, self.metric, self.plot, queue=False, **PRIVATE)
@@ -103,7 +103,7 @@ class MethodsTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
     def cancelled(self) -> tuple[Any, ...]:
-        self.bench.settle()
+        self.bench.wait_until_idle()
         return None, notice("Cancelled."), gr.update(interactive=True), gr.update(interactive=False)
 
 

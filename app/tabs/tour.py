@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.components import Part
+from app.components import Component
 from app.inputs import read_head
 from app.page import PRIVATE, Page
 from app.tour import STEPS
@@ -26,10 +26,10 @@ class TourTab:
 
     def build_bar(self) -> None:
         """The bar above the tabs."""
-        self.bar = Part("tourbar", {"steps": self.steps, "at": None})
+        self.bar = Component("tourbar", {"steps": self.steps, "at": None})
 
     def build(self) -> None:
-        self.list = Part("tourlist", {"steps": self.steps})
+        self.list = Component("tourlist", {"steps": self.steps})
 
     def wire(self, page: Page, show_head: Any) -> None:
         """``show_head(event)`` shows the head in view after ``event``."""
@@ -54,7 +54,7 @@ class TourTab:
 
     def showcase(self) -> tuple[int, int]:
         """The head that is shown first: one that looks back, where the bundled calibration knows one."""
-        looks = self.bench.looks(None)
-        assert looks is not None
-        layer, head = looks.showcase
+        profiles = self.bench.profiles(None)
+        assert profiles is not None
+        layer, head = profiles.showcase
         return read_head({"layer": layer, "head": head}, self.bench.geometry)

@@ -1,9 +1,9 @@
 """Keys and values under a budget: the seam that models attend through, its memory, and attention over what is left.
 
 ``seam``       `KVCache.attend`, and the cache that executes a schedule
-``layout``     which rows of memory each head reads and keeps
-``arena``      the one block of memory, and how a row of it is stored
-``attention``  attention of heads that read different rows
+``layout``     which entries of memory each head reads and keeps
+``arena``      the one block of memory, and how an entry of it is stored
+``attention``  attention of heads that read different entries
 ``probe``      a full cache that notes what chosen heads read
 """
 

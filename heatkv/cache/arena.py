@@ -1,4 +1,4 @@
-"""One block of memory for the cache of all layers, and how a row of it is stored."""
+"""One block of memory for the cache of all layers, and how an entry of it is stored."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ class Arena:
     """Rows in a ring: those that were put first are the first to be freed.
 
     Layers take turns, scale after scale in the same order, and each lets go of all it has before it puts what it
-    keeps. So a ring that is as long as the most rows ever held needs no more than that: no gaps, no lists of free
-    blocks, nothing moved to make room. ``used`` counts the rows held.
+    keeps. So a ring that is as long as the most entries ever held needs no more than that: no gaps, no lists of free
+    blocks, nothing moved to make room. ``used`` counts the entries held.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        """``rows``: the memory, ``[capacity, ...]``."""
-        self.rows = rows
-        self.row_bytes = rows[0].nbytes if len(rows) else 0
+    def __init__(self, entries: Tensor) -> None:
+        """``entries``: the memory, ``[capacity, ...]``."""
+        self.entries = entries
+        self.entry_bytes = entries[0].nbytes if len(entries) else 0
         self.used = 0
         self._first = 0
 
     def free(self, count: int) -> None:
-        """Let go of the oldest rows."""
+        """Let go of the oldest entries."""
         self.used -= count
         self._first = self._wrapped(self._first + count)
 
     def room(self, count: int) -> int:
-        """Where the newest rows are to be put. Raises ``ValueError`` if they do not fit."""
-        if self.used + count > len(self.rows):
-            raise ValueError(f"{count} rows do not fit: {self.used} of {len(self.rows)} are in use")
+        """Where the newest entries are to be put. Raises ``ValueError`` if they do not fit."""
+        if self.used + count > len(self.entries):
+            raise ValueError(f"{count} entries do not fit: {self.used} of {len(self.entries)} are in use")
         self.used += count
         return self._wrapped(self._first + self.used - count)
 
     def runs(self, start: int, count: int) -> list[Tensor]:
-        """So many rows from ``start``: one view, or two where the ring starts over."""
-        over = start + count - len(self.rows)
-        return [self.rows[start : start + count]] if over <= 0 else [self.rows[start:], self.rows[:over]]
+        """So many entries from ``start``: one view, or two where the ring starts over."""
+        over = start + count - len(self.entries)
+        return [self.entries[start : start + count]] if over <= 0 else [self.entries[start:], self.entries[:over]]
 
     def read(self, start: int, count: int) -> Tensor:
         """The same as one tensor."""
         runs = self.runs(start, count)
         return runs[0] if len(runs) == 1 else torch.cat(runs)
 
-    def _wrapped(self, row: int) -> int:
-        return row - len(self.rows) if row >= len(self.rows) else row
+    def _wrapped(self, entry: int) -> int:
+        return entry - len(self.entries) if entry >= len(self.entries) else entry
 
 
 def memory_for(capacity: int, k_BHND: Tensor, storage: Storage) -> Tensor:
-    """Memory for so many rows of such keys, ``[capacity, 2, B, D]``; of bytes, two more a vector, for int8."""
+    """Memory for so many entries of such keys, ``[capacity, 2, B, D]``; of bytes, two more a vector, for int8."""
     batch, _, _, dim = k_BHND.shape
     if storage == "compute":
         return k_BHND.new_empty(capacity, 2, batch, dim)

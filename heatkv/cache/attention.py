@@ -1,7 +1,7 @@
-"""The one place that chooses how attention runs: over rows that differ from head to head, or a piece at a time.
+"""The one place that chooses how attention runs: over entries that differ from head to head, or a piece at a time.
 
-``ragged_attention`` serves generation under a budget: every head reads rows of its own. They are laid end to
-end, head by head, by one selection of rows, which costs less than attending piece by piece and merging does.
+``ragged_attention`` serves generation under a budget: every head reads entries of its own. They are laid end to
+end, head by head, by one selection, which costs less than attending piece by piece and merging does.
 Heads that read about equally much then share a call of the fused kernel that the device has; on CUDA one call of
 variable-length flash attention serves all heads.
 
@@ -27,13 +27,13 @@ from torch import Tensor
 CALL_PAIRS = 1 << 13
 REORDER_PAIRS = 1 << 14
 # Rows are padded to a multiple of this, below which the kernel for CPUs slows down.
-LANES = 16
+KEY_MULTIPLE = 16
 # Queries are processed in tiles of so many logits where no fused kernel gives the log-sum-exp.
 TILE_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialAttention:
     """Result of attending to one piece: ``out_BHND``, ``lse_BHN`` (float32) and whose heads they are.
 
     ``heads`` indexes the heads of the layer (int64), or is None for all of them in order.
@@ -51,27 +51,27 @@ def attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bias: Tensor | Non
 
 @dataclass(frozen=True)
 class Call:
-    """Heads that share a call of the kernel: so many, reading so many rows each, some hidden by ``bias_1H1M``."""
+    """Heads that share a call of the kernel: so many, reading so many entries each, some hidden by ``bias_1H1M``."""
 
     heads: int
-    rows: int
+    entries: int
     bias_1H1M: Tensor | None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Which rows each head reads, ready for the kernel that will; made once by `reading`.
+    """Which entries each head reads, ready for the kernel that will; made once by `plan_reading`.
 
     Parameters
     ----------
-    index_R
-        The rows, head by head in the order of the calls; None: all, as they lie, equally many a head.
+    index_E
+        The entries, head by head in the order of the calls; None: all, as they lie, equally many a head.
     calls
         Who reads together. Empty: one call serves all heads.
     ends
-        Where the rows of each head end, for variable-length attention.
+        Where the entries of each head end, for variable-length attention.
     longest
-        The most rows that a head reads, for the same.
+        The most entries that a head reads, for the same.
     order_H, place_H
         Heads in the order of the calls, and where in it each head is; None: as they are.
 
@@ -79,7 +79,7 @@ class Reading:
     all layers and scales of a large model would take a tenth of what a small budget leaves of its cache.
     """
 
-    index_R: Tensor | None
+    index_E: Tensor | None
     calls: tuple[Call, ...]
     ends: Tensor
     longest: int
@@ -87,30 +87,30 @@ class Reading:
     place_H: Tensor | None = None
 
 
-def reading(
-    rows_of_heads: Sequence[npt.NDArray[np.int64]],
-    rows: int,
+def plan_reading(
+    entries_of_heads: Sequence[npt.NDArray[np.int64]],
+    entries: int,
     queries: int,
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Reading:
-    """How each head reads its own of so many rows with so many queries, those of all batch rows counted."""
-    lengths = [len(own) for own in rows_of_heads]
+    """How each head reads its own of so many entries with so many queries, those of all batch rows counted."""
+    lengths = [len(own) for own in entries_of_heads]
     longest = max(lengths)
     ends = on_host(np.cumsum([0, *lengths]), device)
-    together = np.concatenate(rows_of_heads)
-    if min(lengths) == longest and bool((together == np.arange(rows)).all()):
+    together = np.concatenate(entries_of_heads)
+    if min(lengths) == longest and bool((together == np.arange(entries)).all()):
         return Reading(None, (), ends, longest)
     if has_varlen(head_dim, dtype, device):
         return Reading(on_host(together, device), (), ends, longest)
     groups = head_groups(lengths, queries)
     index, calls = [], []
     for members in groups:
-        most = -(-max(lengths[head] for head in members) // LANES) * LANES
+        most = -(-max(lengths[head] for head in members) // KEY_MULTIPLE) * KEY_MULTIPLE
         hidden_HM = np.arange(most) >= np.array([lengths[head] for head in members])[:, None]
         padded_HM = np.zeros(hidden_HM.shape, np.int64)
-        padded_HM[~hidden_HM] = np.concatenate([rows_of_heads[head] for head in members])
+        padded_HM[~hidden_HM] = np.concatenate([entries_of_heads[head] for head in members])
         index.append(padded_HM.ravel())
         bias_1H1M = None
         if hidden_HM.any():
@@ -133,48 +133,49 @@ def on_host(index: npt.NDArray[np.integer], device: torch.device) -> Tensor:
     return pinned(torch.from_numpy(index.astype(np.int32)), device)
 
 
-def there(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """``x`` from the host on the device; nobody waits for it."""
     return x if device.type == "cpu" else x.to(device, non_blocking=True)
 
 
 def select(x: Tensor, dim: int, index: Tensor, out: Tensor | None = None) -> Tensor:
     """``index_select`` by an index on the host."""
-    return torch.index_select(x, dim, there(index, x.device), out=out)
+    return torch.index_select(x, dim, to_device(index, x.device), out=out)
 
 
-def keys_and_values(rows_HM2BD: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values ``[B, H, M, D]`` of rows of heads that have equally many."""
-    k_BHMD, v_BHMD = rows_HM2BD.permute(2, 3, 0, 1, 4).unbind()
+def keys_and_values(entries_HM2BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[B, H, M, D]`` of entries of heads that have equally many."""
+    k_BHMD, v_BHMD = entries_HM2BD.permute(2, 3, 0, 1, 4).unbind()
     return k_BHMD, v_BHMD
 
 
-def ragged_attention(q_BHND: Tensor, rows: Tensor, how: Reading) -> Tensor:
-    """Attention ``[B, H, N, D]`` of every head over rows of its own.
+def ragged_attention(q_BHND: Tensor, entries: Tensor, reading: Reading) -> Tensor:
+    """Attention ``[B, H, N, D]`` of every head over entries of its own.
 
-    ``rows``: keys and values ``[R, 2, B, D]``, which ``how.index_R`` numbers; or ``[H, M, 2, B, D]`` where it is None.
+    ``entries``: keys and values ``[E, 2, B, D]``, which ``reading.index_E`` numbers; or ``[H, M, 2, B, D]`` where it is
+    None.
     """
-    if how.index_R is None:
-        return attention(q_BHND, *keys_and_values(rows))
-    rows_R2BD = select(rows, 0, how.index_R)
-    if not how.calls:
-        return varlen_attention(q_BHND, rows_R2BD, how)
-    if how.order_H is None or how.place_H is None:
-        return one_call(q_BHND, rows_R2BD, how.calls[0])
-    q_BHND = select(q_BHND, 1, how.order_H)
-    outs, head, row = [], 0, 0
-    for call in how.calls:
-        next_head, next_row = head + call.heads, row + call.heads * call.rows
-        outs.append(one_call(q_BHND[:, head:next_head], rows_R2BD[row:next_row], call).transpose(1, 2))
-        head, row = next_head, next_row
+    if reading.index_E is None:
+        return attention(q_BHND, *keys_and_values(entries))
+    entries_E2BD = select(entries, 0, reading.index_E)
+    if not reading.calls:
+        return varlen_attention(q_BHND, entries_E2BD, reading)
+    if reading.order_H is None or reading.place_H is None:
+        return one_call(q_BHND, entries_E2BD, reading.calls[0])
+    q_BHND = select(q_BHND, 1, reading.order_H)
+    outs, head, entry = [], 0, 0
+    for call in reading.calls:
+        next_head, next_entry = head + call.heads, entry + call.heads * call.entries
+        outs.append(one_call(q_BHND[:, head:next_head], entries_E2BD[entry:next_entry], call).transpose(1, 2))
+        head, entry = next_head, next_entry
     # In the memory layout of the kernel, tokens before heads, which is what the model reads next.
-    return select(torch.cat(outs, 2), 2, how.place_H).transpose(1, 2)
+    return select(torch.cat(outs, 2), 2, reading.place_H).transpose(1, 2)
 
 
-def one_call(q_BHND: Tensor, rows_R2BD: Tensor, call: Call) -> Tensor:
-    """Attention of the heads of a call over its rows."""
-    k_BHMD, v_BHMD = keys_and_values(rows_R2BD.view(call.heads, call.rows, *rows_R2BD.shape[1:]))
-    bias = None if call.bias_1H1M is None else there(call.bias_1H1M, q_BHND.device)
+def one_call(q_BHND: Tensor, entries_E2BD: Tensor, call: Call) -> Tensor:
+    """Attention of the heads of a call over its entries."""
+    k_BHMD, v_BHMD = keys_and_values(entries_E2BD.view(call.heads, call.entries, *entries_E2BD.shape[1:]))
+    bias = None if call.bias_1H1M is None else to_device(call.bias_1H1M, q_BHND.device)
     return attention(q_BHND, k_BHMD, v_BHMD, bias)
 
 
@@ -184,17 +185,17 @@ def has_varlen(head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cuda" and half and head_dim % 8 == 0 and torch.version.hip is None
 
 
-def varlen_attention(q_BHND: Tensor, rows_R2BD: Tensor, how: Reading) -> Tensor:
-    """Attention with the rows of all heads end to end, in any numbers; no padding.
+def varlen_attention(q_BHND: Tensor, entries_E2BD: Tensor, reading: Reading) -> Tensor:
+    """Attention with the entries of all heads end to end, in any numbers; no padding.
 
     To the kernel, a head is a sequence and a batch row is a head: all of these are strides.
     """
     batch, heads, queries, dim = q_BHND.shape
     q_ends = torch.arange(0, heads * queries + 1, queries, dtype=torch.int32, device=q_BHND.device)
-    k_ends = there(how.ends, q_BHND.device)
+    k_ends = to_device(reading.ends, q_BHND.device)
     q = q_BHND.reshape(batch, heads * queries, dim).transpose(0, 1)
-    k, v = rows_R2BD.unbind(1)
-    out = flash_varlen(q, k, v, q_ends, k_ends, queries, how.longest)
+    k, v = entries_E2BD.unbind(1)
+    out = flash_varlen(q, k, v, q_ends, k_ends, queries, reading.longest)
     return out.transpose(0, 1).reshape(q_BHND.shape)
 
 
@@ -208,17 +209,17 @@ def flash_varlen(
 
 
 def head_groups(lengths: Sequence[int], queries: int) -> list[list[int]]:
-    """Heads from long to short, cut where that costs least, with ``queries`` queries a head (of all rows)."""
+    """Heads from long to short, cut where that costs least, with ``queries`` queries a head (of all batch rows)."""
     order = sorted(range(len(lengths)), key=lambda head: -lengths[head])
     best: list[tuple[int, list[list[int]]]] = [(0, [])]
     for end in range(1, len(order) + 1):
         ways = []
         for start in range(end):
-            pairs = (end - start) * queries * -(-lengths[order[start]] // LANES) * LANES
+            pairs = (end - start) * queries * -(-lengths[order[start]] // KEY_MULTIPLE) * KEY_MULTIPLE
             cost, groups = best[start]
             ways.append((cost + pairs + CALL_PAIRS, [*groups, sorted(order[start:end])]))
         best.append(min(ways, key=lambda way: way[0]))
-    together = len(order) * queries * -(-max(lengths) // LANES) * LANES
+    together = len(order) * queries * -(-max(lengths) // KEY_MULTIPLE) * KEY_MULTIPLE
     return best[-1][1] if best[-1][0] + REORDER_PAIRS < together + CALL_PAIRS else [sorted(order)]
 
 
@@ -248,7 +249,7 @@ def tiled_attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> tuple[Ten
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
-def total_lse(parts: Sequence[Part]) -> Tensor:
+def total_lse(parts: Sequence[PartialAttention]) -> Tensor:
     """Log-sum-exp over all parts, ``[B, H, N]``. The first part must cover all heads."""
     total = parts[0].lse_BHN
     if len(parts) == 1:
@@ -262,14 +263,14 @@ def total_lse(parts: Sequence[Part]) -> Tensor:
     return total
 
 
-def part_weights(parts: Sequence[Part]) -> Iterator[Tensor]:
+def partial_weights(parts: Sequence[PartialAttention]) -> Iterator[Tensor]:
     """Softmax mass of every part, ``[B, heads of the part, N]``: per head and query they sum to 1."""
     total = total_lse(parts)
     for part in parts:
         yield (part.lse_BHN - (total if part.heads is None else total[:, part.heads])).exp()
 
 
-def merge(parts: Sequence[Part]) -> Tensor:
+def merge(parts: Sequence[PartialAttention]) -> Tensor:
     """Attention over the union of the parts, ``[B, H, N, D]``, exact up to rounding (float32 inside).
 
     The first part must cover all heads (the scale being generated always does).
@@ -277,7 +278,7 @@ def merge(parts: Sequence[Part]) -> Tensor:
     if len(parts) == 1:
         return parts[0].out_BHND
     out = None
-    for part, weight in zip(parts, part_weights(parts), strict=True):
+    for part, weight in zip(parts, partial_weights(parts), strict=True):
         term = part.out_BHND.float() * weight.unsqueeze(-1)
         if out is None:
             out = term

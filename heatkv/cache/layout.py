@@ -1,8 +1,8 @@
 """Where the keys and values of a layer lie while a scale runs, and which of them each head reads and keeps.
 
-A *row* is the keys and values of one token of one head, for all batch rows: ``[2, B, D]``. What a layer
-holds lies head by head, oldest scale first. While scale t runs, the rows held and those of t itself stand
-in one tensor, and all that attention and storage need to know are numbers of its rows: they follow from the
+An *entry* is the keys and values of one token of one head, for all batch rows: ``[2, B, D]``. What a layer
+holds lies head by head, oldest scale first. While scale t runs, the entries held and those of t itself stand
+in one tensor, and all that attention and storage need to know are numbers of its entries: they follow from the
 schedule alone, and are worked out once.
 """
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import Reading, on_host, reading
+from heatkv.cache.attention import Reading, on_host, plan_reading
 
 # Remembered steps: some images' worth of them for the largest models, a few kB to 300 kB of host memory each.
 STEPS = 1024
@@ -25,17 +25,17 @@ STEPS = 1024
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The rows of one layer at target scale t: those that it holds and, behind them, those of t itself.
+    """The entries of one layer at target scale t: those that it holds and, behind them, those of t itself.
 
     Parameters
     ----------
     start_HS, length_HS
-        Where the rows of each head and source scale start and how many there are, t's own last.
+        Where the entries of each head and source scale start and how many there are, t's own last.
     held
-        Rows that were stored before t ran.
+        Entries that were stored before t ran.
     aligned
-        Whether all heads hold equally many: then each head's new rows stand behind what it holds. Else the new
-        rows of all heads stand behind all that is held.
+        Whether all heads hold equally many: then each head's new entries stand behind what it holds. Else the new
+        entries of all heads stand behind all that is held.
     stays_HS
         The source scales that are stored once t has run.
     """
@@ -61,10 +61,10 @@ class Layout:
         return cls(start_HS, length_HS, int(held_H.sum()), aligned, drop_at_HS[:, : t + 1] > t + 1)
 
     @cached_property
-    def rows(self) -> int:
+    def entries(self) -> int:
         return int(self.length_HS.sum())
 
-    def rows_of(self, head: int) -> npt.NDArray[np.int64]:
+    def entries_of(self, head: int) -> npt.NDArray[np.int64]:
         """What a head reads, oldest first."""
         return ranges(self.start_HS[head], self.length_HS[head])
 
@@ -73,18 +73,18 @@ class Layout:
         """What is stored once the scale has run, in the order in which it will lie."""
         return ranges(self.start_HS, self.length_HS * self.stays_HS)
 
-    def by_head(self, rows: Tensor) -> Tensor:
+    def by_head(self, entries: Tensor) -> Tensor:
         """Rows ``[heads * M, ...]`` as ``[heads, M, ...]`` if aligned; else as they are."""
         heads = len(self.start_HS)
-        return rows.view(heads, len(rows) // heads, *rows.shape[1:]) if self.aligned else rows
+        return entries.view(heads, len(entries) // heads, *entries.shape[1:]) if self.aligned else entries
 
-    def parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of all rows: those held, `by_head`, and the new ones ``[H, N, ...]``."""
+    def held_and_new(self, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of all entries: those held, `by_head`, and the new ones ``[H, N, ...]``."""
         heads, tokens = self.length_HS.shape[0], int(self.length_HS[0, -1])
         if self.aligned:
-            rows = self.by_head(rows)
-            return rows[:, :-tokens], rows[:, -tokens:]
-        return rows[: self.held], rows[self.held :].view(heads, tokens, *rows.shape[1:])
+            entries = self.by_head(entries)
+            return entries[:, :-tokens], entries[:, -tokens:]
+        return entries[: self.held], entries[self.held :].view(heads, tokens, *entries.shape[1:])
 
 
 def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -96,12 +96,12 @@ def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What a layer does at one scale: how its heads read, how many rows are stored after it, and which (None: all)."""
+    """What a layer does at one scale: how its heads read, how many entries it leaves stored, and which (None: all)."""
 
     layout: Layout
     reading: Reading
     stored: int
-    keep_R: Tensor | None
+    keep_E: Tensor | None
 
 
 @lru_cache(maxsize=STEPS)
@@ -114,14 +114,14 @@ def step(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Step:
-    """The step of a layer, from its rows of a schedule's int16 table."""
+    """The step of a layer, from its part of a schedule's int16 table."""
     layout = Layout.of(np.frombuffer(drop_at, np.int16).reshape(-1, len(tokens_S)), tokens_S, t)
-    read = reading(
-        [layout.rows_of(head) for head in range(len(layout.start_HS))],
-        layout.rows, batch * tokens_S[t], head_dim, dtype, device,
+    read = plan_reading(
+        [layout.entries_of(head) for head in range(len(layout.start_HS))],
+        layout.entries, batch * tokens_S[t], head_dim, dtype, device,
     )  # fmt: skip
     kept = layout.kept
-    everything = len(kept) == layout.rows and bool((kept == np.arange(layout.rows)).all())
+    everything = len(kept) == layout.entries and bool((kept == np.arange(layout.entries)).all())
     return Step(layout, read, len(kept), None if everything else on_host(kept, device))
 
 

@@ -39,13 +39,13 @@ class ProbeCache(ScheduleCache):
         self.heads = frozenset(heads)
         self.attention: dict[tuple[int, int], list[Tensor]] = {key: [] for key in heads}
 
-    def _read(self, layer: int, q_BHND: Tensor, rows: Tensor, now: Step) -> Tensor:
+    def _read(self, layer: int, q_BHND: Tensor, entries: Tensor, now: Step) -> Tensor:
         for head in range(self.geometry.heads):
             if (layer, head) in self.heads:
-                own = rows[head] if now.layout.aligned else rows[torch.from_numpy(now.layout.rows_of(head))]
+                own = entries[head] if now.layout.aligned else entries[torch.from_numpy(now.layout.entries_of(head))]
                 probabilities_NM = self._probabilities(q_BHND[0, head], own[:, 0, 0], now.layout.length_HS[head])
                 self.attention[layer, head].append(probabilities_NM)
-        return super()._read(layer, q_BHND, rows, now)
+        return super()._read(layer, q_BHND, entries, now)
 
     def _probabilities(self, q_ND: Tensor, k_MD: Tensor, length_S: npt.NDArray[np.int64]) -> Tensor:
         """Of some keys, ``length_S`` of each source scale, among the tokens so far."""

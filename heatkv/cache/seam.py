@@ -88,10 +88,10 @@ class ScheduleCache(KVCache):
       what it had, nothing moves.
     - The last scale is never cached; the arena is released when it has passed the last layer.
 
-    Which rows are read and kept is worked out once a schedule (layout.py).
+    Which entries are read and kept is worked out once a schedule (layout.py).
 
     What the running layer needs for the scale being generated is not part of the cache, in this class as in the
-    published accounting: its own keys and values, and the rows that each head reads laid end to end for the kernel
+    published accounting: its own keys and values, and the entries that each head reads laid end to end for the kernel
     (attention.py), in the compute dtype whatever the storage.
 
     ``allocated_bytes`` counts the tokens held; ``peak_bytes`` is the arena.
@@ -101,13 +101,13 @@ class ScheduleCache(KVCache):
         super().__init__(geometry)
         schedule.check_matches(geometry)
         self.schedule = schedule
-        self._compact = schedule.storage != "compute"
+        self._encoded = schedule.storage != "compute"
         self._in_place = scales_in_place(schedule.drop_at_LHS)
         self._at_rest = scales_at_rest(schedule.drop_at_LHS)
         self._tables = [table_HS.tobytes() for table_HS in schedule.drop_at_LHS]
         self._arena: Arena | None = None
         self._start_L = [0] * geometry.layers
-        self._slots: dict[int, Tensor] = {}
+        self._leading: dict[int, Tensor] = {}
 
     @property
     def planned_tokens(self) -> int:
@@ -123,7 +123,7 @@ class ScheduleCache(KVCache):
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         if self._arena is None:
             self._arena = Arena(memory_for(self.planned_tokens, k_BHND, self.schedule.storage))
-            self.peak_bytes = self._arena.rows.nbytes
+            self.peak_bytes = self._arena.entries.nbytes
         batch, _, _, dim = q_BHND.shape
         table, tokens_S = self._tables[layer], self.geometry.scales.tokens
         now = step(table, tokens_S, self.scale, batch, dim, q_BHND.dtype, q_BHND.device)
@@ -131,74 +131,74 @@ class ScheduleCache(KVCache):
             out_BHND = self._read(layer, q_BHND, self._append(self._arena, layer, k_BHND, v_BHND, now.layout), now)
         else:
             stored = now.layout.by_head(self._arena.read(self._start_L[layer], now.layout.held))
-            rows_R2BD = self._gather(stored, k_BHND, v_BHND, now.layout)
-            out_BHND = self._read(layer, q_BHND, now.layout.by_head(rows_R2BD), now)
+            entries_E2BD = self._gather(stored, k_BHND, v_BHND, now.layout)
+            out_BHND = self._read(layer, q_BHND, now.layout.by_head(entries_E2BD), now)
             if self.scale not in self._at_rest:
-                self._store(self._arena, layer, stored, rows_R2BD, now)
+                self._store(self._arena, layer, stored, entries_E2BD, now)
         self.tokens += now.stored - now.layout.held
-        self.allocated_bytes = self.tokens * self._arena.row_bytes
+        self.allocated_bytes = self.tokens * self._arena.entry_bytes
         if self.last_scale and layer == self.geometry.layers - 1:
             self._arena = None
-            self._slots.clear()
+            self._leading.clear()
         return out_BHND
 
-    def _read(self, layer: int, q_BHND: Tensor, rows: Tensor, now: Step) -> Tensor:
-        """Attention over what the layer holds and the scale being generated, ``Layout.by_head`` of all rows."""
-        return ragged_attention(q_BHND, rows, now.reading)
+    def _read(self, layer: int, q_BHND: Tensor, entries: Tensor, now: Step) -> Tensor:
+        """Attention over what the layer holds and the scale being generated, ``Layout.by_head`` of all entries."""
+        return ragged_attention(q_BHND, entries, now.reading)
 
     def _append(self, arena: Arena, layer: int, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
-        """Write a leading scale behind the earlier ones; returns the rows of all of them, by head."""
+        """Write a leading scale behind the earlier ones; returns the entries of all of them, by head."""
         start, end = self.geometry.scales.bounds[self.scale]
-        if layer not in self._slots:
+        if layer not in self._leading:
             heads, tokens = self.geometry.heads, self.geometry.scales.bounds[self._in_place][0]
             self._start_L[layer] = arena.room(heads * tokens)
-            rows = arena.read(self._start_L[layer], heads * tokens)
-            self._slots[layer] = rows.view(heads, tokens, *rows.shape[1:])
-        slot = self._slots[layer]
-        if not self._compact:
-            write(slot[:, start:end], k_BHND, v_BHND)
-            return slot[:, :end]
-        rows_R2BD = self._gather(slot[:, :start], k_BHND, v_BHND, layout)
-        encode(layout.parts(rows_R2BD)[1], slot[:, start:end])
-        return layout.by_head(rows_R2BD)
+            entries = arena.read(self._start_L[layer], heads * tokens)
+            self._leading[layer] = entries.view(heads, tokens, *entries.shape[1:])
+        leading = self._leading[layer]
+        if not self._encoded:
+            write(leading[:, start:end], k_BHND, v_BHND)
+            return leading[:, :end]
+        entries_E2BD = self._gather(leading[:, :start], k_BHND, v_BHND, layout)
+        encode(layout.held_and_new(entries_E2BD)[1], leading[:, start:end])
+        return layout.by_head(entries_E2BD)
 
     def _gather(self, stored: Tensor, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
         """What the layer holds and the new scale, in the compute dtype, numbered as the layout says."""
-        rows_R2BD = k_BHND.new_empty(layout.rows, 2, len(k_BHND), k_BHND.shape[3])
-        held, new_HN2BD = layout.parts(rows_R2BD)
-        if self._compact:
+        entries_E2BD = k_BHND.new_empty(layout.entries, 2, len(k_BHND), k_BHND.shape[3])
+        held, new_HN2BD = layout.held_and_new(entries_E2BD)
+        if self._encoded:
             decode(stored, held)
         else:
             held.copy_(stored)
         write(new_HN2BD, k_BHND, v_BHND)
-        return rows_R2BD
+        return entries_E2BD
 
-    def _store(self, arena: Arena, layer: int, stored: Tensor, rows_R2BD: Tensor, now: Step) -> None:
-        """Let go of what the layer holds and put back what the schedule still needs of all rows."""
+    def _store(self, arena: Arena, layer: int, stored: Tensor, entries_E2BD: Tensor, now: Step) -> None:
+        """Let go of what the layer holds and put back what the schedule still needs of all entries."""
         layout = now.layout
-        if self._compact and now.stored:
-            bytes_R2BE = arena.rows.new_empty(layout.rows, *arena.rows.shape[1:])
-            held, new = layout.parts(bytes_R2BE)
+        if self._encoded and now.stored:
+            bytes_E2BY = arena.entries.new_empty(layout.entries, *arena.entries.shape[1:])
+            held, new = layout.held_and_new(bytes_E2BY)
             held.copy_(stored)
-            encode(layout.parts(rows_R2BD)[1], new)
-            rows_R2BD = bytes_R2BE
+            encode(layout.held_and_new(entries_E2BD)[1], new)
+            entries_E2BD = bytes_E2BY
         arena.free(layout.held)
         if not now.stored:
             return
         self._start_L[layer] = start = arena.room(now.stored)
         first = 0
         for room in arena.runs(start, now.stored):
-            if now.keep_R is None:
-                room.copy_(rows_R2BD[first : first + len(room)])
+            if now.keep_E is None:
+                room.copy_(entries_E2BD[first : first + len(room)])
             else:
-                select(rows_R2BD, 0, now.keep_R[first : first + len(room)], out=room)
+                select(entries_E2BD, 0, now.keep_E[first : first + len(room)], out=room)
             first += len(room)
 
 
-def write(rows_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
-    """Write keys and values where rows are wanted."""
-    for there_BHND, here_BHND in zip(keys_and_values(rows_HN2BD), (k_BHND, v_BHND), strict=True):
-        there_BHND.copy_(here_BHND)
+def write(entries_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
+    """Write keys and values where entries are wanted."""
+    for out_BHND, x_BHND in zip(keys_and_values(entries_HN2BD), (k_BHND, v_BHND), strict=True):
+        out_BHND.copy_(x_BHND)
 
 
 def full_cache(geometry: Geometry) -> ScheduleCache:

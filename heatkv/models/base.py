@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import pinned, there
+from heatkv.cache.attention import pinned, to_device
 from heatkv.cache.seam import KVCache
 from heatkv.scales import Geometry
 
@@ -103,9 +103,9 @@ class GenerativeModel(Protocol):
         ...
 
 
-def sent(noise: Tensor, device: torch.device) -> Tensor:
+def upload(noise: Tensor, device: torch.device) -> Tensor:
     """Noise on the device that draws with it; nobody waits for the copy."""
-    return there(pinned(noise, device), device)
+    return to_device(pinned(noise, device), device)
 
 
 def seeded_noise(seeds: Sequence[int]) -> Noise:

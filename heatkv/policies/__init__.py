@@ -37,7 +37,7 @@ REGISTRY: dict[str, Policy] = {
     )
 }
 
-Calibration = HeadScores | npt.NDArray[np.integer] | None
+PlanSource = HeadScores | npt.NDArray[np.integer] | None
 
 
 def find(name: str) -> Policy:
@@ -47,7 +47,7 @@ def find(name: str) -> Policy:
     return REGISTRY[name]
 
 
-def usable(source: Calibration) -> dict[str, Policy]:
+def usable(source: PlanSource) -> dict[str, Policy]:
     """The policies that ``source`` is enough for, by name."""
     known: set[Needs] = {"nothing"}
     if source is not None:
@@ -62,7 +62,7 @@ def usable(source: Calibration) -> dict[str, Policy]:
 
 
 def plan(
-    scores_or_orders: Calibration,
+    scores_or_orders: PlanSource,
     budget: float,
     policy: str = "heatkv",
     sink_scales: int = 3,
@@ -101,22 +101,22 @@ def plan(
     chosen = find(policy)
     if chosen.drop_at is None:
         raise ValueError(f"policy {policy!r} decides while it generates and has no schedule; generate with it directly")
-    model, ask = _question(chosen, scores_or_orders, budget, sink_scales, model, geometry, seed)
+    model, inputs = _plan_input(chosen, scores_or_orders, budget, sink_scales, model, geometry, seed)
     all_options = chosen.with_options(options)
     provenance: dict[str, Any] = {"kind": chosen.provenance}
     if chosen.needs == "nothing":
         provenance["planned_from"] = "nothing"
-    elif ask.scores is not None:
-        provenance |= {"planned_from": "scores", "prompts": ask.scores.count}
+    elif inputs.scores is not None:
+        provenance |= {"planned_from": "scores", "prompts": inputs.scores.count}
     else:
         provenance["planned_from"] = "orders"
     if chosen.seeded:
         provenance["seed"] = seed
     if all_options:
         provenance["options"] = all_options
-    drop_at_LHS = chosen.drop_at(ask, **all_options).astype(np.int16)
+    drop_at_LHS = chosen.drop_at(inputs, **all_options).astype(np.int16)
     return Schedule(
-        model, ask.geometry, ask.sink_scales, policy, budget, drop_at_LHS, provenance, chosen.storage
+        model, inputs.geometry, inputs.sink_scales, policy, budget, drop_at_LHS, provenance, chosen.storage
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def cache_factory(
     policy: str,
     geometry: Geometry,
     budget: float,
-    scores: Calibration = None,
+    scores: PlanSource = None,
     sink_scales: int = 3,
     *,
     seed: int = 0,
@@ -144,22 +144,22 @@ def cache_factory(
         )  # fmt: skip
         return lambda: ScheduleCache(geometry, schedule)
     make = chosen.cache
-    _, ask = _question(chosen, scores, budget, sink_scales, None, geometry, seed)
+    _, inputs = _plan_input(chosen, scores, budget, sink_scales, None, geometry, seed)
     all_options = chosen.with_options(options)
-    make(ask, **all_options)  # so that what is wrong with the options is said before anything runs
-    return lambda: make(ask, **all_options)
+    make(inputs, **all_options)  # so that what is wrong with the options is said before anything runs
+    return lambda: make(inputs, **all_options)
 
 
 def make_cache(
-    policy: str, geometry: Geometry, budget: float, scores: Calibration = None, sink_scales: int = 3, **more: Any
+    policy: str, geometry: Geometry, budget: float, scores: PlanSource = None, sink_scales: int = 3, **more: Any
 ) -> KVCache:
     """One cache, for one batch of images; see `cache_factory`."""
     return cache_factory(policy, geometry, budget, scores, sink_scales, **more)()
 
 
-def _question(
+def _plan_input(
     chosen: Policy,
-    scores_or_orders: Calibration,
+    scores_or_orders: PlanSource,
     budget: float,
     sink_scales: int,
     model: str | None,

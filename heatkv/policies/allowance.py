@@ -19,11 +19,11 @@ EMPTY = -1  # position of a slot that holds no token
 Ints = npt.NDArray[np.int64]
 
 
-def uniform(ask: PlanInput) -> Ints:
+def uniform(inputs: PlanInput) -> Ints:
     """The same for every head at every time."""
-    geometry = ask.geometry
+    geometry = inputs.geometry
     shape = len(geometry.scales) - 1, geometry.layers, geometry.heads
-    return np.full(shape, ask.limit // geometry.slots, np.int64)
+    return np.full(shape, inputs.limit // geometry.head_count, np.int64)
 
 
 def held_tokens(allowance_TLH: npt.NDArray[np.integer], geometry: Geometry) -> Ints:

@@ -33,15 +33,15 @@ def demanding_layers(scores: HeadScores, sink_scales: int, share: float = 0.5) -
     return demanding_L
 
 
-def drop_at(ask: PlanInput, demanding: float = 0.5, extra: int = 1) -> npt.NDArray[np.int64]:
-    assert ask.scores is not None
+def drop_at(inputs: PlanInput, demanding: float = 0.5, extra: int = 1) -> npt.NDArray[np.int64]:
+    assert inputs.scores is not None
     if not 0 <= demanding <= 1 or extra < 0:
         raise ValueError(f"demanding {demanding} must be a share of the layers, 0 to 1, and extra {extra} 0 or more")
-    efficient_L = ~demanding_layers(ask.scores, ask.sink_scales, demanding)
-    behind_N1 = (np.repeat(extra * efficient_L, ask.geometry.heads) + 0.5 * spread_out(ask.geometry))[:, None]
+    efficient_L = ~demanding_layers(inputs.scores, inputs.sink_scales, demanding)
+    behind_N1 = (np.repeat(extra * efficient_L, inputs.geometry.heads) + 0.5 * spread_out(inputs.geometry))[:, None]
     # At equal age, demanding layers come first: ages are whole, and 0.5 * spread_out + 0.5 stays below 1.
-    behind_N1 += 0.5 * np.repeat(efficient_L, ask.geometry.heads)[:, None]
-    return fill(lambda t: np.arange(ask.sink_scales, t) - behind_N1, ask)
+    behind_N1 += 0.5 * np.repeat(efficient_L, inputs.geometry.heads)[:, None]
+    return fill(lambda t: np.arange(inputs.sink_scales, t) - behind_N1, inputs)
 
 
 POLICY = Policy(

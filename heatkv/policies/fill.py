@@ -34,9 +34,9 @@ def least_limits(worth: Worth, geometry: Geometry, sink_scales: int) -> dict[int
         never falls from one target scale to the next. The cells with a value of at most ``limit`` fit into ``limit``.
     """
     tokens_S = np.array(geometry.scales.tokens, np.float64)
-    sink_tokens = geometry.slots * tokens_S[:sink_scales].sum()
+    sink_tokens = geometry.head_count * tokens_S[:sink_scales].sum()
     limits: dict[int, Floats] = {}
-    before_NS = np.zeros((geometry.slots, 0))
+    before_NS = np.zeros((geometry.head_count, 0))
     for t in range(sink_scales + 1, len(geometry.scales)):
         worth_NS = worth(t)
         size = np.broadcast_to(tokens_S[sink_scales:t], worth_NS.shape).ravel()
@@ -45,7 +45,7 @@ def least_limits(worth: Worth, geometry: Geometry, sink_scales: int) -> dict[int
         # A cell that only larger limits still hold leaves its room to those that rank behind it.
         for _ in range(RESORTS):
             needed = _cumulative(size, np.maximum(needed, before))
-        before_NS = np.maximum(needed, before).reshape(geometry.slots, -1)
+        before_NS = np.maximum(needed, before).reshape(geometry.head_count, -1)
         limits[t] = before_NS + sink_tokens
     return limits
 
@@ -58,20 +58,20 @@ def _cumulative(size: Floats, key: Floats) -> Floats:
     return total
 
 
-def fill(worth: Worth, ask: PlanInput, loss: Worth | None = None) -> npt.NDArray[np.int64]:
+def fill(worth: Worth, inputs: PlanInput, loss: Worth | None = None) -> npt.NDArray[np.int64]:
     """The table of `heatkv.schedule` that keeps the cells worth most, within the budget after every layer.
 
     ``loss`` is what a cell is worth to target scale t alone, again per token, where ``worth`` looks further ahead.
     """
-    geometry, sinks, limit = ask.geometry, ask.sink_scales, ask.limit
+    geometry, sinks, limit = inputs.geometry, inputs.sink_scales, inputs.limit
     K = len(geometry.scales)
-    late_NS = np.full((geometry.slots, K), K, np.int64)
+    late_NS = np.full((geometry.head_count, K), K, np.int64)
     for t, needed_NS in sorted(least_limits(worth, geometry, sinks).items(), reverse=True):
         late_NS[:, sinks:t][needed_NS > limit] = t
-    return drop_early(late_NS.reshape(geometry.layers, geometry.heads, K), loss or worth, ask)
+    return drop_early(late_NS.reshape(geometry.layers, geometry.heads, K), loss or worth, inputs)
 
 
-def drop_early(late_LHS: npt.NDArray[np.int64], loss: Worth, ask: PlanInput) -> npt.NDArray[np.int64]:
+def drop_early(late_LHS: npt.NDArray[np.int64], loss: Worth, inputs: PlanInput) -> npt.NDArray[np.int64]:
     """Make a plan that keeps to the limit between scales keep to it after every layer too.
 
     While scale t runs, the layers that it has passed already hold it, and later layers still hold the cells that it
@@ -79,8 +79,8 @@ def drop_early(late_LHS: npt.NDArray[np.int64], loss: Worth, ask: PlanInput) -> 
     going helps.
     """
     L, H, K = late_LHS.shape
-    sinks, tokens = ask.sink_scales, ask.geometry.scales.tokens
-    excess_TL = resident_tokens(late_LHS, ask.geometry.scales) - ask.limit
+    sinks, tokens = inputs.sink_scales, inputs.geometry.scales.tokens
+    excess_TL = resident_tokens(late_LHS, inputs.geometry.scales) - inputs.limit
     drop_at_LHS = late_LHS.copy()
     for t in range(sinks + 1, K - 1):
         if excess_TL[t].max() <= 0:

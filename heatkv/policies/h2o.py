@@ -14,30 +14,30 @@ from torch import Tensor
 
 from heatkv.policies.allowance import evenly, uniform
 from heatkv.policies.base import PlanInput, Policy
-from heatkv.policies.tokens import Candidates, Ranking, TokenCache
+from heatkv.policies.tokens import Candidates, Priority, TokenCache
 
 
 class H2OCache(TokenCache):
-    def __init__(self, ask: PlanInput, recent: float) -> None:
+    def __init__(self, inputs: PlanInput, recent: float) -> None:
         if not 0 <= recent <= 1:
             raise ValueError(f"recent {recent} is no share of the tokens: choose 0 to 1")
-        super().__init__(ask.geometry, uniform(ask))
+        super().__init__(inputs.geometry, uniform(inputs))
         self.recent = recent
 
     def watch(self, candidates: Candidates) -> Tensor:
         q_RND = candidates.q_RND
         return candidates.score_RU + candidates.received(q_RND) * q_RND.shape[1]
 
-    def rank(self, candidates: Candidates) -> Ranking:
+    def rank(self, candidates: Candidates) -> Priority:
         count = int(self.recent * int(candidates.keep_R.min()))
         recent = evenly(count, candidates.k_RND.shape[1], candidates.k_RND.device)
         is_recent_RU = torch.zeros_like(candidates.score_RU, dtype=torch.int8)
         is_recent_RU[:, candidates.old + recent] = 1
-        return Ranking(candidates.score_RU, is_recent_RU)
+        return Priority(candidates.score_RU, is_recent_RU)
 
 
-def cache(ask: PlanInput, recent: float = 0.5) -> H2OCache:
-    return H2OCache(ask, recent)
+def cache(inputs: PlanInput, recent: float = 0.5) -> H2OCache:
+    return H2OCache(inputs, recent)
 
 
 POLICY = Policy(

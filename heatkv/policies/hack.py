@@ -25,7 +25,7 @@ from torch.nn.functional import normalize, one_hot, pad
 
 from heatkv.policies.allowance import EMPTY, evenly
 from heatkv.policies.base import PlanInput, Policy
-from heatkv.policies.tokens import Candidates, Ranking, TokenCache
+from heatkv.policies.tokens import Candidates, Priority, TokenCache
 from heatkv.scores import HeadScores
 
 OBSERVERS = 32
@@ -45,32 +45,32 @@ def contextual_heads(scores: HeadScores, alpha: float = 0.5) -> npt.NDArray[np.b
     return contextual.reshape(scores.spread_LH.shape)
 
 
-def budgets(ask: PlanInput, contextual: int, ratio: float) -> tuple[int, int]:
+def budgets(inputs: PlanInput, contextual: int, ratio: float) -> tuple[int, int]:
     """Tokens of a contextual and of a structural head, where ``contextual`` heads of all are contextual."""
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio {ratio} must be above 0 and up to 1")
-    structural, full = ask.geometry.slots - contextual, ask.geometry.scales.full_peak
-    most = min(full, int(ask.limit / (ratio * contextual + structural)))
-    least = min(full, (ask.limit - most * structural) // contextual) if contextual else 0
+    structural, full = inputs.geometry.head_count - contextual, inputs.geometry.scales.full_peak
+    most = min(full, int(inputs.limit / (ratio * contextual + structural)))
+    least = min(full, (inputs.limit - most * structural) // contextual) if contextual else 0
     return least, most
 
 
 class HackCache(TokenCache):
-    def __init__(self, ask: PlanInput, contextual_LH: npt.NDArray[np.bool_], ratio: float, merge: bool) -> None:
-        contextual, structural = budgets(ask, int(contextual_LH.sum()), ratio)
+    def __init__(self, inputs: PlanInput, contextual_LH: npt.NDArray[np.bool_], ratio: float, merge: bool) -> None:
+        contextual, structural = budgets(inputs, int(contextual_LH.sum()), ratio)
         allowance_LH = np.where(contextual_LH, contextual, structural)
-        super().__init__(ask.geometry, np.repeat(allowance_LH[None], len(ask.geometry.scales) - 1, axis=0))
+        super().__init__(inputs.geometry, np.repeat(allowance_LH[None], len(inputs.geometry.scales) - 1, axis=0))
         self.contextual_LH = torch.from_numpy(contextual_LH)
         self.merge = merge
         self._evicted: tuple[Tensor, Tensor] | None = None
 
-    def rank(self, candidates: Candidates) -> Ranking:
+    def rank(self, candidates: Candidates) -> Priority:
         observers = evenly(OBSERVERS, candidates.q_RND.shape[1], candidates.q_RND.device)
         score_RU = candidates.received(candidates.q_RND[:, observers])
         tier_RU = 2 * (candidates.pos_RU < sum(self.geometry.scales.tokens[:FIRST_SCALES])).to(torch.int8)
         tier_RU[:, candidates.old :] = 1
         tier_RU[self._contextual_lanes(candidates)] = 0
-        return Ranking(score_RU, tier_RU)
+        return Priority(score_RU, tier_RU)
 
     def _contextual_lanes(self, candidates: Candidates) -> Tensor:
         """Indices of the lanes of contextual heads, all rows."""
@@ -114,9 +114,9 @@ class HackCache(TokenCache):
         self._evicted = None
 
 
-def cache(ask: PlanInput, alpha: float = 0.5, ratio: float = 1 / 3, merge: bool = True) -> HackCache:
-    assert ask.scores is not None
-    return HackCache(ask, contextual_heads(ask.scores, alpha), ratio, merge)
+def cache(inputs: PlanInput, alpha: float = 0.5, ratio: float = 1 / 3, merge: bool = True) -> HackCache:
+    assert inputs.scores is not None
+    return HackCache(inputs, contextual_heads(inputs.scores, alpha), ratio, merge)
 
 
 POLICY = Policy(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from heatkv.policies.allowance import EMPTY, evenly, uniform
 from heatkv.policies.base import PlanInput, Policy
-from heatkv.policies.tokens import Candidates, Layer, Ranking, TokenCache
+from heatkv.policies.tokens import Candidates, Layer, Priority, TokenCache
 
 LOCAL_ATTENTION = 0.9
 OBSERVERS = 64
@@ -39,31 +39,31 @@ def local_heads(mass_LHTS: npt.NDArray[np.floating], scale: int) -> npt.NDArray[
     return np.asarray(near_LH >= LOCAL_ATTENTION)
 
 
-def typing_scale(ask: PlanInput, local_share: float = 0.5) -> int:
+def typing_scale(inputs: PlanInput, local_share: float = 0.5) -> int:
     """The scale at which heads are typed."""
-    fits = int(local_share * (ask.limit // ask.geometry.slots))
-    latest = max((t for t, (_, end) in enumerate(ask.geometry.scales.bounds[:-1]) if end <= fits), default=0)
-    return max(latest, ask.sink_scales - 1)
+    fits = int(local_share * (inputs.limit // inputs.geometry.head_count))
+    latest = max((t for t, (_, end) in enumerate(inputs.geometry.scales.bounds[:-1]) if end <= fits), default=0)
+    return max(latest, inputs.sink_scales - 1)
 
 
 class HeadKVCache(TokenCache):
     """``local_LBH[layer]`` tells, once typed, which heads of which image are local, ``[B, H]`` bool on the CPU."""
 
-    def __init__(self, ask: PlanInput, local_share: float) -> None:
+    def __init__(self, inputs: PlanInput, local_share: float) -> None:
         if not 0 < local_share <= 1:
             raise ValueError(f"local_share {local_share} must be above 0 and up to 1")
-        mean = min(ask.limit // ask.geometry.slots, ask.geometry.scales.full_peak)
-        self.typing_scale = typing_scale(ask, local_share)
-        all_so_far = ask.geometry.scales.bounds[self.typing_scale][1]
+        mean = min(inputs.limit // inputs.geometry.head_count, inputs.geometry.scales.full_peak)
+        self.typing_scale = typing_scale(inputs, local_share)
+        all_so_far = inputs.geometry.scales.bounds[self.typing_scale][1]
         self._local = min(mean, max(int(local_share * mean), all_so_far))
-        super().__init__(ask.geometry, np.minimum(uniform(ask), self._local))
-        self.mean, self.sink_tokens = mean, sum(ask.geometry.scales.tokens[: ask.sink_scales])
-        self.local_LBH: list[Tensor | None] = [None] * ask.geometry.layers
+        super().__init__(inputs.geometry, np.minimum(uniform(inputs), self._local))
+        self.mean, self.sink_tokens = mean, sum(inputs.geometry.scales.tokens[: inputs.sink_scales])
+        self.local_LBH: list[Tensor | None] = [None] * inputs.geometry.layers
         self._typed_LR: dict[int, Tensor] = {}
 
     @property
     def planned_tokens(self) -> int:
-        return self.mean * self.geometry.slots
+        return self.mean * self.geometry.head_count
 
     def allowed(self, layer: int, lanes: int) -> Tensor:
         if layer in self._typed_LR:
@@ -73,7 +73,7 @@ class HeadKVCache(TokenCache):
     def _update(self, layer: int, state: Layer, q_RND: Tensor, k_RND: Tensor, v_RND: Tensor) -> None:
         super()._update(layer, state, q_RND, k_RND, v_RND)
         if self.scale == self.typing_scale:
-            self._settle(layer)
+            self._share_out(layer)
 
     def watch(self, candidates: Candidates) -> None:
         """Type the heads of the layer, where this is the scale to do it."""
@@ -82,7 +82,7 @@ class HeadKVCache(TokenCache):
             near_R = (candidates.received(candidates.q_RND) * (candidates.pos_RU >= start)).sum(1)
             self.local_LBH[candidates.layer] = (near_R >= LOCAL_ATTENTION).view(-1, self.geometry.heads).cpu()
 
-    def _settle(self, layer: int) -> None:
+    def _share_out(self, layer: int) -> None:
         """From now on, local heads hold less and global heads share the rest, row by row."""
         local_BH = self.local_LBH[layer]
         assert local_BH is not None
@@ -97,7 +97,7 @@ class HeadKVCache(TokenCache):
         self._typed_LR[layer] = allowed_BH.flatten()
         self._cuts[layer] = sorted({*self._cuts[layer], *allowed_BH.flatten().tolist()} - {0})
 
-    def rank(self, candidates: Candidates) -> Ranking:
+    def rank(self, candidates: Candidates) -> Priority:
         local_BH = self.local_LBH[candidates.layer]
         assert local_BH is not None
         pos_RU, device = candidates.pos_RU, candidates.pos_RU.device
@@ -110,7 +110,7 @@ class HeadKVCache(TokenCache):
         sink_RU = pos_RU < self.sink_tokens
         tier_RU = torch.where(local_R1, scale_RU, -rank_within(within_RU, scale_RU, pos_RU != EMPTY))
         tier_RU = tier_RU.masked_fill(sink_RU, torch.iinfo(tier_RU.dtype).max)
-        return Ranking(torch.where(local_R1, p_RNU.mean(1), within_RU), tier_RU)
+        return Priority(torch.where(local_R1, p_RNU.mean(1), within_RU), tier_RU)
 
 
 def softmax_within(p_RNU: Tensor, group_RU: Tensor, groups: int) -> Tensor:
@@ -132,8 +132,8 @@ def rank_within(score_RU: Tensor, group_RU: Tensor, valid_RU: Tensor) -> Tensor:
     return torch.empty_like(order_RU).scatter_(1, order_RU, place_U - start_RU)
 
 
-def cache(ask: PlanInput, local_share: float = 0.5) -> HeadKVCache:
-    return HeadKVCache(ask, local_share)
+def cache(inputs: PlanInput, local_share: float = 0.5) -> HeadKVCache:
+    return HeadKVCache(inputs, local_share)
 
 
 POLICY = Policy(

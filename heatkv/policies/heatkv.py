@@ -43,7 +43,7 @@ def heads_to_drop(budget: float, geometry: Geometry, sink_scales: int) -> npt.ND
 
     Zero while everything fits, then growing with t.
     """
-    slots, scales = geometry.slots, geometry.scales
+    slots, scales = geometry.head_count, geometry.scales
     sink_tokens, per_slot = sum(scales.tokens[:sink_scales]), budget * scales.full_peak
     count_T = np.zeros(len(scales), np.int64)
     for t in range(sink_scales + 1, len(scales)):
@@ -100,14 +100,14 @@ def removals(orders_SN: npt.NDArray[np.integer], budget: float, geometry: Geomet
     return Removals(late_LHS, trigger_LHS)
 
 
-def strict_greedy(orders_SN: npt.NDArray[np.integer], ask: PlanInput) -> npt.NDArray[np.int64]:
+def strict_greedy(orders_SN: npt.NDArray[np.integer], inputs: PlanInput) -> npt.NDArray[np.int64]:
     """HeatKV's table for any ranking of the heads; what the policies that differ only in the ranking build on."""
-    return removals(orders_SN, ask.budget, ask.geometry, ask.sink_scales).drop_at_LHS
+    return removals(orders_SN, inputs.budget, inputs.geometry, inputs.sink_scales).drop_at_LHS
 
 
-def drop_at(ask: PlanInput) -> npt.NDArray[np.int64]:
-    assert ask.orders_SN is not None
-    return strict_greedy(ask.orders_SN, ask)
+def drop_at(inputs: PlanInput) -> npt.NDArray[np.int64]:
+    assert inputs.orders_SN is not None
+    return strict_greedy(inputs.orders_SN, inputs)
 
 
 POLICY = Policy(

@@ -36,13 +36,13 @@ QUANTUM = 1 / 256
 Evictions = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def drop_at(ask: PlanInput) -> npt.NDArray[np.int64]:
-    assert ask.scores is not None
-    cells, times, peaks = evictions(ask.scores)
-    L, H, K = ask.geometry.layers, ask.geometry.heads, len(ask.geometry.scales)
+def drop_at(inputs: PlanInput) -> npt.NDArray[np.int64]:
+    assert inputs.scores is not None
+    cells, times, peaks = evictions(inputs.scores)
+    L, H, K = inputs.geometry.layers, inputs.geometry.heads, len(inputs.geometry.scales)
     drop_at_LHS = np.full((L, H, K), K)
     # Peaks fall along the sequence; the first one within the limit ends it.
-    taken = np.searchsorted(-peaks, -ask.limit)
+    taken = np.searchsorted(-peaks, -inputs.limit)
     prunable_N = np.full(L * H * (K - 1), K)
     np.minimum.at(prunable_N, cells[:taken], times[:taken])
     drop_at_LHS[:, :, : K - 1] = prunable_N.reshape(L, H, K - 1)

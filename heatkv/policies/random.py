@@ -9,10 +9,10 @@ from heatkv.policies.base import PlanInput, Policy
 from heatkv.policies.heatkv import strict_greedy
 
 
-def drop_at(ask: PlanInput) -> npt.NDArray[np.int64]:
-    sources = len(ask.geometry.scales) - 1 - ask.sink_scales
-    in_order_SN = np.tile(np.arange(ask.geometry.slots), (sources, 1))
-    return strict_greedy(np.random.default_rng(ask.seed).permuted(in_order_SN, axis=1), ask)
+def drop_at(inputs: PlanInput) -> npt.NDArray[np.int64]:
+    sources = len(inputs.geometry.scales) - 1 - inputs.sink_scales
+    in_order_SN = np.tile(np.arange(inputs.geometry.head_count), (sources, 1))
+    return strict_greedy(np.random.default_rng(inputs.seed).permuted(in_order_SN, axis=1), inputs)
 
 
 POLICY = Policy(

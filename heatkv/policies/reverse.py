@@ -9,9 +9,9 @@ from heatkv.policies.base import PlanInput, Policy
 from heatkv.policies.heatkv import strict_greedy
 
 
-def drop_at(ask: PlanInput) -> npt.NDArray[np.int64]:
-    assert ask.orders_SN is not None
-    return strict_greedy(ask.orders_SN[:, ::-1], ask)
+def drop_at(inputs: PlanInput) -> npt.NDArray[np.int64]:
+    assert inputs.orders_SN is not None
+    return strict_greedy(inputs.orders_SN[:, ::-1], inputs)
 
 
 POLICY = Policy(

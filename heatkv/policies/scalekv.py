@@ -27,7 +27,7 @@ import torch
 
 from heatkv.policies.allowance import patch_centres, pooled
 from heatkv.policies.base import PlanInput, Policy
-from heatkv.policies.tokens import Candidates, Ranking, TokenCache
+from heatkv.policies.tokens import Candidates, Priority, TokenCache
 from heatkv.scales import Geometry
 from heatkv.scores import HeadScores
 
@@ -63,18 +63,18 @@ def drafters(scores: HeadScores, targets: range) -> npt.NDArray[np.bool_]:
     return is_drafter.reshape(z_LT.shape)
 
 
-def capacities(ask: PlanInput) -> npt.NDArray[np.int64]:
+def capacities(inputs: PlanInput) -> npt.NDArray[np.int64]:
     """Tokens a head of each layer may hold after each scale, ``(scales - 1, layers)``."""
-    assert ask.scores is not None
-    L, scales = ask.geometry.layers, ask.geometry.scales
-    limit = ask.limit // ask.geometry.heads  # over layers, a head of each
+    assert inputs.scores is not None
+    L, scales = inputs.geometry.layers, inputs.geometry.scales
+    limit = inputs.limit // inputs.geometry.heads  # over layers, a head of each
     base = limit // L
     capacity_TL = np.full((len(scales) - 1, L), base, np.int64)
     first = next((t for t in range(len(scales) - 1) if scales.bounds[t][1] > base), None)
     if first is None:
         return capacity_TL
     # What is held after scale t is what scale t + 1 reads.
-    is_drafter_LT = drafters(ask.scores, range(first + 1, len(scales)))
+    is_drafter_LT = drafters(inputs.scores, range(first + 1, len(scales)))
     for k, t in enumerate(range(first, len(scales) - 1)):
         is_drafter_L, most = is_drafter_LT[:, k], scales.bounds[t][1]
         n = int(is_drafter_L.sum())
@@ -105,7 +105,7 @@ class ScaleKVCache(TokenCache):
         super().__init__(geometry, np.repeat(capacity_TL[:, :, None], geometry.heads, axis=2))
         self.scoring = scoring
 
-    def rank(self, candidates: Candidates) -> Ranking:
+    def rank(self, candidates: Candidates) -> Priority:
         side = next((n for n in (4, 3, 2) if 4 * n * n <= int(candidates.keep_R.min())), 1)
         window = patch_centres(*self.geometry.scales[self.scale], side).to(candidates.q_RND.device)
         q_RND = candidates.q_RND[:, window]
@@ -116,11 +116,11 @@ class ScaleKVCache(TokenCache):
         score_RU[:, candidates.old + window] = -torch.inf
         in_window_RU = torch.zeros_like(score_RU, dtype=torch.int8)
         in_window_RU[:, candidates.old + window] = 1
-        return Ranking(pooled(score_RU, candidates.pos_RU, KERNEL), in_window_RU)
+        return Priority(pooled(score_RU, candidates.pos_RU, KERNEL), in_window_RU)
 
 
-def cache(ask: PlanInput, scoring: str = "paper") -> ScaleKVCache:
-    return ScaleKVCache(ask.geometry, capacities(ask), scoring)
+def cache(inputs: PlanInput, scoring: str = "paper") -> ScaleKVCache:
+    return ScaleKVCache(inputs.geometry, capacities(inputs), scoring)
 
 
 POLICY = Policy(

@@ -13,27 +13,27 @@ import torch
 
 from heatkv.policies.allowance import evenly, pooled, uniform
 from heatkv.policies.base import PlanInput, Policy
-from heatkv.policies.tokens import Candidates, Ranking, TokenCache
+from heatkv.policies.tokens import Candidates, Priority, TokenCache
 
 
 class SnapKVCache(TokenCache):
-    def __init__(self, ask: PlanInput, window: int, kernel: int) -> None:
+    def __init__(self, inputs: PlanInput, window: int, kernel: int) -> None:
         if window < 1 or kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"window {window} must be 1 or more, and kernel {kernel} odd")
-        super().__init__(ask.geometry, uniform(ask))
+        super().__init__(inputs.geometry, uniform(inputs))
         self.window, self.kernel = window, kernel
 
-    def rank(self, candidates: Candidates) -> Ranking:
+    def rank(self, candidates: Candidates) -> Priority:
         size = max(1, min(self.window, int(candidates.keep_R.min()) // 4))
         window = evenly(size, candidates.k_RND.shape[1], candidates.k_RND.device)
         score_RU = candidates.received(candidates.q_RND[:, window])
         in_window_RU = torch.zeros_like(score_RU, dtype=torch.int8)
         in_window_RU[:, candidates.old + window] = 1
-        return Ranking(pooled(score_RU, candidates.pos_RU, self.kernel), in_window_RU)
+        return Priority(pooled(score_RU, candidates.pos_RU, self.kernel), in_window_RU)
 
 
-def cache(ask: PlanInput, window: int = 32, kernel: int = 5) -> SnapKVCache:
-    return SnapKVCache(ask, window, kernel)
+def cache(inputs: PlanInput, window: int = 32, kernel: int = 5) -> SnapKVCache:
+    return SnapKVCache(inputs, window, kernel)
 
 
 POLICY = Policy(

@@ -22,12 +22,12 @@ def spread_out(geometry: Geometry) -> npt.NDArray[np.float64]:
     """
     layer_LH, head_LH = np.indices((geometry.layers, geometry.heads))
     turn_LH = (head_LH + layer_LH) % geometry.heads
-    return ((turn_LH * geometry.layers + layer_LH) / geometry.slots).ravel()
+    return ((turn_LH * geometry.layers + layer_LH) / geometry.head_count).ravel()
 
 
-def drop_at(ask: PlanInput) -> npt.NDArray[np.int64]:
-    turn_N1 = spread_out(ask.geometry)[:, None]
-    return fill(lambda t: np.arange(ask.sink_scales, t) - turn_N1, ask)
+def drop_at(inputs: PlanInput) -> npt.NDArray[np.int64]:
+    turn_N1 = spread_out(inputs.geometry)[:, None]
+    return fill(lambda t: np.arange(inputs.sink_scales, t) - turn_N1, inputs)
 
 
 POLICY = Policy(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import TILE_LOGITS, Part, merge, partial_attention
+from heatkv.cache.attention import TILE_LOGITS, PartialAttention, merge, partial_attention
 from heatkv.cache.seam import KVCache
 from heatkv.policies.allowance import EMPTY, held_tokens, resident
 from heatkv.scales import Geometry
@@ -117,7 +117,7 @@ class Candidates:
 
 
 @dataclass
-class Ranking:
+class Priority:
     """Which candidates to keep: higher ``tier_RU`` first (if given), then higher ``score_RU``, then earlier slots."""
 
     score_RU: Tensor
@@ -160,7 +160,7 @@ class TokenCache(KVCache):
     def planned_tokens(self) -> int:
         return int(resident(held_tokens(self.allowance_TLH.numpy(), self.geometry)).max(initial=0))
 
-    def rank(self, candidates: Candidates) -> Ranking:
+    def rank(self, candidates: Candidates) -> Priority:
         """For subclasses: which candidates to keep. Called where not all of them can stay."""
         raise NotImplementedError
 
@@ -183,11 +183,11 @@ class TokenCache(KVCache):
         if state is None:
             none = q_RND.new_empty((len(q_RND), 0), dtype=torch.int64)
             state = self._layers[layer] = Layer(torch.zeros(len(q_RND), dtype=torch.int64), none, none.float())
-        parts = [Part(*partial_attention(q_RND[None], k_RND[None], v_RND[None]))]
+        parts = [PartialAttention(*partial_attention(q_RND[None], k_RND[None], v_RND[None]))]
         for piece in state.pieces:
             q = q_RND if piece.lanes is None else q_RND[piece.lanes]
             k, v = piece.k[None, :, : piece.filled], piece.v[None, :, : piece.filled]
-            parts.append(Part(*partial_attention(q[None], k, v), piece.lanes))
+            parts.append(PartialAttention(*partial_attention(q[None], k, v), piece.lanes))
         out_BHND = merge(parts).reshape(q_BHND.shape)
         if self.last_scale:
             self._free(state, state.pieces)

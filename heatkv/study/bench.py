@@ -82,7 +82,7 @@ def bytes_read(model: GenerativeModel, schedule: Schedule | None, rows: int) -> 
     tokens_S = np.array(geometry.scales.tokens)
     cached = 0
     for t in range(1, len(tokens_S)):
-        held = schedule.keep(t)[:, :, :t].sum((0, 1)) if schedule else np.full(t, geometry.slots)
+        held = schedule.keep(t)[:, :, :t].sum((0, 1)) if schedule else np.full(t, geometry.head_count)
         cached += int(held @ tokens_S[:t])
     storage = schedule.storage if schedule else "compute"
     return weights * len(tokens_S) + cached * bytes_per_token(storage, geometry, rows, model.dtype.itemsize)
@@ -123,7 +123,7 @@ def bench(
     source: Any = scores
     if source is None:
         sources = max(0, len(geometry.scales) - 4)
-        slots = np.tile(np.arange(geometry.slots), (sources, 1))
+        slots = np.tile(np.arange(geometry.head_count), (sources, 1))
         source = np.random.default_rng(0).permuted(slots, axis=1)
 
     def planned(budget: float) -> Schedule:

@@ -119,11 +119,11 @@ def _in_processes(setting: Setting, tasks: Sequence[Task], workers: int, say: Sa
 
 
 def _hire(context: Any, setting: Setting) -> tuple[Any, Connection]:
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, setting), daemon=True)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, setting), daemon=True)
     process.start()
-    there.close()  # the process has the only other end: when it is gone, ours says so
-    return process, here
+    theirs.close()  # the process has the only other end: when it is gone, ours says so
+    return process, ours
 
 
 def _ray() -> Any:

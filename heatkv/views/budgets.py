@@ -91,8 +91,8 @@ def what_is_needed(preset: Preset) -> str:
     sources = len(geometry.scales) - 1 - sinks
     return (
         f"HeatKV needs a file that ranks the heads: head orders of {preset.id} (JSON: for each of the {sources} scales "
-        f"{sinks + 1} to {sinks + sources} a list of all {geometry.slots} [head, layer] pairs, the first to go first), "
-        f"or scores from `python -m heatkv calibrate --model {preset.id} --out scores.safetensors`"
+        f"{sinks + 1} to {sinks + sources} a list of all {geometry.head_count} [head, layer] pairs, the first to go "
+        f"first), or scores from `python -m heatkv calibrate --model {preset.id} --out scores.safetensors`"
     )
 
 
@@ -146,13 +146,13 @@ def table_json(
     if dtype not in OURS:
         raise ValueError(f"the cache's dtype {dtype!r} is not one of {', '.join(OURS)}")
     geometry, sinks = preset.geometry, table.sink_scales
-    looked = explore.looks(ranking.scores, sinks) if ranking and ranking.scores else None
+    profiles = explore.head_profiles(ranking.scores, sinks) if ranking and ranking.scores else None
     ranks = None
     if ranking is not None and ranking.scores is None:
         ranks = explore.rank_share(np.asarray(ranking.source), geometry, sinks)
     return {
         **table.to_json(),
-        **explore.cells_json(looked, ranks),
+        **explore.cells_json(profiles, ranks),
         "bytesPerToken": OURS[dtype].bytes_per_token(geometry, batch),
         "heldBytesPerToken": bytes_per_token(table.storage, geometry, GUIDED_ROWS * batch, OURS[dtype].key_bytes),
         # The papers know no 8-bit cells.

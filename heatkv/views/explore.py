@@ -1,7 +1,7 @@
 """What the explorer draws, worked out ahead and packed small enough to send to a browser.
 
-Three things: which cells every budget keeps (`BudgetTable`), where each head looks (`Looks`), and what the positions of
-an image read (`AttentionView`). Numpy only; the app turns them into pictures and adds no maths of its own.
+Three things: which cells every budget keeps (`BudgetTable`), where each head looks (`HeadProfiles`), and what the
+positions of an image read (`AttentionView`). Numpy only; the app turns them into pictures and adds no maths of its own.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class BudgetTable:
 def full_resident(geometry: Geometry) -> list[int]:
     """Tokens that a full cache holds after every target scale; the last one adds nothing."""
     ends = [end for _, end in geometry.scales.bounds]
-    return [geometry.slots * min(end, geometry.scales.full_peak) for end in ends]
+    return [geometry.head_count * min(end, geometry.scales.full_peak) for end in ends]
 
 
 def budget_percents(scales: ScaleSchedule, sink_scales: int) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ def _table(schedules: list[Schedule], percents: Sequence[float]) -> BudgetTable:
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
+class HeadProfiles:
     """Where each head looks, over all calibration prompts.
 
     Target scales up to the sinks are left out (they see nothing else). The scales that a target sees fall into the
@@ -181,7 +181,7 @@ class Looks:
         return int(layer), int(head)
 
 
-def looks(scores: HeadScores, sink_scales: int) -> Looks:
+def head_profiles(scores: HeadScores, sink_scales: int) -> HeadProfiles:
     """Sum up a calibration. Needs two scales at least."""
     scales = scores.geometry.scales
     K = len(scales)
@@ -201,7 +201,7 @@ def looks(scores: HeadScores, sink_scales: int) -> Looks:
         mean: npt.NDArray[np.float64] = np.mean(rows, axis=0)
         return mean
 
-    return Looks(
+    return HeadProfiles(
         by_group(mass_LHTS), by_group(even_TS), _later_mean(mass_LHTS), _later_mean(even_TS), scores.count
     )  # fmt: skip
 
@@ -226,21 +226,21 @@ def _later_mean(mass_TS: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def rank_share(orders_SN: npt.NDArray[np.integer], geometry: Geometry, sink_scales: int) -> npt.NDArray[np.float64]:
     """What orders alone tell of a cell, ``(layers, heads, K - 1)``: its rank in its source scale, 0 to 1 (sinks: 1)."""
     rank_SN = np.empty(orders_SN.shape)
-    np.put_along_axis(rank_SN, orders_SN, np.arange(geometry.slots, dtype=float)[None], axis=1)
+    np.put_along_axis(rank_SN, orders_SN, np.arange(geometry.head_count, dtype=float)[None], axis=1)
     share_LHS = np.ones((geometry.layers, geometry.heads, len(geometry.scales) - 1))
-    by_slot = rank_SN.T.reshape(geometry.layers, geometry.heads, -1)
-    share_LHS[:, :, sink_scales:] = by_slot / max(geometry.slots - 1, 1)
+    by_number = rank_SN.T.reshape(geometry.layers, geometry.heads, -1)
+    share_LHS[:, :, sink_scales:] = by_number / max(geometry.head_count - 1, 1)
     return share_LHS
 
 
-def cells_json(looked: Looks | None, rank_LHS: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
+def cells_json(profiles: HeadProfiles | None, rank_LHS: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
     """Scores of the cells and types of the heads for a browser, from a calibration, from ranks, or from neither."""
-    if looked is not None:
+    if profiles is not None:
         return {
             "kind": "share",
-            "cells": packed(np.rint(looked.cell_LHS * 65535), "u2"),
-            "even": looked.cell_even_S.tolist(),
-            "types": packed(looked.type_LH, "u1"),
+            "cells": packed(np.rint(profiles.cell_LHS * 65535), "u2"),
+            "even": profiles.cell_even_S.tolist(),
+            "types": packed(profiles.type_LH, "u1"),
             "typeNames": list(TYPES),
         }
     kind, cells = ("none", "") if rank_LHS is None else ("rank", packed(np.rint(rank_LHS * 65535), "u2"))

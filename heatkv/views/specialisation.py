@@ -1,7 +1,7 @@
 """How unlike each other the heads of a model are: the condition for head-specific budgets to be worth anything.
 
-What type a head is of is defined in one place, `heatkv.views.explore.Looks`; this adds what can be said of all heads
-at once.
+What type a head is of is defined in one place, `heatkv.views.explore.HeadProfiles`; this adds what can be said of
+all heads at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.scores import HeadScores
-from heatkv.views.explore import TYPES, looks
+from heatkv.views.explore import TYPES, head_profiles
 
 LITTLE, MUCH = 0.25, 2.0  # of what a head gives to a source scale that spreads evenly over all tokens it sees
 
@@ -96,23 +96,23 @@ class Specialisation:
 
 def specialisation(scores: HeadScores, sink_scales: int) -> Specialisation:
     """Sum up how heads differ. Raises ``ValueError`` for a model with a single scale."""
-    looked = looks(scores, sink_scales)
+    profiles = head_profiles(scores, sink_scales)
     scales = scores.geometry.scales
     K = len(scales)
-    counts = np.bincount(looked.type_LH.ravel(), minlength=len(TYPES))
+    counts = np.bincount(profiles.type_LH.ravel(), minlength=len(TYPES))
     targets = range(min(sink_scales + 1, K - 1), K)
     entropy_LH = np.mean([_entropy(scores.mass_LHTS[:, :, t, : t + 1]) for t in targets], axis=0)
     tokens = np.array(scales.tokens, float)
     entropy_even = np.mean([_entropy(tokens[: t + 1] / tokens[: t + 1].sum()) for t in targets])
-    ratio_LHS = (looked.cell_LHS / looked.cell_even_S)[:, :, sink_scales:]
+    ratio_LHS = (profiles.cell_LHS / profiles.cell_even_S)[:, :, sink_scales:]
     sources = []
     for s in range(sink_scales, K - 1):
-        scas_LH, ratio_LH = looked.cell_LHS[:, :, s], ratio_LHS[:, :, s - sink_scales]
+        scas_LH, ratio_LH = profiles.cell_LHS[:, :, s], ratio_LHS[:, :, s - sink_scales]
         low, median, high = (float(value) for value in np.percentile(scas_LH, [10, 50, 90]))
         sources.append(
             SourceSpread(
                 source=s,
-                even=float(looked.cell_even_S[s]),
+                even=float(profiles.cell_even_S[s]),
                 low=low,
                 median=median,
                 high=high,
@@ -122,8 +122,8 @@ def specialisation(scores: HeadScores, sink_scales: int) -> Specialisation:
             )
         )
     return Specialisation(
-        heads=scores.geometry.slots,
-        types={name: float(count / scores.geometry.slots) for name, count in zip(TYPES, counts, strict=True)},
+        heads=scores.geometry.head_count,
+        types={name: float(count / scores.geometry.head_count) for name, count in zip(TYPES, counts, strict=True)},
         entropy_low=float(entropy_LH.min()),
         entropy_mean=float(entropy_LH.mean()),
         entropy_high=float(entropy_LH.max()),

@@ -65,7 +65,7 @@ def test_a_class_is_found_by_a_part_of_its_name_and_drawn(page: Page, site: Site
 def test_budgets_are_explored_from_an_orders_file_without_weights(page: Page, site: Site, tmp_path: Path) -> None:
     preset = budgets.choose_preset("infinity-8b")
     rows = len(preset.scales) - 1 - 3
-    orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.slots) for i in range(rows)])
+    orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.head_count) for i in range(rows)])
     path = tmp_path / "orders.json"
     path.write_text(orders_to_json(orders, preset.geometry))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from heatkv.policies.allowance import EMPTY, patch_centres
 from heatkv.policies.scalekv import ScaleKVCache
-from heatkv.policies.tokens import Candidates, Ranking
+from heatkv.policies.tokens import Candidates, Priority
 from heatkv.scales import Geometry, ScaleSchedule
 
 SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
@@ -65,13 +65,13 @@ class FollowPublished(ScaleKVCache):
         self.ours: dict[int, Tensor] = {}
         self.scores: dict[int, Tensor] = {}
 
-    def rank(self, candidates: Candidates) -> Ranking:
+    def rank(self, candidates: Candidates) -> Priority:
         pos_HU = candidates.pos_RU
-        chosen_HU = super().rank(candidates).best(candidates.keep_R, pos_HU != EMPTY)
+        chosen_HU = super().rank(candidates).best(candidates.keep_E, pos_HU != EMPTY)
         self.ours[self.scale] = torch.stack([pos[c].sort().values for pos, c in zip(pos_HU, chosen_HU, strict=True)])
         self.scores[self.scale] = cut_scores(candidates, self.geometry, self.scale)
         published_HM = self.tensors[f"kept_pos_s{self.scale}"][0].long()
-        return Ranking((pos_HU[:, :, None] == published_HM[:, None]).any(2).float())
+        return Priority((pos_HU[:, :, None] == published_HM[:, None]).any(2).float())
 
 
 def cut_scores(candidates: Candidates, geometry: Geometry, scale: int) -> Tensor:

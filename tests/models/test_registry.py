@@ -122,7 +122,7 @@ def test_a_folder_of_several_models_asks_which(tmp_path: Path, nothing_here: Non
 def test_names_give_geometries_without_weights(name: str, nothing_here: None) -> None:
     preset = PRESETS[name]
     geometry = find_geometry(name)
-    assert geometry.layers * geometry.heads == geometry.slots
+    assert geometry.layers * geometry.heads == geometry.head_count
     assert geometry.head_dim * geometry.heads == preset.transformer_config.width
     with pytest.raises(ValueError, match=r"not all on this machine.*can be planned"):
         load(name, "cpu")

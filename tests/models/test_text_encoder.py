@@ -109,16 +109,16 @@ def test_staged_offload_takes_turns_and_changes_nothing(
 def test_a_part_makes_room_before_the_next_one_comes() -> None:
     log: list[str] = []
 
-    class Part(nn.Module):
+    class PartialAttention(nn.Module):
         def __init__(self, name: str) -> None:
             super().__init__()
             self.name = name
 
-        def to(self, device: object) -> Part:  # type: ignore[override]
+        def to(self, device: object) -> PartialAttention:  # type: ignore[override]
             log.append(f"{self.name} to {device}")
             return self
 
-    stages = Stages({"a": Part("a"), "b": Part("b")}, torch.device("meta"))
+    stages = Stages({"a": PartialAttention("a"), "b": PartialAttention("b")}, torch.device("meta"))
     for name in ("a", "a", "b"):
         stages.use(name)
     assert log == ["a to meta", "a to cpu", "b to meta"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heatkv.cache.seam import KVCache
-from heatkv.models.base import Noise, ScaleTokens, sent
+from heatkv.models.base import Noise, ScaleTokens, upload
 from heatkv.models.infinity.autoencoder import BitQuantizer
 from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures
 
@@ -57,7 +57,7 @@ def draw_bits(logits_BNd2: Tensor, noise_BNd: Tensor, top_p: float) -> Tensor:
     if top_p > 0:
         one = torch.where(one <= 1 - top_p, torch.zeros_like(one), one)
         one = torch.where(1 - one <= 1 - top_p, torch.ones_like(one), one)
-    return sent(noise_BNd, one.device) < one
+    return upload(noise_BNd, one.device) < one
 
 
 def generate_scales(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heatkv.cache.seam import KVCache
-from heatkv.models.base import Noise, Sampling, ScaleTokens, sent
+from heatkv.models.base import Noise, Sampling, ScaleTokens, upload
 from heatkv.models.var.transformer import VarTransformer
 from heatkv.models.var.vqvae import CodeQuantizer
 
@@ -39,7 +39,7 @@ def draw_tokens(logits_BNV: Tensor, noise_BN: Tensor, top_k: int, top_p: float) 
     likely, order = filter_logits(logits_BNV, top_k, top_p).sort(dim=-1, descending=True, stable=True)
     summed = likely.softmax(-1).cumsum(-1)
     possible = likely.isfinite().sum(-1)
-    threshold = sent(noise_BN, summed.device) * summed[..., -1]
+    threshold = upload(noise_BN, summed.device) * summed[..., -1]
     rank = (summed <= threshold.unsqueeze(-1)).sum(-1).minimum(possible - 1)
     return order.gather(-1, rank.unsqueeze(-1)).squeeze(-1)
 
