@@ -22,19 +22,23 @@ class Sampling:
     """How tokens are drawn.
 
     ``guidance`` 1 is plain conditional generation (batch of 1 instead of 2); ``temperature`` divides
-    the logits; ``top_k`` 0 and ``top_p`` 0 mean no cut.
+    the logits; ``top_k`` 0 and ``top_p`` 0 mean no cut. Models that draw token by token guide the first token and the
+    ``guided_steps`` + 1 after it, all of them where that is -1 (published as ``cfg_interval``).
     """
 
     guidance: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.0
+    guided_steps: int = -1
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance <= 50:
             raise ValueError(f"guidance {self.guidance} is outside 0 to 50")
         if not 0 < self.temperature <= 50:
             raise ValueError(f"temperature {self.temperature} is outside 0 to 50 (0 excluded)")
+        if self.guided_steps < -1:
+            raise ValueError(f"guided_steps {self.guided_steps} must be -1 (all) or more")
         if self.top_k < 0 or not 0 <= self.top_p <= 1:
             raise ValueError(f"top_k {self.top_k} must be 0 or more and top_p {self.top_p} between 0 and 1")
 

@@ -26,6 +26,12 @@ COMPARED: dict[str, tuple[str, tuple[str, ...]]] = {
          "neg", "rope.cache", "model.", "vae."),
     ),
     "heatkv_e2e_tiny": ("test_published_infinity.py", ("full.logits", "full.bits", "pruned_", "scas.scores", "text")),
+    "llamagen_tiny": (
+        "test_published_llamagen.py",
+        ("c2i", "t2i", "vq.", "vq_decode.codes", "vq_decode.latent", "vq_decode.image", "vq_encode.codes",
+         "vq_encode.image", "vq_encode.latent", "vq_encode.pre_quant", "vq_encode.reconstruction", "vq_tokens.image",
+         "filter.kept_", "filter.logits"),
+    ),
     "rope_real": ("test_published_infinity.py", ("d128_r1.0_m", "rot.")),
     "scalekv_select": ("test_published_scalekv.py", ("q_s", "k_s", "kept_pos_s")),
     "scas_tiny": ("test_published_scores.py", ("probs.", "scores")),
@@ -36,6 +42,7 @@ LEFT = {
     r"(var|infinity)_tiny:sampled\..*": "drawn with torch.multinomial: equal only for one version and order of calls",
     r"infinity_tiny:greedy\.(hidden|logits_raw)_s\d+": "on the way to greedy.logits, which are compared",
     r"infinity_tiny:enc\.var_input_area_s\d+": "inputs for training by area, which the released models do not use",
+    r"llamagen_tiny:vq_decode\.image_u8": "bytes of vq_decode.image, compared with the model's in tests/models",
     r"infinity_tiny:(text|neg)\.(cu_seqlens|lens)": "lengths of the prompts, written out in the tests",
 }
 

@@ -37,11 +37,15 @@ def draw_tokens(logits_BNV: Tensor, noise_BN: Tensor, top_k: int, top_p: float) 
     greedy choice, and small changes of the logits rarely change what is drawn.
     """
     likely, order = filter_logits(logits_BNV, top_k, top_p).sort(dim=-1, descending=True, stable=True)
-    summed = likely.softmax(-1).cumsum(-1)
-    possible = likely.isfinite().sum(-1)
+    return order.gather(-1, draw_ranks(likely, noise_BN).unsqueeze(-1)).squeeze(-1)
+
+
+def draw_ranks(likely_BNV: Tensor, noise_BN: Tensor) -> Tensor:
+    """Which of the values, sorted from likely to unlikely, uniform numbers draw (-inf is never drawn)."""
+    summed = likely_BNV.softmax(-1).cumsum(-1)
+    possible = likely_BNV.isfinite().sum(-1)
     threshold = upload(noise_BN, summed.device) * summed[..., -1]
-    rank = (summed <= threshold.unsqueeze(-1)).sum(-1).minimum(possible - 1)
-    return order.gather(-1, rank.unsqueeze(-1)).squeeze(-1)
+    return (summed <= threshold.unsqueeze(-1)).sum(-1).minimum(possible - 1)
 
 
 def guidance_at(guidance: float, scale: int, scales: int) -> float:

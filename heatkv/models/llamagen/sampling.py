@@ -1,0 +1,88 @@
+"""The LlamaGen generation loop: the condition, then token after token, in events of a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from heatkv.models.base import Noise, Sampling, ScaleTokens
+from heatkv.models.llamagen.transformer import Attend, Condition, LlamaGenTransformer
+from heatkv.models.llamagen.vq import Codebook
+from heatkv.models.var.sampling import draw_ranks
+
+
+def likely_first(logits_BV: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Logits from likely to unlikely, -inf where ``top_k`` or ``top_p`` exclude a value, and whose they are.
+
+    Values equal to the k-th largest stay. Of what is left those go that come after the first with which the summed
+    probability is more than ``top_p``.
+    """
+    likely_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    if 0 < top_k < logits_BV.shape[-1]:
+        likely_BV = likely_BV.masked_fill(likely_BV < likely_BV[:, top_k - 1 : top_k], -torch.inf)
+    if 0 < top_p < 1:
+        enough_BV = likely_BV.softmax(-1).cumsum(-1) > top_p
+        gone_BV = torch.zeros_like(enough_BV)
+        gone_BV[:, 1:] = enough_BV[:, :-1]
+        likely_BV = likely_BV.masked_fill(gone_BV, -torch.inf)
+    return likely_BV, order_BV
+
+
+def draw_token(logits_BV: Tensor, noise_B: Tensor, sampling: Sampling) -> Tensor:
+    """One token a row, ``[B]``. Noise of 0 is the greedy choice (see ``var.sampling.draw_tokens``)."""
+    likely_BV, order_BV = likely_first(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p)
+    rank_B = draw_ranks(likely_BV, noise_B)
+    return order_BV.gather(-1, rank_B[:, None]).squeeze(-1)
+
+
+def read_image(
+    model: LlamaGenTransformer, condition: Condition, cache: Attend, sampling: Sampling, tokens: list[Tensor]
+) -> Iterator[Tensor]:
+    """The guided logits ``[B, vocabulary]`` (float32) of every token of the image in turn.
+
+    Who iterates appends each token ``[B]`` to ``tokens`` before asking for the next one's logits. The last token is
+    never read.
+    """
+    config = model.config
+    halves = 2 if sampling.guided else 1
+    hidden_BNC = model(condition.tokens_BTC, 0, cache, condition.mask_BTT)
+    for step in range(config.image_tokens):
+        if step > 0:
+            x_B1C = model.tok_embeddings(tokens[step - 1].repeat(halves))[:, None]
+            hidden_BNC = model(x_B1C, config.condition_tokens + step - 1, cache)
+        logits_BV = model.logits(hidden_BNC[:, -1])
+        if sampling.guided:
+            conditional_BV, free_BV = logits_BV.chunk(2)
+            guided = sampling.guided_steps < 0 or step <= sampling.guided_steps + 1
+            logits_BV = free_BV + (conditional_BV - free_BV) * sampling.guidance if guided else conditional_BV
+        yield logits_BV
+
+
+def generate_lines(
+    model: LlamaGenTransformer,
+    codebook: Codebook,
+    condition: Condition,
+    cache: Attend,
+    sampling: Sampling,
+    noise: Noise,
+    logits_sink: list[Tensor] | None = None,
+) -> Iterator[ScaleTokens]:
+    """Generate one image a row of the condition, or a pair of rows where ``sampling`` guides (conditional rows first).
+
+    A line's event comes when its last token is drawn; the next line begins with reading that token. ``logits_sink``
+    collects what ``read_image`` yields.
+    """
+    size = (model.config.grid, model.config.grid)
+    tokens: list[Tensor] = []
+    for step, logits_BV in enumerate(read_image(model, condition, cache, sampling, tokens)):
+        line, column = divmod(step, size[1])
+        if column == 0:
+            noise_BN = noise(line + 1, size[1:])
+        if logits_sink is not None:
+            logits_sink.append(logits_BV)
+        tokens.append(draw_token(logits_BV, noise_BN[:, column], sampling))
+        if column == size[1] - 1:
+            index_BN = torch.stack(tokens, 1)
+            yield ScaleTokens(line + 1, index_BN[:, -size[1] :], codebook.map(index_BN, size))
