@@ -125,3 +125,49 @@ def test_first_command_of_the_readme_installs_what_the_package_asks_for() -> Non
     for wanted in asked:
         for pin in (part.version for part in listed[wanted.name] if part.operator == "=="):
             assert pin in wanted.specifier, f"requirements.txt pins {wanted.name} {pin}, the package wants {wanted}"
+
+
+def test_lock_pins_what_is_required_with_hashes_and_names_no_index() -> None:
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "requirements.lock").read_text()
+    entries = re.split(r"\n(?=[a-z0-9])", re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE).strip())
+    pins = [Requirement(entry.split(" \\\n")[0]) for entry in entries]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) for pin in pins), "no local builds, one version each"
+    assert "--index-url" not in text and "--find-links" not in text and "://" not in text
+    versions = {pin.name: str(pin.specifier)[2:] for pin in pins}
+    for line in filter(None, (ROOT / "requirements.txt").read_text().splitlines()):
+        if not line.startswith("#"):
+            wanted = Requirement(line)
+            assert wanted.specifier.contains(versions[wanted.name]), f"lock {wanted.name} again: see its first lines"
+
+
+def test_citation_has_the_version_of_the_package() -> None:
+    assert f"\nversion: {heatkv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_method_of_others_has_a_reference_and_its_authors_a_notice() -> None:
+    from heatkv.policies import REGISTRY
+
+    entries = dict(re.findall(r"@\w+\{([\w-]+),(.*?)\n\}", (ROOT / "assets" / "references.bib").read_text(), re.DOTALL))
+    others = {name for name, policy in REGISTRY.items() if policy.provenance not in ("ours", "reference")}
+    assert {*others, "var", "infinity", "llamagen", "tova"} <= set(entries)
+    assert not {name for name, policy in REGISTRY.items() if policy.provenance == "ours"} & set(entries)
+    for entry in entries.values():
+        assert all(f"{field} " in entry for field in ("title", "author", "year", "url"))
+    notice = (ROOT / "THIRD_PARTY.md").read_text()
+    first_authors = {
+        re.search(r"author\s*= \{([^}]*?)(?: and |\})", entry)[1].split()[-1] for entry in entries.values()
+    }
+    assert not [author for author in first_authors if author not in notice]
+
+
+def test_notices_name_every_package_that_the_models_learned_from() -> None:
+    from heatkv.training import data
+
+    notice = (ROOT / "THIRD_PARTY.md").read_text()
+    packages = [data.NAMES_PACKAGE, *(package for package, _ in data.STYLE_PACKAGES.values())]
+    assert not [package for package in packages if package.rsplit("@", 1)[0] not in notice]
+    named = set(re.findall(r"`(assets/[\w./-]+\.\w+)`", notice))
+    assert named and all((ROOT / name).is_file() for name in named)
