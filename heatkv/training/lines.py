@@ -1,0 +1,303 @@
+"""Stage 2 of the model that draws by lines: predict every token from those before it and the prompt."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatkv.models.infinity.text import Vocabulary, WordEncoder
+from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
+from heatkv.models.llamagen.vq import Vq
+from heatkv.training import loop, tokenizer
+
+# Draws a picture (uint8 [side, side, 3]) and says what is on it.
+Scenes = Callable[[random.Random], tuple[npt.NDArray[np.uint8], str]]
+HELD_OUT_SEED = 10_000_000
+
+
+@dataclass(frozen=True)
+class LinesRun:
+    """Settings of a training run; defaults are the CPU recipe.
+
+    A ring of ``pool`` pictures, as codes, begins with ``start`` of them; every step replaces ``fresh`` and learns
+    from ``batch``. A share ``drop`` of the prompts is left out, for guidance. The learning rate falls to zero in the
+    last ``decay`` of the run. ``compile`` compiles the blocks (a minute or two at the start; needs a C++ compiler).
+    """
+
+    steps: int = 6000
+    batch: int = 16
+    learning_rate: float = 2e-3
+    decay: float = 0.3
+    drop: float = 0.1
+    pool: int = 32768
+    start: int = 2048
+    fresh: int = 8
+    depth: int = 8
+    width: int = 256
+    heads: int = 8
+    words: int = 16
+    compile: bool = True
+    evaluate_every: int = 250
+    seed: int = 0
+
+
+class TeacherForcing:
+    """All tokens at once: the condition's see one another, the image's see the condition and those before them."""
+
+    def __init__(self, condition: int, total: int, device: torch.device) -> None:
+        seen_NN = torch.ones(total, total, dtype=torch.bool).tril()
+        seen_NN[:condition, :condition] = True
+        self.bias_NN = torch.zeros(total, total).masked_fill(~seen_NN, -torch.inf).to(device)
+
+    def attend(
+        self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask_BNN: Tensor | None = None
+    ) -> Tensor:
+        if q_BHND.device.type != "cpu":
+            bias = self.bias_NN.to(q_BHND.dtype)
+            return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, attn_mask=bias, scale=1.0)
+        # Plain products, backwards faster than the fused CPU kernel; half of the tokens need half of the keys.
+        outs, half = [], q_BHND.shape[2] // 2
+        for start, end in ((0, half), (half, q_BHND.shape[2])):
+            logits = q_BHND[:, :, start:end] @ k_BHND[:, :, :end].transpose(-1, -2)
+            logits = logits + self.bias_NN[start:end, :end].to(logits.dtype)
+            outs.append(logits.softmax(-1).to(v_BHND.dtype) @ v_BHND[:, :, :end])
+        return torch.cat(outs, 2)
+
+
+class TextToTokens(nn.Module):
+    """Text encoder and transformer as one trainable module.
+
+    While it learns, a code is read and predicted through its direction in the tokenizer too (``read_code``,
+    ``write_code``), so that similar codes share what is learned; ``folded`` puts that into the plain weights.
+    """
+
+    codes_Vc: Tensor
+
+    def __init__(self, vocabulary: Vocabulary, config: LlamaGenConfig, codes_Vc: Tensor) -> None:
+        super().__init__()
+        self.text = WordEncoder(vocabulary, config.caption_width, config.condition_tokens)
+        self.transformer = LlamaGenTransformer(config)
+        self.register_buffer("codes_Vc", codes_Vc * codes_Vc.shape[1] ** 0.5)
+        self.read_code = nn.Linear(codes_Vc.shape[1], config.width, bias=False)
+        self.write_code = nn.Linear(config.width, codes_Vc.shape[1], bias=False)
+        self.start()
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """First values: blocks that do nothing, and embeddings of about the same size."""
+        for block in self.transformer.layers:
+            nn.init.zeros_(block.attention.wo.weight)  # type: ignore[union-attr,arg-type]
+            nn.init.zeros_(block.feed_forward.w2.weight)  # type: ignore[union-attr,arg-type]
+        for weight, std in (
+            (self.transformer.tok_embeddings.weight, 0.1), (self.read_code.weight, 0.15),
+            (self.transformer.output.weight, 0.01), (self.write_code.weight, 0.02),
+        ):  # fmt: skip
+            nn.init.normal_(weight, std=std)
+
+    @property
+    def embeddings_VC(self) -> Tensor:
+        return self.transformer.tok_embeddings.weight + self.read_code(self.codes_Vc)
+
+    @property
+    def output_VC(self) -> Tensor:
+        return self.transformer.output.weight + self.codes_Vc @ self.write_code.weight
+
+    def forward(self, ids_BN: Tensor, drop_B: Tensor, tokens_BN: Tensor, cache: TeacherForcing) -> Tensor:
+        """Logits ``[B, N, vocabulary]`` of all image tokens; ``drop_B`` rows see the learned empty prompt."""
+        model = self.transformer
+        text = self.text(ids_BN)
+        condition_BTC, empty_BTC = model.read_captions(text.features_BNC, text.mask_BN, guided=True).tokens_BTC.chunk(2)
+        condition_BTC = torch.where(drop_B[:, None, None], empty_BTC, condition_BTC)
+        image_BNC = F.embedding(tokens_BN[:, :-1], self.embeddings_VC).to(condition_BTC.dtype)
+        x_BNC = torch.cat([condition_BTC, image_BNC], 1)
+        if torch.is_autocast_enabled(x_BNC.device.type):
+            x_BNC = x_BNC.bfloat16()  # halves the memory traffic of everything between the matrix products
+        hidden_BNC = model(x_BNC, 0, cache)[:, model.config.condition_tokens - 1 :]
+        return F.linear(model.norm(hidden_BNC), self.output_VC)
+
+    @torch.no_grad()
+    def folded(self) -> LlamaGenTransformer:
+        """The transformer alone, which computes the same."""
+        model = copy.deepcopy(self.transformer)
+        model.tok_embeddings.weight.copy_(self.embeddings_VC)
+        model.output.weight.copy_(self.output_VC)
+        return model
+
+
+class Pool:
+    """A ring of pictures as codes, with their prompts; new ones replace the oldest."""
+
+    def __init__(self, scenes: Scenes, vq: Vq, rng: random.Random, size: int) -> None:
+        self.scenes, self.vq, self.rng, self.size = scenes, vq, rng, size
+        self.codes: list[Tensor] = []
+        self.prompts: list[str] = []
+        self.next = 0
+
+    @torch.no_grad()
+    def add(self, count: int) -> None:
+        device = next(self.vq.parameters()).device
+        for first in range(0, count, 64):
+            drawn = [self.scenes(self.rng) for _ in range(min(64, count - first))]
+            x = tokenizer.to_model(np.stack([picture for picture, _ in drawn]), device)
+            with torch.autocast(device.type, torch.bfloat16):
+                latent = self.vq.encode(x)
+            for code, (_, prompt) in zip(self.vq.quantize.nearest(latent.float()), drawn, strict=True):
+                if len(self.codes) < self.size:
+                    self.codes.append(code)
+                    self.prompts.append(prompt)
+                else:
+                    self.codes[self.next], self.prompts[self.next] = code, prompt
+                self.next = (self.next + 1) % self.size
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Tokens ``[count, N]`` and prompts."""
+        pick = torch.randint(len(self.codes), (count,), generator=generator).tolist()
+        return torch.stack([self.codes[i] for i in pick]), [self.prompts[i] for i in pick]
+
+
+def word_ids(text: WordEncoder, prompts: list[str]) -> Tensor:
+    """Padded ids of the words the model knows; a prompt of none gets a row of padding, and is one to drop."""
+    rows = [torch.tensor(text.known_and_unknown(prompt)[0], dtype=torch.long) for prompt in prompts]
+    return nn.utils.rnn.pad_sequence([row if len(row) else torch.zeros(1, dtype=torch.long) for row in rows], True)
+
+
+def make_config(run: LinesRun, vq: Vq, side: int) -> LlamaGenConfig:
+    return LlamaGenConfig(
+        run.depth, run.width, run.heads, side // vq.config.stride, "caption", caption_width=run.width,
+        condition_tokens=run.words, vocabulary=vq.config.vocabulary, readable=True,
+    )  # fmt: skip
+
+
+def make_optimizers(model: TextToTokens, run: LinesRun) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest."""
+    blocks = [p for p in model.transformer.layers.parameters() if p.ndim == 2]
+    taken = {id(p) for p in blocks}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    rate = run.learning_rate
+    muon = torch.optim.Muon(blocks, rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, rate, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+@torch.no_grad()
+def evaluate(
+    model: TextToTokens, tokens_BN: Tensor, prompts: list[str], cache: TeacherForcing, batch: int
+) -> dict[str, float]:
+    """On held-out pictures: cross-entropy (nats a token), and how often the likeliest token is right.
+
+    ``accuracy_drawn`` leaves out the commonest token of all, the blank background.
+    """
+    device = tokens_BN.device
+    loss, right = [], []
+    for first in range(0, len(prompts), batch):
+        rows = slice(first, first + batch)
+        ids_BN = word_ids(model.text, prompts[rows]).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits_BNV = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache).float()
+        loss.append(F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN[rows].flatten(), reduction="none"))
+        right.append(logits_BNV.argmax(-1) == tokens_BN[rows])
+    hit_BN, drawn_BN = torch.cat(right).float(), tokens_BN != tokens_BN.flatten().mode().values
+    return {
+        "loss": torch.cat(loss).mean().item(),
+        "accuracy": hit_BN.mean().item(),
+        "accuracy_drawn": hit_BN[drawn_BN].mean().item(),
+    }
+
+
+def train(
+    scenes: Scenes, vocabulary: Vocabulary, vq: Vq, side: int, folder: Path, run: LinesRun, device: torch.device,
+    stop_after: int | None = None,
+) -> Path:  # fmt: skip
+    """Train (or resume from ``folder/lines.pt``) and return the checkpoint's path.
+
+    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is. A run that goes on
+    sees other pictures than one that was never stopped.
+    """
+    path = folder / "lines.pt"
+    torch.manual_seed(run.seed)
+    vq = vq.to(device).eval().requires_grad_(False)
+    config = make_config(run, vq, side)
+    model = TextToTokens(vocabulary, config, vq.quantize.directions_Vc.detach()).to(device)
+    average = copy.deepcopy(model).eval()
+    optimizers = make_optimizers(model, run)
+    step, history = 0, list[dict[str, float]]()
+    if path.exists():
+        state = loop.load_checkpoint(path)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, history = state["step"], state["history"]
+        print(f"resuming at step {step}", flush=True)
+    held_out = Pool(scenes, vq, random.Random(HELD_OUT_SEED), 96)
+    held_out.add(96)
+    pool = Pool(scenes, vq, random.Random(run.seed * 1_000_003 + step), run.pool)
+    pool.add(run.start)
+    if run.compile:
+        for block in model.transformer.layers:
+            block.compile()
+    cache = TeacherForcing(config.condition_tokens, config.condition_tokens + config.image_tokens - 1, device)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(pool.codes)} pictures", flush=True)
+    last = min(run.steps, step + stop_after) if stop_after else run.steps
+    started, first, losses = time.time(), step, list[Tensor]()
+    while step < last:
+        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps, decay=run.decay)
+        pool.add(run.fresh)
+        tokens_BN, prompts = pool.draw(run.batch, generator)
+        ids_BN = word_ids(model.text, prompts).to(device)
+        drop_B = (torch.rand(run.batch, generator=generator) < run.drop).to(device) | (ids_BN[:, 0] == 0)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits_BNV = model(ids_BN, drop_B, tokens_BN, cache)
+        loss = F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loop.update_average(average, model, step, 0.998)
+        losses.append(loss.detach())
+        step += 1
+        if step % 50 == 0:
+            pace = (time.time() - started) / (step - first)
+            print(f"step {step}: loss {torch.stack(losses).mean():.4f}; {pace:.2f} s/step", flush=True)
+            losses.clear()
+        if step % run.evaluate_every == 0 or step == last:
+            result = evaluate(average, torch.stack(held_out.codes), held_out.prompts, cache, run.batch)
+            history.append({"step": step, **result})
+            print(f"step {step}: held-out {', '.join(f'{k} {v:.3f}' for k, v in result.items())}", flush=True)
+            save(path, model, average, optimizers, step, history, run)
+    return path
+
+
+def save(
+    path: Path, model: TextToTokens, average: TextToTokens, optimizers: list[torch.optim.Optimizer], step: int,
+    history: list[dict[str, float]], run: LinesRun,
+) -> None:  # fmt: skip
+    loop.save_checkpoint(path, {
+        "model": model.state_dict(), "average": average.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step, "history": history,
+        "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words), "run": asdict(run),
+    })  # fmt: skip
+
+
+def load_trained(path: Path) -> tuple[WordEncoder, LlamaGenTransformer, dict[str, Any]]:
+    """The averaged text encoder and transformer of a checkpoint, ready to run, and the checkpoint's other contents."""
+    state = loop.load_checkpoint(path)
+    average = state.pop("average")
+    config = LlamaGenConfig(**state["config"])
+    model = TextToTokens(Vocabulary(tuple(state["words"])), config, average["codes_Vc"])
+    model.load_state_dict(average)
+    return model.text.eval(), model.folded().eval(), state
