@@ -16,11 +16,11 @@ NAMES = {
     "spread": "spreads its attention",
 }
 WORDS = {
-    "itself": "It mostly attends to tokens of the scale that is being drawn. Earlier scales matter little to it, so "
-    "its cache is cheap to give up.",
-    "previous": "It reads the scale drawn just before, as if refining it. It needs every scale once, and hardly again.",
-    "between": "It reaches back to scales well before the last one. Dropping those takes away what it is for.",
-    "sinks": "It reads the first, coarsest scales, where layout and colour were settled. Most policies keep those.",
+    "itself": "It mostly attends to tokens of the scale that is being drawn. That makes its earlier scales candidates "
+    "to drop; attention alone does not say whether the picture misses them.",
+    "previous": "It reads the scale drawn just before, as if refining it. Older scales get little of its attention.",
+    "between": "It reaches back to scales well before the last one, so a ranking by attention drops those late.",
+    "sinks": "It reads the first, coarsest scales. Most policies keep those in every head.",
     "spread": "It favours no group of scales: its attention lies about as it would if all tokens counted the same.",
 }
 

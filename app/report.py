@@ -48,7 +48,7 @@ def scorecard(full: Generation, less: Generation, geometry: Geometry, references
         **this,
         "bits_title": "Bits that agree" if bitwise else "Tokens that agree",
         "bits_floor": 0.5 if bitwise else 0.0,
-        "bits_note": "in percent; the bars start at 50, which is chance" if bitwise else "in percent",
+        "bits_note": "in percent; the bars start at 50, where two fair coins would be" if bitwise else "in percent",
         "cost": [
             ["KV cache, allocated at its peak", _mib(full.kv_bytes_peak), _mib(less.kv_bytes_peak),
              _share(less.kv_bytes_peak, full.kv_bytes_peak)],

@@ -18,7 +18,7 @@ function ladder(rows) {
   }));
 }
 
-/** Bars from `floor` (what chance gives) to all. */
+/** Bars from `floor` (what two fair coins give) to all. */
 function bits(values, floor) {
   find('.bits').replaceChildren(...values.map((value, k) => {
     const column = make('div');

@@ -4,11 +4,12 @@ The paper keeps the coarsest ("condensed") scales and the newest ("local") ones,
 more local scales than cache-efficient ones. It tells the layers apart by how similar keys and values of neighbouring
 scales are.
 
-Re-implementation; what the reachable text leaves open is ours:
+Re-implementation. One thing is an approximation: which layers are demanding is told by their attention (below), as no
+calibration records the similarity of keys and values. What the reachable text leaves open is ours:
 
 - the condensed scales are the sink scales;
 - demanding are the ``demanding`` share of layers (default: half) that spend most of their attention on scales other
-  than their own and the sinks. That stands in for the similarity of keys and values, which no calibration records;
+  than their own and the sinks;
 - an efficient layer keeps a scale ``extra`` scales (default: 1) less long than a demanding one; the budget decides how
   long that is. Where a scale does not fit in all heads of its kind of layer, it stays in some of every such layer.
 """

@@ -53,7 +53,8 @@ class Policy:
         What people read: a short name, and a sentence on what it keeps.
     provenance
         ``paper`` (does what the paper and its code do), ``re-implementation`` (constants that the paper leaves open
-        are ours), ``adaptation`` (made for another kind of model), ``reference`` (a yardstick) or ``ours``.
+        are ours, and what is approximated is said in its file), ``adaptation`` (made for another kind of model),
+        ``reference`` (a yardstick) or ``ours``.
     needs
         What calibration it reads: ``scores`` (attention mass by target scale), ``change`` or ``spread`` (scores that
         have measured these too, see `HeadScores`), ``orders`` (rankings, which scores give too) or ``nothing``.
