@@ -10,9 +10,9 @@ are contextual, the rest structural. While it generates, 32 queries of the newes
   attend most; where not even the newest scale fits, its most attended tokens.
 
 Re-implementation. One thing is an approximation: the paper selects before attention and counts the scale being
-generated; here attention reads the whole of that scale, which no budget of this program counts, and selection follows. What the
-reachable text leaves open is ours: ``alpha`` (default 0.5), and a contextual head's budget as a share of a structural
-head's, ``ratio`` (default 1/3; less was worse on the bundled model).
+generated; here attention reads the whole of that scale, which no budget of this program counts, and selection follows.
+What the reachable text leaves open is ours: ``alpha`` (default 0.5), and a contextual head's budget as a share of a
+structural head's, ``ratio`` (default 1/3; less was worse on the bundled model).
 """
 
 from __future__ import annotations
