@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -228,20 +229,21 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    from heatkv.study.compare import iso_table, markdown_table
+    from heatkv.study.compare import markdown
 
     out = check_writable(arguments.out)
+    tables = check_writable(tables_path(out))
     prompts = read_prompts(arguments.prompts)
     models = list_of(str, arguments.model)
     if arguments.scores and len(models) > 1:
         raise ValueError("--scores are of one model; with several, each is planned from the scores in its folder")
     results = [compare_model(arguments, model, prompts) for model in models]
     report = results[0] if len(results) == 1 else {"models": results}
+    text = "\n\n".join(map(markdown, results))
     write_atomic(out, (json.dumps(report, indent=1) + "\n").encode())
+    write_atomic(tables, with_command("Comparison", arguments, text).encode())
     if not arguments.json:
-        for result in results:
-            print(f"{result['model']}, full cache {result['kv_bytes_full']} bytes an image\n")
-            print(markdown_table(result), iso_table(result), sep="\n\n")
+        print(text)
     return {**report, "out": str(out)}
 
 
@@ -283,6 +285,7 @@ def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.study.bench import bench, markdown
 
     out = check_writable(arguments.out) if arguments.out else None
+    tables = check_writable(tables_path(out)) if out else None
     budgets, batches = list_of(float, arguments.budgets), list_of(int, arguments.batch)
     if arguments.random_init:
         model: Any = random_init(arguments.model, arguments.device, arguments.dtype)
@@ -293,11 +296,25 @@ def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
         model, budgets, batches, scores=scores, policy=arguments.policy, repeats=arguments.repeats, progress=say
     )
     result["machine"] = machine()
-    if out:
+    text = markdown(result)
+    if out and tables:
         write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
+        write_atomic(tables, with_command("Speed and memory", arguments, text).encode())
     if not arguments.json:
-        print(markdown(result))
+        print(text)
     return result
+
+
+def tables_path(out: Path) -> Path:
+    """Where the tables of the results in ``out`` go: beside it, as Markdown."""
+    if out.suffix == ".md":
+        raise ValueError(f"{out} is for the numbers, as JSON; their tables are written beside it, as .md")
+    return out.with_suffix(".md")
+
+
+def with_command(title: str, arguments: argparse.Namespace, text: str) -> str:
+    """``text`` as a file that says which command wrote it."""
+    return f"# {title}\n\nWritten by\n\n```bash\n{arguments.typed}\n```\n\n{text}\n"
 
 
 def machine() -> str:
@@ -388,7 +405,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--workers", type=int, default=1, help="processes on this machine")
     sub.add_argument("--threads", type=int, default=1, help="threads of each process")
     sub.add_argument("--engine", default="local", help="local, or ray: the machines of a Ray cluster")
-    sub.add_argument("--out", type=Path, required=True, help="results file to write (JSON)")
+    sub.add_argument("--out", type=Path, required=True, help="results file to write (JSON; tables beside it, as .md)")
 
     sub = command("bench", cmd_bench, "measure speed and memory, full cache against budgets")
     sub.add_argument("--random-init", action="store_true", help="a published model's full size with random weights")
@@ -397,7 +414,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--batch", default="1,2,4,8", help="images at a time")
     sub.add_argument("--repeats", type=int, default=5)
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: bundled, or random orders)")
-    sub.add_argument("--out", type=Path, help="results file to write (JSON)")
+    sub.add_argument("--out", type=Path, help="results file to write (JSON; tables beside it, as .md)")
 
     commands.add_parser("app", help="serve the explorer in the browser", add_help=False)
     return parser
@@ -422,6 +439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["app"]:  # it has a parser of its own, and imports what no other command needs
             return start_app(argv[1:])
         arguments = make_parser().parse_args(argv)
+        arguments.typed = shlex.join(["heatkv", *argv])
     except SystemExit as end:
         return int(end.code or 0)
     keep_to_own_cores()

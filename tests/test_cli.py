@@ -138,6 +138,17 @@ def test_compare_gives_rows_references_and_intervals(
             assert low <= row[metric] <= high
     assert set(result["references"]) == {"other_seed", "sinks_only", "dtype_noise"}
     assert json.loads((tmp_path / "r.json").read_text())["rows"] == result["rows"]
+    tables = (tmp_path / "r.md").read_text()
+    assert "\nheatkv compare " in tables and f"--model {model} --prompts {prompts}" in tables and "| random |" in tables
+    assert f"{result['kv_bytes_full']} bytes an image" in tables
+
+
+def test_tables_never_overwrite_their_numbers(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, out = tmp_path / "p.txt", tmp_path / "r.md"
+    prompts.write_text("green tree\n")
+    for command in (["compare", "--prompts", prompts], ["bench", "--batch", 1]):
+        assert "beside it" in fails(capsys, *command, "--model", model, "--out", out)
+    assert not out.exists()
 
 
 def test_evaluation_on_calibration_prompts_is_refused(

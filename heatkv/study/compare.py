@@ -278,6 +278,18 @@ def describe(name: str) -> dict[str, Any]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """A comparison in Markdown: what was compared and where, the table, and bytes at equal PSNR."""
+    about = (
+        f"{result['model']}: {result['prompts']} prompts x {result['seeds']} seeds, batch {result['batch']}, "
+        f"{result['dtype']} on {result.get('machine', result['device'])}; `random` is the mean of "
+        f"{result['random_orders']} orders. Calibrated on {result['calibration_prompts']} other prompts. Intervals are "
+        f"bootstrapped over prompts; differences pair the same prompts and seeds. The full cache takes "
+        f"{result['kv_bytes_full']} bytes an image."
+    )
+    return "\n\n".join(filter(None, (about, markdown_table(result), iso_table(result))))
+
+
 def markdown_table(result: dict[str, Any]) -> str:
     """The comparison as a Markdown table: references first, then budget by budget, the best policy first."""
     lines = [
