@@ -287,7 +287,20 @@ def markdown(result: dict[str, Any]) -> str:
         f"bootstrapped over prompts; differences pair the same prompts and seeds. The full cache takes "
         f"{result['kv_bytes_full']} bytes an image."
     )
-    return "\n\n".join(filter(None, (about, markdown_table(result), iso_table(result))))
+    return "\n\n".join(filter(None, (about, summary_table(result), markdown_table(result), iso_table(result))))
+
+
+def summary_table(result: dict[str, Any]) -> str:
+    """PSNR in dB by policy and budget as a Markdown table, the best policy first; references in the last line."""
+    psnr = {(row["policy"], row["budget"]): row["psnr"] for row in result["rows"] if "psnr" in row}
+    budgets = sorted({budget for _, budget in psnr}, reverse=True)
+    policies = sorted({policy for policy, _ in psnr}, key=lambda name: [-psnr.get((name, b), -1.0) for b in budgets])
+    lines = ["| budget | " + " | ".join(f"{budget:g}" for budget in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for name in policies:
+        cells = (f"{psnr[name, budget]:.1f}" if (name, budget) in psnr else "" for budget in budgets)
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    known = [f"{REFERENCE_NAMES[key]} {row['psnr']:.1f}" for key, row in result["references"].items()]
+    return "\n".join(lines) + f"\n\nPSNR in dB against the full cache; for comparison: {', '.join(known)}."
 
 
 def markdown_table(result: dict[str, Any]) -> str:
