@@ -12,7 +12,7 @@ from tiny import tiny_model
 
 from heatkv import calibrate
 from heatkv.cli import main
-from heatkv.models.infinity.model import save_folder
+from heatkv.models.bundled import save_folder
 from heatkv.schedule import Schedule
 
 

@@ -15,7 +15,7 @@ import pytest
 from tiny import tiny_model
 
 import heatkv
-from heatkv.models.infinity.model import save_folder
+from heatkv.models.bundled import save_folder
 from heatkv.policies import REGISTRY
 from heatkv.scores import HeadScores
 from heatkv.study import compare as comparing

@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from heatkv.files import program_root, shown
-from heatkv.models import hub, untrained
+from heatkv.models import bundled, hub
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.models.checkpoint import CheckpointError
+from heatkv.models.families import FAMILIES, Model
 from heatkv.models.folder import identify
 from heatkv.models.hub import Files
-from heatkv.models.infinity import model as infinity
-from heatkv.models.infinity import official as infinity_official
 from heatkv.models.infinity.scales import SIZES
 from heatkv.models.memory import Estimate, NotEnoughMemory, choose_offload, estimate
 from heatkv.models.presets import PRESETS, Preset, find_preset
-from heatkv.models.var import official as var_official
-from heatkv.models.var.model import VarModel
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
 
@@ -33,10 +30,6 @@ __all__ = [
     "CheckpointError", "GenerativeModel", "NotEnoughMemory", "Preset", "Sampling", "bundled_scores", "download",
     "find_folder", "find_geometry", "is_bundled", "list_models", "load", "random_init", "seeded_noise",
 ]  # fmt: skip
-
-# Family -> how its published files become a model. A further family is one more line.
-Builder = Callable[[Preset, Files, torch.device, torch.dtype, bool], infinity.InfinityModel | VarModel]
-BUILDERS: dict[str, Builder] = {"infinity": infinity_official.build, "var": var_official.build}
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,7 @@ def bundled_folder(name_or_path: str | Path) -> Path | None:
         config = json.loads((path / "config.json").read_text())
     except (OSError, ValueError):
         return None
-    return path if isinstance(config, dict) and config.get("format") == infinity.FORMAT else None
+    return path if isinstance(config, dict) and config.get("format") == bundled.FORMAT else None
 
 
 def find_official(name_or_path: str | Path) -> tuple[Preset, Files]:
@@ -172,12 +165,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} can not be read ({error})") from error
-    if not isinstance(config, dict) or config.get("format") != infinity.FORMAT:
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a {infinity.FORMAT}")
-    if config.get("version") != infinity.VERSION or config.get("family") != "infinity":
+    if not isinstance(config, dict) or config.get("format") != bundled.FORMAT:
+        raise CheckpointError(f"{folder / 'config.json'} does not describe a {bundled.FORMAT}")
+    readable = [name for name, family in FAMILIES.items() if family.load_folder]
+    if config.get("version") != bundled.VERSION or config.get("family") not in readable:
         raise CheckpointError(
             f"{folder} is a model of family {config.get('family')!r}, version {config.get('version')!r}; "
-            f"this program reads family 'infinity', version {infinity.VERSION}"
+            f"this program reads the families {', '.join(sorted(readable))}, version {bundled.VERSION}"
         )
     return config
 
@@ -265,10 +259,12 @@ def load(
         preset, files = find_official(name_or_path)
         available_files(preset, files)
         offload = choose_offload(preset, device, dtype, offload)
-        return with_fast_decoder(BUILDERS[preset.family](preset, files, device, dtype, offload))
+        return with_fast_decoder(FAMILIES[preset.family].build(preset, files, device, dtype, offload), preset.family)
     config = read_config(folder)
+    load_folder = FAMILIES[config["family"]].load_folder
+    assert load_folder is not None  # as read_config has made sure
     try:
-        return with_fast_decoder(infinity.load_folder(folder, config, device, dtype))
+        return with_fast_decoder(load_folder(folder, config, device, dtype), config["family"])
     except (KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
@@ -283,20 +279,27 @@ def random_init(
 ) -> GenerativeModel:
     """A published model's shape with random weights, made on the device itself, for measurements without a download.
 
-    ``device`` and ``dtype`` default as in ``load``; prompts are read without a text encoder. Its id ends in
-    ``-random``. Raises ``ValueError`` for names that are not published, ``NotEnoughMemory`` where it does not fit.
+    The same seed gives the same weights on one device. ``device`` and ``dtype`` default as in ``load``; prompts are
+    read without a text encoder. Its id ends in ``-random``. Raises ``ValueError`` for names that are not published,
+    ``NotEnoughMemory`` where it does not fit.
     """
     found = find_preset(preset) if isinstance(preset, str) else preset
     if found is None:
         raise ValueError(f"{shown(preset)} is not a published model; choose one of {', '.join(PRESETS)}")
     device = chosen_device(device)
     dtype = chosen_dtype(dtype, device)
-    return with_fast_decoder(untrained.random_init(found, device, dtype, seed))
+    choose_offload(replace(found, text_parameters=0), device, dtype, offload=False)
+    devices = [device] if device.type == "cuda" else []
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices, device_type="cuda"):
+        torch.manual_seed(seed)
+        model = FAMILIES[found.family].random_init(found, device, dtype)
+    return with_fast_decoder(model, found.family)
 
 
-def with_fast_decoder(model: infinity.InfinityModel | VarModel) -> GenerativeModel:
-    """The same model, its decoder in the compute dtype and with channels last, which convolutions are fastest in."""
-    model.autoencoder.decoder.to(model.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def with_fast_decoder(model: Model, family: str) -> GenerativeModel:
+    """The same model, its decoder in its family's dtype and with channels last, which convolutions are fastest in."""
+    dtype = FAMILIES[family].decoder_dtype or model.dtype
+    model.autoencoder.decoder.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 

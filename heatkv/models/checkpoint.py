@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from collections.abc import Callable, Iterable
@@ -19,7 +20,10 @@ INDEX_PATTERNS = ("*.safetensors.index.json", "*.bin.index.json")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # Where published files keep their state dict: training checkpoints, autoencoders; else it lies bare.
-NESTED = (("trainer", "gpt_fsdp"), ("vae",))
+NESTED = (("trainer", "gpt_fsdp"), ("vae",), ("model",), ("module",), ("state_dict",))
+AVERAGED = "ema", "quantize.embedding.weight"  # of a tokenizer, the averaged weights rather than the last ones
+# What training scripts put beside the weights: a class without behaviour, which loading does not run.
+HARMLESS: list[Any] = [argparse.Namespace]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -70,7 +74,8 @@ def load_file(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         mappable = file.read(2) == b"PK"  # the zip format; older files are read whole
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds pickled objects other than tensors; it was not loaded because that could run code. "
@@ -83,7 +88,9 @@ def load_file(path: Path) -> dict[str, Tensor]:
 
 def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
     """The tensors by name in what a PyTorch file holds, wherever it nests them."""
-    for keys in NESTED:
+    where, mark = AVERAGED
+    averaged = isinstance(content, dict) and isinstance(content.get(where), dict) and mark in content[where]
+    for keys in ((where,), *NESTED) if averaged else NESTED:
         inner = content
         for key in keys:
             inner = inner.get(key) if isinstance(inner, dict) else None

@@ -6,15 +6,17 @@ import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
-from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
+from heatkv.models.families import FAMILIES
+from heatkv.models.infinity.autoencoder import AutoencoderConfig
+from heatkv.models.infinity.t5 import text_dtype
+from heatkv.models.llamagen.vq import VqConfig
 from heatkv.models.presets import Preset
-from heatkv.models.var.transformer import VarConfig, VarTransformer
-from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
+from heatkv.models.var.vqvae import VqvaeConfig
 from heatkv.scales import ScaleSchedule
 
 GB = 1e9
@@ -62,60 +64,48 @@ class Estimate:
         return ", ".join(f"{name} {size / GB:.1f}" for name, size in parts if size)
 
 
-def text_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the text encoder: float16 as published on CUDA, else the transformer's."""
-    return torch.float16 if device.type == "cuda" else dtype
-
-
 def estimate(preset: Preset, device: torch.device, dtype: torch.dtype) -> Estimate:
     """What one guided image of ``preset`` takes on ``device`` with blocks, cache and decoder in ``dtype``."""
     shape, scales = preset.transformer_config, preset.scales
-    blocks, rest = transformer_parameters(shape, scales)
+    family = FAMILIES[preset.family]
+    blocks, rest = transformer_parameters(preset.family, shape, scales)
+    around, decoder = ((kept or dtype).itemsize for kept in (family.around_dtype, family.decoder_dtype))
     h, w = preset.image_size
     size, tokens = dtype.itemsize, max(scales.tokens)
     # Two rows of the largest scale: projections and feed-forward, float32 logits, the float32 stream and its norm.
-    outputs = shape.vocabulary if isinstance(shape, VarConfig) else 2 * shape.bits
-    activations = 2 * tokens * (16 * shape.width * size + 3 * 4 * outputs + 12 * shape.width)
+    activations = 2 * tokens * (16 * shape.width * size + 3 * 4 * family.outputs(shape) + 12 * shape.width)
     image = preset.autoencoder_config
     # In float16, T5 keeps one matrix of every layer, a quarter of its weights, in float32.
     text_bytes = 2.5 if text_dtype(device, dtype) == torch.float16 else text_dtype(device, dtype).itemsize
     return Estimate(
         text=round(preset.text_parameters * text_bytes),
-        transformer=blocks * size + rest * 4,
-        autoencoder=size * decoder_parameters(image),
+        transformer=blocks * size + rest * around,
+        autoencoder=decoder * decoder_parameters(preset.family, image),
         cache=preset.geometry.kv_bytes(preset.geometry.full_peak_tokens, batch=2, key_bytes=size, value_bytes=size),
         transformer_work=activations,
-        decoder_work=DECODER_MAPS * size * h * w * image.base_width * widest(image),
+        decoder_work=DECODER_MAPS * decoder * h * w * image.base_width * widest(image),
     )
 
 
-def widest(config: AutoencoderConfig | VqvaeConfig) -> int:
+def widest(config: AutoencoderConfig | VqvaeConfig | VqConfig) -> int:
     """The width of the first block at full resolution relative to the base width."""
     return config.width_mult[1] if len(config.width_mult) > 1 else config.width_mult[0]
 
 
 @lru_cache(maxsize=64)
-def transformer_parameters(config: TransformerConfig | VarConfig, scales: ScaleSchedule) -> tuple[int, int]:
+def transformer_parameters(family: str, config: Any, scales: ScaleSchedule) -> tuple[int, int]:
     """Parameters in the blocks and outside them."""
-    one: VarTransformer | InfinityTransformer
     with torch.device("meta"):
-        if isinstance(config, VarConfig):
-            one = VarTransformer(replace(config, depth=1), scales)
-        else:
-            one = InfinityTransformer(replace(config, depth=1), scales)
-    block = sum(p.numel() for p in one.blocks.parameters())
+        one = FAMILIES[family].transformer(replace(config, depth=1), scales)
+    blocks: nn.Module = one.blocks  # type: ignore[assignment]
+    block = sum(p.numel() for p in blocks.parameters())
     return block * config.depth, sum(p.numel() for p in one.parameters()) - block
 
 
 @lru_cache(maxsize=16)
-def decoder_parameters(config: AutoencoderConfig | VqvaeConfig) -> int:
-    scales = ScaleSchedule.square([1])
+def decoder_parameters(family: str, config: Any) -> int:
     with torch.device("meta"):
-        model: nn.Module
-        if isinstance(config, VqvaeConfig):
-            model = Vqvae(scales, config, with_encoder=False)
-        else:
-            model = Autoencoder(scales, config, with_encoder=False)
+        model = FAMILIES[family].autoencoder(config, ScaleSchedule.square([1]))
     return sum(p.numel() for p in model.parameters())
 
 

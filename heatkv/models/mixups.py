@@ -15,7 +15,17 @@ from heatkv.models.presets import PRESETS, Preset, Weights
 T = TypeVar("T")
 
 # What a file does not tell, or what may differ.
-NOT_COMPARED = {"rope_grid", "text_maxlen", "max_scales", "steps", "normalize", "norm_groups", "patchify"}
+NOT_COMPARED = {
+    "rope_grid",
+    "text_maxlen",
+    "max_scales",
+    "steps",
+    "normalize",
+    "norm_groups",
+    "patchify",
+    "patch",
+    "readable",
+}
 
 
 def read_shape(read: Callable[[dict[str, Tensor]], T], state: dict[str, Tensor], path: Path, what: str) -> T:

@@ -55,7 +55,7 @@ class Staged:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.stages.device if self.stages else self.transformer.pos_start.device
+        device: torch.device = self.stages.device if self.stages else next(self.transformer.parameters()).device
         return device
 
     @property

@@ -12,6 +12,8 @@ from heatkv.models.base import Sampling
 from heatkv.models.infinity.autoencoder import AutoencoderConfig
 from heatkv.models.infinity.scales import SIZES, find_ratio, published_scales, rope_grid
 from heatkv.models.infinity.transformer import TransformerConfig
+from heatkv.models.llamagen.transformer import LlamaGenConfig
+from heatkv.models.llamagen.vq import VqConfig
 from heatkv.models.var.layout import SCALES as VAR_SCALES
 from heatkv.models.var.transformer import VarConfig
 from heatkv.models.var.vqvae import VqvaeConfig
@@ -62,8 +64,8 @@ class Preset:
     family: str
     summary: str
     scales: ScaleSchedule
-    transformer_config: TransformerConfig | VarConfig
-    autoencoder_config: AutoencoderConfig | VqvaeConfig
+    transformer_config: TransformerConfig | VarConfig | LlamaGenConfig
+    autoencoder_config: AutoencoderConfig | VqvaeConfig | VqConfig
     transformer: Weights
     autoencoder: Weights
     text: Weights | None = None
@@ -85,6 +87,8 @@ class Preset:
         shape = self.autoencoder_config
         stride = shape.stride * (2 if isinstance(shape, AutoencoderConfig) and shape.patchify else 1)
         h, w = self.scales[len(self.scales) - 1]
+        if isinstance(self.transformer_config, LlamaGenConfig):
+            h = w = self.transformer_config.grid
         return h * stride, w * stride
 
     def at(self, size: str, ratio: str = "1.0") -> Preset:
@@ -171,6 +175,54 @@ def infinity(
     )
 
 
+LLAMAGEN_SIZES = {  # depth, width, heads, parameters
+    "b": (12, 768, 12, 111_000_000), "l": (24, 1024, 16, 343_000_000), "xl": (36, 1280, 20, 775_000_000),
+    "xxl": (48, 1536, 24, 1_410_000_000), "3b": (24, 3200, 32, 3_100_000_000),
+}  # fmt: skip
+LLAMAGEN_CLASSES = (("b", 256), ("l", 256), ("b", 384), ("l", 384), ("xl", 384), ("xxl", 384), ("3b", 384))
+LLAMAGEN_REPO, LLAMAGEN_TEXT_REPO = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
+
+
+def llamagen(size: str, side: int) -> Preset:
+    """A class-conditional LlamaGen model; published files hold float32."""
+    depth, width, heads, parameters = LLAMAGEN_SIZES[size]
+    config = LlamaGenConfig(depth, width, heads, grid=side // 16)
+    return Preset(
+        id=f"llamagen-{size}-{side}",
+        family="llamagen",
+        summary=f"LlamaGen {size.upper()} ({parameters / 1e9:.2g}B), classes of ImageNet, {side} x {side}",
+        scales=config.scales,
+        transformer_config=config,
+        autoencoder_config=VqConfig(),
+        transformer=Weights(LLAMAGEN_REPO, f"c2i_{size.upper()}_{side}.pt", 4 * parameters, estimated=True),
+        autoencoder=Weights(LLAMAGEN_REPO, "vq_ds16_c2i.pt", 288_000_000, estimated=True),
+        sampling=Sampling(guidance=4.0, top_k=2000),
+        examples=("golden retriever", "valley", "red panda", "balloon", "macaw", "volcano"),
+        licence=MIT,
+    )
+
+
+def llamagen_text(side: int, stage: int) -> Preset:
+    """A text-conditional LlamaGen model (XL)."""
+    depth, width, heads, _ = LLAMAGEN_SIZES["xl"]
+    config = LlamaGenConfig(depth, width, heads, grid=side // 16, condition="caption", condition_tokens=120)
+    return Preset(
+        id=f"llamagen-t2i-{side}",
+        family="llamagen",
+        summary=f"LlamaGen XL (0.78B), text to image, {side} x {side}",
+        scales=config.scales,
+        transformer_config=config,
+        autoencoder_config=VqConfig(),
+        transformer=Weights(LLAMAGEN_TEXT_REPO, f"t2i_XL_stage{stage}_{side}.pt", 3_110_000_000, estimated=True),
+        autoencoder=Weights(LLAMAGEN_TEXT_REPO, "vq_ds16_t2i.pt", 288_000_000, estimated=True),
+        text=T5_XL,
+        text_parameters=1_223_527_424,
+        sampling=Sampling(guidance=7.5, top_k=1000),
+        examples=INFINITY_EXAMPLES,
+        licence=f"{MIT}; text encoder: Apache-2.0",
+    )
+
+
 D32REG = Weights(INFINITY_REPO, "infinity_vae_d32reg.pth", 1_560_000_000)
 D16 = Weights(INFINITY_REPO, "infinity_vae_d16.pth", 1_560_000_000)
 D56 = Weights(INFINITY_REPO, "infinity_vae_d56_f8_14_patchify.pth", 440_000_000, estimated=True)
@@ -199,6 +251,9 @@ PRESETS: dict[str, Preset] = {
             "infinity-8b", "Infinity 8B, text to image", (40, 3584, 28), "1M",
             Weights(INFINITY_REPO, "infinity_8b_weights", 33_500_000_000, SHARD_FILES), D56, BITS_56,
         ),
+        *(llamagen(*model) for model in LLAMAGEN_CLASSES),
+        llamagen_text(256, stage=1),
+        llamagen_text(512, stage=2),
     )
 }  # fmt: skip
 

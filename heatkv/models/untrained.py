@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, BitQuantizer
-from heatkv.models.infinity.model import InfinityModel
-from heatkv.models.infinity.official import set_positions
 from heatkv.models.infinity.text import check_prompt
-from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
-from heatkv.models.memory import choose_offload
+from heatkv.models.infinity.transformer import TextFeatures
 from heatkv.models.presets import Preset
-from heatkv.models.var.classes import classes_for
-from heatkv.models.var.model import VarModel
-from heatkv.models.var.transformer import VarConfig, VarTransformer
-from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
 
 MAX_LOG_TEMPERATURE = 4.0  # just below the models' limit of ln 100
 M = TypeVar("M", bound=nn.Module)
@@ -55,45 +46,6 @@ class RandomText:
         return {"text_encoder": "none: random features a word"}
 
 
-def random_init(preset: Preset, device: torch.device, dtype: torch.dtype, seed: int = 0) -> InfinityModel | VarModel:
-    """``preset`` with random weights on ``device``; blocks and cache of ``dtype``, everything around them float32.
-
-    Nothing is made on the CPU first. The same seed gives the same weights on one device. Raises
-    ``NotEnoughMemory`` where the model does not fit.
-    """
-    choose_offload(replace(preset, text_parameters=0), device, dtype, offload=False)
-    devices = [device] if device.type == "cuda" else []
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices, device_type="cuda"):
-        torch.manual_seed(seed)
-        if isinstance(preset.transformer_config, VarConfig):
-            return random_var(preset, preset.transformer_config, device, dtype)
-        return random_infinity(preset, preset.transformer_config, device, dtype)
-
-
-def random_infinity(
-    preset: Preset, shape: TransformerConfig, device: torch.device, dtype: torch.dtype
-) -> InfinityModel:
-    config, scales = preset.autoencoder_config, preset.scales
-    assert isinstance(config, AutoencoderConfig)
-    transformer = drawn(lambda: InfinityTransformer(shape, scales), device, dtype)
-    set_positions(transformer, device)
-    autoencoder = drawn(lambda: Autoencoder(scales, config, with_encoder=False), device)
-    autoencoder.quantizer = BitQuantizer(scales, config).to(device)
-    text = RandomText(shape.text_width, shape.text_maxlen)
-    facts = facts_of(preset)
-    return InfinityModel(facts["id"], text, transformer, autoencoder, preset.sampling, preset.examples, facts)
-
-
-def random_var(preset: Preset, shape: VarConfig, device: torch.device, dtype: torch.dtype) -> VarModel:
-    config, scales = preset.autoencoder_config, preset.scales
-    assert isinstance(config, VqvaeConfig)
-    transformer = drawn(lambda: VarTransformer(shape, scales), device, dtype)
-    autoencoder = drawn(lambda: Vqvae(scales, config, with_encoder=False), device)
-    facts = facts_of(preset)
-    classes = classes_for(shape.classes)
-    return VarModel(facts["id"], classes, transformer, autoencoder, preset.sampling, preset.examples, facts)
-
-
 def facts_of(preset: Preset) -> dict[str, Any]:
     # Another name, so that its calibrations and schedules never pass for the real model's.
     return {
@@ -104,15 +56,17 @@ def facts_of(preset: Preset) -> dict[str, Any]:
     }
 
 
-def drawn(make: Callable[[], M], device: torch.device, dtype: torch.dtype = torch.float32) -> M:
-    """A module made on ``device`` with its blocks in ``dtype``, random and without gradients.
+def drawn(
+    make: Callable[[], M], device: torch.device, dtype: torch.dtype = torch.float32, around: torch.dtype = torch.float32
+) -> M:
+    """A module made on ``device`` with its blocks in ``dtype``, all else in ``around``, random and without gradients.
 
     Buffers have to be set by the caller.
     """
     with torch.device("meta"):
         module = make().eval().requires_grad_(False)
     for name, child in module.named_children():
-        child.to(dtype if name == "blocks" else torch.float32)
+        child.to(dtype if name == "blocks" else around)
     module.to_empty(device=device)
     for part in module.modules():
         if callable(reset := getattr(part, "reset_parameters", None)):

@@ -13,7 +13,8 @@ import torch
 from heatkv.cli import check_writable, say
 from heatkv.files import write_atomic
 from heatkv.models import bundled_scores, load
-from heatkv.models.infinity.model import SYNONYMS, InfinityModel
+from heatkv.models.bundled import SYNONYMS
+from heatkv.models.infinity.model import InfinityModel
 from heatkv.threads import keep_to_own_cores
 from heatkv.training import data, evaluate, export, loop, sheet, synonyms, tokenizer, transformer
 

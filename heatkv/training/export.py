@@ -7,7 +7,8 @@ from pathlib import Path
 
 from heatkv.calibration import calibrate
 from heatkv.models.base import GenerativeModel
-from heatkv.models.infinity.model import InfinityModel, save_folder
+from heatkv.models.bundled import save_folder
+from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import Vocabulary
 from heatkv.models.infinity.transformer import TransformerConfig
 from heatkv.training import loop, tokenizer, transformer

@@ -138,17 +138,21 @@ def test_infinity_8b_takes_the_published_memory() -> None:
 
 def test_parameters_are_as_many_as_published() -> None:
     published = {"var-d16": 310e6, "var-d20": 601e6, "var-d24": 1.03e9, "var-d30": 2.01e9, "var-d36": 2.35e9,
-                 "infinity-125m": 0.125e9, "infinity-2b": 2.20e9, "infinity-8b": 8.38e9}  # fmt: skip
+                 "infinity-125m": 0.125e9, "infinity-2b": 2.20e9, "infinity-8b": 8.38e9,
+                 "llamagen-b-256": 111e6, "llamagen-l-384": 343e6, "llamagen-xl-384": 775e6, "llamagen-xxl-384": 1.41e9,
+                 "llamagen-3b-384": 3.10e9, "llamagen-t2i-256": 778e6}  # fmt: skip
     for name, expected in published.items():
         preset = PRESETS[name]
-        count = sum(transformer_parameters(preset.transformer_config, preset.scales))
+        count = sum(transformer_parameters(preset.family, preset.transformer_config, preset.scales))
         assert count == pytest.approx(expected, rel=0.005), name
 
 
 def test_parameter_counts_equal_those_of_a_real_model() -> None:
     model = files.random_infinity()
-    assert sum(transformer_parameters(files.INFINITY, files.SCALES)) == sum(p.numel() for p in model.parameters())
-    assert decoder_parameters(VqvaeConfig()) > 30e6
+    assert sum(transformer_parameters("infinity", files.INFINITY, files.SCALES)) == sum(
+        p.numel() for p in model.parameters()
+    )
+    assert decoder_parameters("var", VqvaeConfig()) > 30e6
 
 
 def test_scales_equal_the_published_table(conformance: Path) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from heatkv.models import hub
 from heatkv.models.checkpoint import CheckpointError, load_state, place
 from heatkv.models.hub import Files
 from heatkv.models.infinity import layout
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, BitQuantizer
 from heatkv.models.infinity.model import InfinityModel
-from heatkv.models.infinity.t5 import T5Encoder, text_width
+from heatkv.models.infinity.scales import published_scales, rope_grid
+from heatkv.models.infinity.t5 import T5Encoder, is_text_encoder, text_dtype, text_width
 from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig, positions
-from heatkv.models.memory import text_dtype
 from heatkv.models.mixups import check_pair, check_part, read_shape, right_name
 from heatkv.models.offload import Stages
-from heatkv.models.presets import Preset
+from heatkv.models.presets import INFINITY_EXAMPLES, INFINITY_SAMPLING, PRESETS, T5_XL, Preset, Weights
+from heatkv.models.untrained import RandomText, drawn, facts_of
 
 CPU = torch.device("cpu")
 WHAT_TRANSFORMER, WHAT_AUTOENCODER = "Infinity transformer", "Infinity autoencoder"
@@ -105,3 +108,56 @@ def load_autoencoder(preset: Preset, path: Path, device: torch.device) -> Autoen
     model, _ = place(lambda: Autoencoder(preset.scales, config, with_encoder=False), state, path, device)
     model.quantizer = BitQuantizer(preset.scales, config)
     return model
+
+
+def random_init(preset: Preset, device: torch.device, dtype: torch.dtype) -> InfinityModel:
+    """``preset`` with random weights; blocks and cache of ``dtype``, everything around them float32."""
+    shape, config, scales = preset.transformer_config, preset.autoencoder_config, preset.scales
+    assert isinstance(shape, TransformerConfig)
+    assert isinstance(config, AutoencoderConfig)
+    transformer = drawn(lambda: InfinityTransformer(shape, scales), device, dtype)
+    set_positions(transformer, device)
+    autoencoder = drawn(lambda: Autoencoder(scales, config, with_encoder=False), device)
+    autoencoder.quantizer = BitQuantizer(scales, config).to(device)
+    text, facts = RandomText(shape.text_width, shape.text_maxlen), facts_of(preset)
+    return InfinityModel(facts["id"], text, transformer, autoencoder, preset.sampling, preset.examples, facts)
+
+
+def found_in(folder: Path, settings: dict[str, Any], transformer: Path, autoencoder: Path) -> tuple[Preset, Files]:
+    """The model that files of other names than the published ones make up, with what ``settings`` state of it."""
+    scales = settings.get("scales", published_scales())
+    grid = settings.get("rope_grid") or (scales.sizes[-1] if "scales" in settings else rope_grid())
+    shape = read_transformer_config(transformer, grid)
+    texts = [entry for entry in sorted(folder.iterdir()) if is_text_encoder(entry)]
+    text = texts[0] if texts else hub.find_weights(T5_XL, folder)
+    if text is None:
+        raise CheckpointError(
+            f"{folder} needs a text encoder of {shape.text_width} features: put the folder {T5_XL.local_name} "
+            f"({T5_XL.repo}) into it"
+        )
+    preset = Preset(
+        id=transformer.parent.name or "folder",
+        family="infinity",
+        summary=f"Infinity of depth {shape.depth}, from {transformer.name}, square",
+        scales=scales,
+        transformer_config=shape,
+        autoencoder_config=read_autoencoder_config(autoencoder, shape.bits),
+        transformer=Weights("", transformer.name, 0),
+        autoencoder=Weights("", right_autoencoder(shape.bits, autoencoder), 0),
+        text=Weights("", text.name, 0) if texts else T5_XL,
+        text_parameters=0,
+        sampling=INFINITY_SAMPLING,
+        examples=INFINITY_EXAMPLES,
+        size="" if "scales" in settings else "1M",
+        ratio="1.0",
+    )
+    return preset, Files(transformer, autoencoder, text)
+
+
+def right_autoencoder(bits: int, given: Path) -> str:
+    """The published autoencoder for a transformer that predicts so many bits a token."""
+    for preset in PRESETS.values():
+        config = preset.autoencoder_config
+        if isinstance(config, AutoencoderConfig) and config.token_bits == bits and preset.transformer.repo:
+            return preset.autoencoder.name
+    return given.name

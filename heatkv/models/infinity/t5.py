@@ -1,4 +1,4 @@
-"""The text encoder of the published Infinity models: the encoder half of a T5, through ``transformers``."""
+"""The text encoder of the published models: the encoder half of a T5, through ``transformers``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def text_width(folder: Path) -> int:
         raise CheckpointError(f"{folder} holds no T5 text encoder: no readable config.json ({error!r})") from error
 
 
+def is_text_encoder(entry: Path) -> bool:
+    try:
+        return str(json.loads((entry / "config.json").read_text())["model_type"]).endswith("t5")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def text_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the text encoder: float16 as published on CUDA, else the transformer's."""
+    return torch.float16 if device.type == "cuda" else dtype
+
+
 class T5Encoder(nn.Module):
     """Prompts to features of their real tokens (padding never reaches the model).
 
@@ -40,7 +52,11 @@ class T5Encoder(nn.Module):
         As published: ``config.json``, tokenizer files, weights. Weights of the decoder half, if there,
         are not read.
     dtype
-        Of the encoder's weights: float16 is the published setting, for GPUs.
+        Of the encoder's weights: float16 is Infinity's published setting, for GPUs.
+    max_tokens
+        Where a prompt is cut.
+    clean
+        What is done to a prompt before it is read.
 
     Raises
     ------
@@ -48,9 +64,13 @@ class T5Encoder(nn.Module):
         Files are missing or broken, or ``transformers`` is not installed.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, max_tokens: int = MAX_TOKENS,
+        clean: Callable[[str], str] = str,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.folder = folder
+        self.max_tokens, self.clean = max_tokens, clean
         self.width = text_width(folder)
         try:
             from transformers import AutoTokenizer, T5EncoderModel
@@ -67,16 +87,19 @@ class T5Encoder(nn.Module):
         self._remembered: dict[str, Tensor] = {}
 
     def _tokens(self, prompt: str) -> list[int]:
-        return list(self.tokenizer(check_prompt(prompt), truncation=True, max_length=MAX_TOKENS).input_ids)
+        return list(self.tokenizer(prompt, truncation=True, max_length=self.max_tokens).input_ids)
+
+    def _read(self, prompt: str) -> str:
+        return check_prompt(self.clean(check_prompt(prompt)))
 
     def check(self, prompt: str) -> str | None:
         """A note where the prompt is too long to be read to its end, or None. Raises ``PromptError``."""
-        n = len(self.tokenizer(check_prompt(prompt)).input_ids)
-        return f"only the first {MAX_TOKENS} of the prompt's {n} tokens are read" if n > MAX_TOKENS else None
+        n = len(self.tokenizer(self._read(prompt)).input_ids)
+        return f"only the first {self.max_tokens} of the prompt's {n} tokens are read" if n > self.max_tokens else None
 
     def _features(self, prompt: str) -> Tensor:
         """Features ``[N, width]`` (float32, CPU) of one prompt; the last few prompts are remembered."""
-        key = check_prompt(prompt)
+        key = self._read(prompt)
         if key not in self._remembered:
             self.before_use()
             ids_1N = torch.tensor([self._tokens(key)], device=self.model.device)

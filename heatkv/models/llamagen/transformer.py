@@ -64,6 +64,10 @@ class LlamaGenConfig:
     def image_tokens(self) -> int:
         return self.grid**2
 
+    @property
+    def scales(self) -> ScaleSchedule:
+        return ScaleSchedule(((1, self.condition_tokens), *((1, self.grid),) * self.grid))
+
 
 class Attend(Protocol):
     """What the transformer asks of a cache (see ``KVCache.attend``)."""
@@ -218,12 +222,16 @@ class LlamaGenTransformer(nn.Module):
 
     @property
     def scales(self) -> ScaleSchedule:
-        side = self.config.grid
-        return ScaleSchedule(((1, self.config.condition_tokens), *((1, side),) * side))
+        return self.config.scales
 
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.config.depth, self.config.heads, self.config.head_dim, self.scales)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, as other families call them."""
+        return self.layers
 
     @property
     def dtype(self) -> torch.dtype:

@@ -90,3 +90,8 @@ def classes_for(count: int) -> Classes:
     """ImageNet's classes for a model of so many classes, or classes without names."""
     names = imagenet() if IMAGENET.is_file() else None
     return names if names and names.count == count else Classes(count)
+
+
+def first_classes(count: int) -> tuple[str, ...]:
+    """Numbers to try of a model of other classes than ImageNet's."""
+    return tuple(str(i) for i in range(min(6, count)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,9 +12,10 @@ from heatkv.models.checkpoint import CheckpointError, load_state, place
 from heatkv.models.hub import Files
 from heatkv.models.mixups import check_pair, check_part, read_shape
 from heatkv.models.offload import Stages
-from heatkv.models.presets import Preset
+from heatkv.models.presets import PRESETS, Preset, Weights
+from heatkv.models.untrained import drawn, facts_of
 from heatkv.models.var import layout
-from heatkv.models.var.classes import classes_for
+from heatkv.models.var.classes import classes_for, first_classes
 from heatkv.models.var.model import VarModel
 from heatkv.models.var.transformer import VarConfig, VarTransformer
 from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
@@ -86,3 +89,38 @@ def load_autoencoder(preset: Preset, path: Path, device: torch.device) -> Vqvae:
     state = layout.autoencoder_state(state, with_encoder=False)
     model, _ = place(lambda: Vqvae(preset.scales, config, with_encoder=False), state, path, device)
     return model
+
+
+def random_init(preset: Preset, device: torch.device, dtype: torch.dtype) -> VarModel:
+    """``preset`` with random weights; blocks and cache of ``dtype``, everything around them float32."""
+    shape, config, scales = preset.transformer_config, preset.autoencoder_config, preset.scales
+    assert isinstance(shape, VarConfig)
+    assert isinstance(config, VqvaeConfig)
+    transformer = drawn(lambda: VarTransformer(shape, scales), device, dtype)
+    autoencoder = drawn(lambda: Vqvae(scales, config, with_encoder=False), device)
+    classes, facts = classes_for(shape.classes), facts_of(preset)
+    return VarModel(facts["id"], classes, transformer, autoencoder, preset.sampling, preset.examples, facts)
+
+
+def found_in(folder: Path, settings: dict[str, Any], transformer: Path, autoencoder: Path) -> tuple[Preset, Files]:
+    """The model that files of other names than the published ones make up, with what ``settings`` state of it."""
+    scales = settings.get("scales") or layout.transformer_scales(load_state(transformer))
+    if scales is None:
+        raise CheckpointError(
+            f"{transformer} has none of the published scale lists: write a config.json next to it, "
+            '{"format": "heatkv-official", "version": 1, "scales": [[1, 1], [2, 2], ...]}'
+        )
+    shape = read_transformer_config(transformer)
+    usual = PRESETS["var-d16"]
+    preset = replace(
+        usual,
+        id=transformer.parent.name or "folder",
+        summary=f"VAR of depth {shape.depth}, from {transformer.name}",
+        scales=scales,
+        transformer_config=shape,
+        autoencoder_config=read_autoencoder_config(autoencoder),
+        transformer=Weights("", transformer.name, 0),
+        examples=usual.examples if shape.classes == 1000 else first_classes(shape.classes),
+        licence="",
+    )
+    return preset, Files(transformer, autoencoder)

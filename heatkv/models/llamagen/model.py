@@ -1,0 +1,109 @@
+"""A LlamaGen model ready to run: classes or text encoder, transformer, tokenizer and how to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from heatkv.cache import KVCache
+from heatkv.models import bundled
+from heatkv.models.base import Noise, Sampling, ScaleTokens
+from heatkv.models.infinity.text import TextEncoder
+from heatkv.models.llamagen.sampling import generate_lines, read_image
+from heatkv.models.llamagen.transformer import Attend, Condition, LlamaGenConfig, LlamaGenTransformer
+from heatkv.models.llamagen.vq import Vq, VqConfig
+from heatkv.models.offload import Staged, Stages
+from heatkv.models.var.classes import Classes
+
+
+@dataclass
+class LlamaGenModel(Staged):
+    """A model that draws token by token, line by line (see ``GenerativeModel`` for the interface).
+
+    ``reader`` makes a condition of a prompt: the classes of a class-conditional model, or a text encoder. With
+    ``stages`` text encoder, transformer and decoder take turns on the device.
+    """
+
+    id: str
+    reader: Classes | TextEncoder
+    transformer: LlamaGenTransformer
+    autoencoder: Vq
+    sampling: Sampling
+    examples: tuple[str, ...] = ()
+    facts: dict[str, Any] | None = None
+    stages: Stages | None = None
+
+    @property
+    def classes(self) -> Classes | None:
+        """For pickers; None where a prompt is free text."""
+        return self.reader if isinstance(self.reader, Classes) else None
+
+    @property
+    def text(self) -> TextEncoder | None:
+        """The text encoder of a model that has one."""
+        return None if isinstance(self.reader, Classes) else self.reader
+
+    def check_prompt(self, prompt: str) -> str | None:
+        return self.reader.read(prompt)[1] if isinstance(self.reader, Classes) else self.reader.check(prompt)
+
+    def _condition(self, prompts: Sequence[str], guided: bool) -> Condition:
+        if isinstance(self.reader, Classes):
+            labels = [self.reader.read(prompt)[0] for prompt in prompts]
+            nothing = [self.transformer.config.classes] * len(prompts) if guided else []
+            self._use("transformer")
+            return self.transformer.read_classes(torch.tensor(labels + nothing, device=self.device))
+        text = self.reader.encode(prompts)
+        self._use("transformer")
+        return self.transformer.read_captions(text.features_BNC.to(self.device), text.mask_BN.to(self.device), guided)
+
+    @torch.inference_mode()
+    def run(self, prompts: Sequence[str], noise: Noise, cache: KVCache, sampling: Sampling) -> Iterator[ScaleTokens]:
+        condition = self._condition(prompts, sampling.guided)
+        codebook, last = self.autoencoder.quantize, self.transformer.config.grid
+        for line in generate_lines(self.transformer, codebook, condition, cast(Attend, cache), sampling, noise):
+            yield line
+            if line.scale < last:  # a preview may have had its turn
+                self._use("transformer")
+
+    @torch.inference_mode()
+    def replay(self, prompts: Sequence[str], tokens_BN: Tensor, cache: KVCache, sampling: Sampling) -> Iterator[Tensor]:
+        """Read given images: the guided logits ``[B, vocabulary]`` (float32) that each of their tokens is drawn from.
+
+        With the tokens of another run, two caches are compared on the same history.
+        """
+        condition = self._condition(prompts, sampling.guided)
+        tokens: list[Tensor] = []
+        logits = read_image(self.transformer, condition, cast(Attend, cache), sampling, tokens)
+        for token_B, logits_BV in zip(tokens_BN.to(self.device).unbind(1), logits, strict=True):
+            tokens.append(token_B)
+            yield logits_BV
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Tensor:
+        self._use("decoder")
+        pixels = (127.5 * self.autoencoder.decode(latent) + 128).clamp(0, 255)
+        return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu()
+
+    def about(self) -> dict[str, Any]:
+        read = {"classes": self.reader.count} if isinstance(self.reader, Classes) else self.reader.about()
+        return {**self.parameter_counts(), **read, **(self.facts or {})}
+
+
+def load_folder(folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> LlamaGenModel:
+    """Load a folder written by ``bundled.save_folder`` (``config`` is its parsed ``config.json``)."""
+    shape = LlamaGenConfig(**config["transformer"])
+    tokenizer = VqConfig(**{**config["autoencoder"], "width_mult": tuple(config["autoencoder"]["width_mult"])})
+    model = LlamaGenModel(
+        reader=bundled.read_words(folder, config, shape.caption_width),
+        transformer=LlamaGenTransformer(shape),
+        autoencoder=Vq(tokenizer, with_encoder=False),
+        **bundled.read_common(config),
+    )
+    bundled.fill(model, folder, device)
+    model.transformer.to(dtype)
+    return model
