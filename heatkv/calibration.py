@@ -24,12 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heatkv.cache.attention import PartialAttention, keys_and_values, partial_attention, partial_weights
-from heatkv.cache.layout import Step
-from heatkv.cache.seam import ScheduleCache
+from heatkv.cache.attention import PartialAttention, partial_attention, partial_weights
+from heatkv.cache.seam import Entries, ScheduleCache, full_schedule
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 
 SAMPLE_QUERIES = 256  # of a scale, spread over its map
@@ -52,11 +50,18 @@ class Observation:
 
 
 def observe(
-    q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bounds: Sequence[tuple[int, int]], *, spread: bool = True
+    q_BHND: Tensor,
+    k_BHMD: Tensor,
+    v_BHMD: Tensor,
+    bounds: Sequence[tuple[int, int]],
+    *,
+    unseen_BNM: Tensor | None = None,
+    spread: bool = True,
 ) -> Observation:
     """What the queries of a scale do with the keys of the source scales at ``bounds``, the last of them their own.
 
-    ``spread``: whether to measure that too.
+    ``unseen_BNM``: keys that a query may not read (of one line's queries, ``B`` may be 1). ``spread``: whether to
+    measure that too.
     """
     batch, heads, queries, dim = q_BHND.shape
     sources, keys = len(bounds), k_BHMD.shape[2]
@@ -118,7 +123,7 @@ class CalibratingCache(ScheduleCache):
     """
 
     def __init__(self, geometry: Geometry, rows: int | None = None) -> None:
-        super().__init__(geometry, Schedule.full(geometry, "any"))
+        super().__init__(geometry, full_schedule(geometry))
         self.rows = rows
         K = len(geometry.scales)
         self._mass_LHTS = torch.zeros(geometry.layers, geometry.heads, K, K, dtype=torch.float64)
@@ -126,12 +131,23 @@ class CalibratingCache(ScheduleCache):
         self._spread_LH = self._mass_LHTS.new_zeros(geometry.layers, geometry.heads)
         self._pending: list[tuple[int, int, Observation]] = []
 
-    def _read(self, layer: int, q_BHND: Tensor, entries: Tensor, now: Step) -> Tensor:
-        k_BHMD, v_BHMD = keys_and_values(entries)
+    def look(self, layer: int, q_BHND: Tensor, entries: Entries) -> None:
+        q, k, v = (x[: self.rows] for x in (q_BHND, *entries.all_heads()))
         bounds = self.geometry.scales.bounds[: self.scale + 1]
-        q, k, v = (x[: self.rows] for x in (q_BHND, k_BHMD, v_BHMD))
-        self._pending.append((layer, self.scale, observe(q, k, v, bounds, spread=self.last_scale)))
-        return super()._read(layer, q_BHND, entries, now)
+        seen = observe(q, k, v, bounds, unseen_BNM=self._unseen(len(q), q.device), spread=self.last_scale)
+        self._pending.append((layer, self.scale, seen))
+
+    def _unseen(self, rows: int, device: torch.device) -> Tensor | None:
+        """Which of the tokens so far the queries of a line do not see: what comes after them, hidden condition."""
+        if not self.geometry.scales.by_line or self.scale == 0:
+            return None
+        start, end = self.geometry.scales.bounds[self.scale]
+        position_M = torch.arange(end, device=device)
+        unseen_BNM = (position_M > position_M[start:, None])[None]
+        if self.hidden_BT is not None:
+            hidden_BT = self.hidden_BT[:rows]
+            unseen_BNM = unseen_BNM | F.pad(hidden_BT, (0, end - hidden_BT.shape[1]))[:, None]
+        return unseen_BNM
 
     def _flushed(self, sums: Tensor) -> np.ndarray:
         # Only now, so that there is no wait for the device inside a scale.

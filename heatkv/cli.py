@@ -198,7 +198,8 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
         if not arguments.model:
             raise ValueError("--orders needs --model: orders do not say which model they are of")
         geometry = find_geometry(arguments.model)
-        source: Any = load_orders(arguments.orders, geometry, arguments.sink_scales)
+        sinks = geometry.scales.default_sinks if arguments.sink_scales is None else arguments.sink_scales
+        source: Any = load_orders(arguments.orders, geometry, sinks)
         model = arguments.model
     else:
         source = HeadScores.load(arguments.scores)
@@ -382,7 +383,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--model", help="model of the orders, for example infinity-2b; its weights are not needed")
     sub.add_argument("--budget", type=float, required=True)
     sub.add_argument("--policy", default="heatkv")
-    sub.add_argument("--sink-scales", type=int, default=3)
+    sub.add_argument("--sink-scales", type=int, help="leading segments that always stay (default: 3; by lines 1)")
     sub.add_argument("--seed", type=int, default=0, help="for policies that roll dice")
     sub.add_argument("--out", type=Path, required=True, help="schedule file to write (JSON)")
 

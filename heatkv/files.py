@@ -102,6 +102,7 @@ def plain_json(value: Mapping[str, Any], *, what: str, error: type[ValueError]) 
 def geometry_json(geometry: Geometry) -> dict[str, Any]:
     """The fields that `Fields.geometry` reads back."""
     return {
+        **({"drawing": geometry.scales.drawing} if geometry.scales.by_line else {}),
         "scales": [list(size) for size in geometry.scales],
         "layers": geometry.layers,
         "heads": geometry.heads,
@@ -163,7 +164,11 @@ class Fields:
             good = isinstance(size, list) and len(size) == 2
             if not good or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
                 raise self.error(f"scales[{k}] is {shown(size)}: it must be [height, width], each 1 to {MAX_SIDE}")
-        return ScaleSchedule(tuple((h, w) for h, w in sizes))
+        drawing = self.value.get("drawing", "scales")  # absent from files of next-scale models
+        try:
+            return ScaleSchedule(tuple((h, w) for h, w in sizes), drawing)
+        except (ValueError, TypeError) as problem:
+            raise self.error(str(problem)) from None
 
     def geometry(self) -> Geometry:
         """Layers, heads and scales; ``head_dim`` may be absent, which reads as 0: not stated."""
@@ -182,7 +187,8 @@ def checked_name(value: Any, *, what: str, error: type[ValueError]) -> str:
 def describe(geometry: Geometry) -> str:
     """A geometry in words, for messages."""
     size = f" of size {geometry.head_dim}" if geometry.head_dim else ""
-    return f"{geometry.layers} layers x {geometry.heads} heads{size}, scales {geometry.scales}"
+    drawn = f"{geometry.scales}" if geometry.scales.by_line else f"scales {geometry.scales}"
+    return f"{geometry.layers} layers x {geometry.heads} heads{size}, {drawn}"
 
 
 def same_geometry(a: Geometry, b: Geometry) -> bool:

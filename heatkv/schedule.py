@@ -7,6 +7,10 @@ reads it: K (the number of scales) means never, ``s + 1`` means that it is not e
 - right after it, layer l frees its cells with ``drop_at == t + 1`` and stores its own scale's cells with
   ``drop_at > t + 1``; the last scale stores nothing.
 
+A line (`heatkv.scales.ScaleSchedule`) is drawn token by token and is cache from its first token on. Of its cells those
+with ``drop_at == s + 1`` go when the next line begins, in all layers at once, like any cell whose time has come. The
+condition is handed over whole, like a scale.
+
 The cache is therefore largest after some layer of some scale, and how large is known before anything runs.
 """
 
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -128,6 +133,11 @@ class Schedule:
         return keep_LHS
 
     @cached_property
+    def worked_out(self) -> dict[Hashable, Any]:
+        """What caches have worked out to execute this schedule, for the next image; it goes when the schedule goes."""
+        return {}
+
+    @cached_property
     def removed_TS(self) -> npt.NDArray[np.int64]:
         """Heads that no longer read source scale s when target scale t runs, ``(targets, sources)``."""
         drop_at_NS = self.drop_at_LHS.reshape(self.geometry.head_count, -1)
@@ -232,16 +242,18 @@ def check_sinks(scales: ScaleSchedule, sink_scales: int) -> None:
     """Raise `ScheduleError` unless ``sink_scales`` of these scales can be sinks: the last one is never cached."""
     most = len(scales) - 1
     if isinstance(sink_scales, bool) or not isinstance(sink_scales, (int, np.integer)) or not 0 <= sink_scales <= most:
+        there = f"the condition and {most} lines" if scales.by_line else f"{most + 1} scales"
         raise ScheduleError(
-            f"sink_scales is {shown(sink_scales)}: with {len(scales)} scales, of which the last is never cached, "
-            f"it must be a whole number from 0 to {most}"
+            f"sink_scales is {shown(sink_scales)}: with {there}, of which the last is never "
+            f"{'let go' if scales.by_line else 'cached'}, it must be a whole number from 0 to {most}"
         )
 
 
 def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
-    """The share of the full peak that the sink scales alone take: no budget can be below it."""
+    """The share of the full peak that sinks, and a line while it is drawn, take at most: no budget can be below it."""
     check_sinks(scales, sink_scales)
-    return sum(scales.tokens[:sink_scales]) / scales.full_peak if scales.full_peak else 0.0
+    held = (scales.bounds[min(sink_scales, t)][0] + own for t, own in enumerate(scales.open_tokens))
+    return max(held) / scales.full_peak if scales.full_peak else 0.0
 
 
 def check_budget(budget: float, scales: ScaleSchedule, sink_scales: int, *, model: str = "this model") -> None:
@@ -253,8 +265,8 @@ def check_budget(budget: float, scales: ScaleSchedule, sink_scales: int, *, mode
         )
     if budget + _SLACK < least:
         raise ScheduleError(
-            f"budget {budget:g} is below the least feasible {least:.12f} for {model} with {sink_scales} sink scales; "
-            f"raise it or lower sink_scales"
+            f"budget {budget:g} is below the least feasible {least:.12f} for {model} with {sink_scales} sink scales"
+            f"{' and the line being drawn' if scales.by_line else ''}; raise it or lower sink_scales"
         )
 
 
@@ -308,9 +320,27 @@ def stored_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -
 def resident_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
     """Tokens that all layers hold after layer l of target scale t has run, ``(targets, layers)``.
 
-    Layers up to l already hold what is left after scale t, the later ones still what was left after t - 1.
+    Layers up to l already hold what is left after scale t, the later ones still what was left after t - 1. For a line
+    that is after its last token: all layers hold what they read while it is drawn, those after l its tokens but one.
     """
+    if scales.by_line:
+        return _resident_by_line(drop_at_LHS, scales)
     return resident_while_layers_run(stored_tokens(drop_at_LHS, scales))
+
+
+def held_by_line(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
+    """Tokens of the condition and of earlier lines that each layer holds while a line is drawn, ``(lines, layers)``."""
+    tokens_S, K = np.array(scales.tokens), drop_at_LHS.shape[2]
+    return np.stack([(drop_at_LHS[:, :, :t] > t).sum(1) @ tokens_S[:t] for t in range(1, K)])
+
+
+def _resident_by_line(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
+    L, H, _ = drop_at_LHS.shape
+    held_TL, open_T = held_by_line(drop_at_LHS, scales), np.array(scales.open_tokens)
+    in_layers_after_L = H * np.arange(L - 1, -1, -1)
+    drawing_TL = held_TL.sum(1, keepdims=True) + L * H * open_T[1:, None] - in_layers_after_L
+    resident_TL: npt.NDArray[np.int64] = np.concatenate([np.cumsum(held_TL[:1], axis=1), drawing_TL])
+    return resident_TL
 
 
 def resident_while_layers_run(after_TL: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

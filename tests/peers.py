@@ -10,6 +10,7 @@ from strategies import random_scores
 from test_cache import GEOMETRY
 from torch import Tensor
 
+from heatkv.cache.by_line import LineMemory
 from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.policies import make_cache
 from heatkv.policies.tokens import TokenCache
@@ -62,6 +63,9 @@ def storage_bytes(cache: KVCache) -> int:
         holders: list[Any] = [piece for state in cache._layers if state for piece in state.pieces]
     else:
         assert isinstance(cache, ScheduleCache)
-        return cache._arena.entries.nbytes if cache._arena else 0
+        memory = cache._memory
+        if isinstance(memory, LineMemory):
+            return sum(group.memory.untyped_storage().nbytes() for groups in memory._groups_L for group in groups)
+        return memory._arena.entries.nbytes if memory._arena else 0
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for c in holders for t in (c.k, c.v)}
     return sum(storages.values())

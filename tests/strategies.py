@@ -14,12 +14,18 @@ from heatkv.scores import HeadScores
 
 sides = st.integers(1, 9)
 scale_lists = st.lists(st.tuples(sides, sides), min_size=2, max_size=8)
-geometries = st.builds(
-    lambda layers, heads, sizes: Geometry(layers, heads, 8, ScaleSchedule(tuple(sizes))),
-    st.integers(1, 6),
-    st.integers(1, 5),
-    scale_lists,
-)
+line_lists = st.builds(ScaleSchedule.lines, st.integers(1, 5), st.integers(1, 6), st.integers(2, 6))
+
+
+def geometries_of(scales: st.SearchStrategy[ScaleSchedule]) -> st.SearchStrategy[Geometry]:
+    return st.builds(
+        lambda layers, heads, scales: Geometry(layers, heads, 8, scales), st.integers(1, 6), st.integers(1, 5), scales
+    )
+
+
+lines_only = geometries_of(line_lists)
+scales_only = geometries_of(scale_lists.map(lambda sizes: ScaleSchedule(tuple(sizes))))
+geometries = scales_only | lines_only
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ def random_scores(geometry: Geometry, seed: int, count: int = 1, model: str = "t
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
-    geometry = draw(geometries)
+def problems(draw: st.DrawFn, of: st.SearchStrategy[Geometry] = geometries) -> Problem:
+    geometry = draw(of)
     sink_scales = draw(st.integers(0, len(geometry.scales) - 1))
     least = least_budget(geometry.scales, sink_scales)
     # The ends of the range, round shares and anything between.

@@ -9,19 +9,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
-from strategies import Problem, problems
+from hypothesis import strategies as st
+from strategies import Problem, lines_only, problems
 from torch import Tensor
 
 from heatkv.cache import attention
 from heatkv.cache.arena import Arena, decode, encode
 from heatkv.cache.attention import PartialAttention, merge, partial_attention, partial_weights, tiled_attention
-from heatkv.cache.layout import Layout, step
-from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
+from heatkv.cache.by_line import LineMemory
+from heatkv.cache.by_scale import ScaleMemory
+from heatkv.cache.layout import Layout
+from heatkv.cache.seam import KVCache, ScheduleCache, full_cache, full_schedule
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, Storage, least_budget
 
+LINES = Geometry(layers=3, heads=4, head_dim=8, scales=ScaleSchedule.lines(condition=3, height=5, width=4))
 SCALES = ScaleSchedule(((1, 1), (1, 2), (2, 2), (2, 3), (3, 4), (4, 4)))
 GEOMETRY = Geometry(layers=3, heads=4, head_dim=8, scales=SCALES)
 
@@ -36,25 +41,32 @@ class MaskedReference(KVCache):
         self.v: dict[int, Tensor] = {}
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        if self.scale:
+        if layer in self.k:
             k_BHND, v_BHND = torch.cat([self.k[layer], k_BHND], 2), torch.cat([self.v[layer], v_BHND], 2)
         self.k[layer], self.v[layer] = k_BHND, v_BHND
         keep_HS = torch.from_numpy(self.schedule.keep(self.scale)[layer])
         tokens = torch.tensor(self.geometry.scales.tokens)
-        mask_HN = torch.repeat_interleave(keep_HS, tokens, dim=1)[:, : k_BHND.shape[2]]
+        mask_BHN = torch.repeat_interleave(keep_HS, tokens, dim=1)[None, :, : k_BHND.shape[2]]
+        if self.hidden_BT is not None and self.scale:
+            mask_BHN = mask_BHN & ~F.pad(self.hidden_BT, (0, k_BHND.shape[2] - self.hidden_BT.shape[1]))[:, None]
         logits = q_BHND.double() @ k_BHND.double().transpose(-1, -2)
-        return (logits.masked_fill(~mask_HN[None, :, None], -torch.inf).softmax(-1) @ v_BHND.double()).to(q_BHND.dtype)
+        return (logits.masked_fill(~mask_BHN[:, :, None], -torch.inf).softmax(-1) @ v_BHND.double()).to(q_BHND.dtype)
+
+
+def calls(scales: ScaleSchedule) -> list[int]:
+    """The segment of every call of ``attend``."""
+    return [k for k in range(len(scales)) for _ in range(scales.tokens[k] // scales.tokens_a_call(k))]
 
 
 def random_qkv(geometry: Geometry, batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[list[Tensor]]:
-    """[scale][layer] -> tensor [3, B, H, N, D]."""
+    """[call][layer] -> tensor [3, B, H, N, D]."""
     generator = torch.Generator().manual_seed(seed)
     return [
         [
             torch.randn(3, batch, geometry.heads, n, geometry.head_dim, generator=generator).to(dtype)
             for _ in range(geometry.layers)
         ]
-        for n in geometry.scales.tokens
+        for n in map(geometry.scales.tokens_a_call, calls(geometry.scales))
     ]
 
 
@@ -103,15 +115,17 @@ def test_cache_never_exceeds_its_budget_after_any_layer(problem: Problem) -> Non
     cache = ScheduleCache(geometry, schedule)
     full_bytes = geometry.kv_bytes(geometry.full_peak_tokens, batch=2)
     limit = max(problem.budget, least_budget(geometry.scales, problem.sink_scales)) * full_bytes * (1 + 1e-9)
-    for t, per_layer in enumerate(random_qkv(geometry, 2)):
+    for per_layer in random_qkv(geometry, 2):
         for layer, tensors in enumerate(per_layer):
             cache.attend(layer, *tensors)
             assert cache.allocated_bytes <= limit
-            if t < len(geometry.scales) - 1:
-                assert cache.tokens == schedule.resident_tokens_TL[t, layer]
-                assert cache.allocated_bytes == geometry.kv_bytes(cache.tokens, batch=2)
+            if cache.last_tokens and not cache.last_scale:
+                assert cache.tokens == schedule.resident_tokens_TL[cache.scale, layer]
+            held = geometry.kv_bytes(cache.tokens, batch=2)
+            # The room of a line is taken when it begins.
+            assert held <= cache.allocated_bytes if geometry.scales.by_line else held == cache.allocated_bytes
     assert cache.allocated_bytes == 0 and cache.tokens == 0
-    assert cache.peak_bytes <= limit
+    assert cache.peak_bytes <= limit and cache.peak_bytes == cache.planned_bytes(2, 4)
 
 
 def live_bytes(before: set[int]) -> int:
@@ -150,8 +164,9 @@ def test_the_arena_is_full_at_the_peak_and_never_fuller(problem: Problem) -> Non
     for per_layer in random_qkv(geometry, 1):
         for layer, tensors in enumerate(per_layer):
             cache.attend(layer, *tensors)
-            most = max(most, cache._arena.used if cache._arena else 0)
-    assert most == schedule.peak_tokens
+            if isinstance(cache._memory, ScaleMemory) and cache._memory._arena:
+                most = max(most, cache._memory._arena.used)
+    assert geometry.scales.by_line or most == schedule.peak_tokens
 
 
 def test_rows_of_a_ring_survive_until_they_are_freed_and_no_more_fit_than_it_has() -> None:
@@ -200,6 +215,59 @@ def test_full_cache_peaks_at_all_scales_but_the_last() -> None:
     cache = full_cache(GEOMETRY)
     play(cache, random_qkv(GEOMETRY, 2))
     assert cache.peak_bytes == GEOMETRY.kv_bytes(GEOMETRY.full_peak_tokens, batch=2)
+
+
+@given(problems(lines_only), st.sampled_from(["compute", "int8"]), st.booleans())
+@settings(max_examples=40)
+def test_lines_attend_to_what_masked_attention_reads(problem: Problem, storage: Storage, padded: bool) -> None:
+    geometry, batch = problem.geometry, 2
+    schedule = plan(problem.orders_SN, problem.budget, "heatkv", problem.sink_scales, model="test", geometry=geometry)
+    cache, reference = ScheduleCache(geometry, replace(schedule, storage=storage)), MaskedReference(geometry, schedule)
+    hidden_BT = torch.zeros(batch, geometry.scales.tokens[0], dtype=torch.bool)
+    if padded:
+        hidden_BT[1, : geometry.scales.tokens[0] - 1] = True
+    for each in (cache, reference):
+        each.hide(hidden_BT)
+    qkv = random_qkv(geometry, batch)
+    for a, b in zip(play(cache, qkv), play(reference, qkv), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 if storage == "compute" else 6e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("storage", ["compute", "int8"])
+def test_lines_take_the_planned_bytes_and_a_token_copies_nothing(storage: Storage) -> None:
+    """What the tensors alive take after every call; memory of a layer moves at the beginning of a line only."""
+    schedule = replace(random_schedule(LINES, 0.6, 1), storage=storage)
+    qkv = random_qkv(LINES, 2)
+    play(ScheduleCache(LINES, schedule), qkv)  # what is worked out once a schedule is kept, and not part of a cache
+    before = set(live_storages())
+    cache = ScheduleCache(LINES, schedule)
+    memory, peak, places = cache._memory, 0, 0
+    assert isinstance(memory, LineMemory)
+    for per_layer in qkv:
+        for layer, tensors in enumerate(per_layer):
+            places = [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
+            cache.attend(layer, *tensors)
+            if cache.scale and cache.first and cache.allocated_bytes:
+                assert places == [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
+            masks = sum(g.bias.nbytes for groups in memory._groups_L for g in groups if g.bias is not None)
+            alive = live_bytes(before) - masks
+            assert cache.allocated_bytes <= alive <= cache.allocated_bytes + 2 * 2 * 8 * 4 * LINES.layers * LINES.heads
+        peak = max(peak, cache.allocated_bytes)
+    assert peak == cache.peak_bytes == cache.planned_bytes(2, 4)
+    assert cache.allocated_bytes == cache.tokens == 0 and live_bytes(before) == 0
+
+
+def test_nothing_changes_where_a_call_is_refused() -> None:
+    qkv = random_qkv(LINES, 1)
+    cache = full_cache(LINES)
+    for wrong in (qkv[1][0], qkv[0][0][:, :, :3]):
+        with pytest.raises(ValueError, match="do not fit"):
+            cache.attend(0, *wrong)
+        assert (cache.scale, cache.first) == (-1, 0)
+    expected = play(full_cache(LINES), qkv)
+    assert all(torch.equal(a, b) for a, b in zip(play(cache, qkv), expected, strict=True))
+    with pytest.raises(ValueError, match="before the first attend"):
+        cache.hide(torch.ones(1, 3, dtype=torch.bool))
 
 
 def test_a_schedule_of_another_geometry_is_refused() -> None:
@@ -324,9 +392,9 @@ def _varlen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What runs on CUDA, except for the kernel."""
     monkeypatch.setattr(attention, "has_varlen", lambda *_: True)
     monkeypatch.setattr(attention, "flash_varlen", loop_over_sequences)
-    step.cache_clear()
+    full_schedule.cache_clear()
     yield
-    step.cache_clear()
+    full_schedule.cache_clear()
 
 
 @pytest.mark.usefixtures("_varlen")

@@ -13,7 +13,7 @@ from strategies import geometries, ordinary_problem
 
 from heatkv.policies import heatkv_plus, plan
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import resident_tokens, token_cost
+from heatkv.schedule import least_budget, resident_tokens, token_cost
 from heatkv.scores import HeadScores
 
 
@@ -45,9 +45,10 @@ def test_the_plan_is_the_one_of_its_definition(seed: int, monkeypatch: pytest.Mo
         assert (schedule.drop_at_LHS == one_at_a_time(scores, int(budget * scores.geometry.full_peak_tokens))).all()
 
 
-@given(geometry=geometries, seed=st.integers(0, 99), budgets=st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
-def test_plans_are_nested_in_the_budget_and_use_it(geometry: Geometry, seed: int, budgets: list[float]) -> None:
-    scores = scores_of(geometry, seed)
+@given(geometry=geometries, seed=st.integers(0, 99), shares=st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
+def test_plans_are_nested_in_the_budget_and_use_it(geometry: Geometry, seed: int, shares: list[float]) -> None:
+    scores, least = scores_of(geometry, seed), least_budget(geometry.scales, 0)
+    budgets = [least + share * (1 - least) for share in shares]
     plans = [plan(scores, budget, "heatkv+16") for budget in sorted(budgets)]
     for small, large in itertools.pairwise(plans):
         assert (small.drop_at_LHS <= large.drop_at_LHS).all()

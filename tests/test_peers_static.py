@@ -26,11 +26,12 @@ def test_the_cells_that_fit_a_limit_fit_it_and_never_return(problem: Problem, se
     for t, limit_NS in limits.items():
         total_NS = np.broadcast_to(tokens[sinks:t], limit_NS.shape)
         order = np.argsort(limit_NS, axis=None)
-        held_so_far = geometry.head_count * tokens[:sinks].sum() + np.cumsum(total_NS.ravel()[order])
+        held_so_far = geometry.head_count * (tokens[:sinks].sum() + geometry.scales.open_tokens[t]) + np.cumsum(total_NS.ravel()[order])
         distinct = np.append(np.diff(limit_NS.ravel()[order]) > 0, True)
         assert (held_so_far <= limit_NS.ravel()[order])[distinct].all()
         if t - 1 in limits:
-            assert (limit_NS[:, :-1] >= limits[t - 1]).all()
+            less = geometry.head_count * (geometry.scales.open_tokens[t - 1] - geometry.scales.open_tokens[t])
+            assert (limit_NS[:, :-1] >= limits[t - 1] - max(0, less)).all()
 
 
 def test_at_the_first_pruned_scale_the_cells_worth_most_per_token_stay() -> None:

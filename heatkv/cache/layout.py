@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ import torch
 from torch import Tensor
 
 from heatkv.cache.attention import Reading, on_host, plan_reading
-
-# Remembered steps: some images' worth of them for the largest models, a few kB to 300 kB of host memory each.
-STEPS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +101,6 @@ class Step:
     keep_E: Tensor | None
 
 
-@lru_cache(maxsize=STEPS)
 def step(
     drop_at: bytes,
     tokens_S: tuple[int, ...],

@@ -1,59 +1,93 @@
-"""The one seam: ``KVCache.attend``. Models know nothing of compression, caches nothing of models.
+"""The one seam: ``attend``. Models know nothing of compression, caches nothing of models.
 
 ``ScheduleCache`` executes a static ``Schedule`` and frees what it drops; the full cache is the
 schedule that drops nothing. ``CalibratingCache`` (calibration.py) and ``ProbeCache`` (probe.py)
-observe it from inside; the caches of dynamic policies are in policies/tokens.py.
+look on; the caches of dynamic policies are in policies/tokens.py.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from heatkv.cache.arena import Arena, decode, encode, memory_for
-from heatkv.cache.attention import keys_and_values, ragged_attention, select
-from heatkv.cache.layout import Layout, Step, scales_at_rest, scales_in_place, step
+from heatkv.cache.by_line import LineMemory
+from heatkv.cache.by_scale import ScaleMemory
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, bytes_per_token
 
 
-class KVCache:
-    """Keys and values of the scales generated so far, for one batch of images.
+class Attend(Protocol):
+    """All that a model needs of a cache. Training has one that caches nothing and masks (training/transformer.py)."""
 
-    ``attend`` is called once a layer a scale, layers in order, scales in order. Subclasses implement
-    ``_attend``. ``scale`` is the scale being generated (-1 before the first).
+    def attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, /) -> Tensor: ...
+
+
+class KVCache:
+    """Keys and values of what has been drawn so far, for one batch of images.
+
+    ``attend`` is called once a layer with every scale whole, layers in order, scales in order; where an image is drawn
+    by lines, with the whole condition and then with one token after the other. Subclasses implement ``_attend``.
+
+    ``scale`` is the segment being drawn (-1 before the first), and ``first`` the token of it that the running call
+    begins with. ``hidden_BT`` are tokens of the condition that nothing drawn later sees, see `hide`.
     """
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
-        self.scale = -1
+        self.scale, self.first = -1, 0
         self.allocated_bytes = 0
         self.peak_bytes = 0
         self.tokens = 0
+        self.hidden_BT: Tensor | None = None
         self._next_layer = 0
 
     def attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        """Attention of the current scale's queries to what is cached and to their own scale.
+        """Attention of the queries at hand to what is cached and to their own tokens.
 
         All arguments are ``[batch, heads, tokens, head_dim]``; queries are already scaled (softmax
-        scale 1). Returns the same shape as ``q_BHND``. Raises ``ValueError`` where layers, heads or
-        tokens do not fit the geometry.
+        scale 1). Returns the same shape as ``q_BHND``. Raises ``ValueError``, and changes nothing, where layers, heads
+        or tokens do not fit the geometry or it is not their turn.
         """
+        scales = self.geometry.scales
         if layer != self._next_layer:
             raise ValueError(f"layer {layer} attended out of turn: layer {self._next_layer} is next")
-        if layer == 0:
-            self.scale += 1
+        scale, first = (self.scale, self.first) if layer else self._next_tokens()
+        if scale >= len(scales):
+            raise ValueError(
+                f"the cache was made for {len(scales)} {'segments' if scales.by_line else 'scales'}; "
+                "use a new one for a new image"
+            )
+        expected = (self.geometry.heads, scales.tokens_a_call(scale), self.geometry.head_dim)
+        if not expected == k_BHND.shape[1:] == v_BHND.shape[1:] == q_BHND.shape[1:]:
+            raise ValueError(
+                f"keys of shape {tuple(k_BHND.shape[1:])} at {scales.name(scale)} do not fit the geometry's "
+                f"(heads, tokens, head_dim) = {expected}, or queries or values are of another shape"
+            )
+        self.scale, self.first = scale, first
         self._next_layer = (layer + 1) % self.geometry.layers
-        if self.scale >= len(self.geometry.scales):
-            raise ValueError(
-                f"the cache was made for {len(self.geometry.scales)} scales; use a new one for a new image"
-            )
-        expected = (self.geometry.heads, self.geometry.scales.tokens[self.scale], self.geometry.head_dim)
-        if tuple(k_BHND.shape[1:]) != expected:
-            raise ValueError(
-                f"keys of shape {tuple(k_BHND.shape[1:])} at scale {self.scale} do not fit the geometry's "
-                f"(heads, tokens, head_dim) = {expected}"
-            )
         return self._attend(layer, q_BHND, k_BHND, v_BHND)
+
+    def _next_tokens(self) -> tuple[int, int]:
+        """The segment and its token that layer 0 is due."""
+        if self.scale < 0:
+            return 0, 0
+        scales = self.geometry.scales
+        first = self.first + scales.tokens_a_call(self.scale)
+        return (self.scale, first) if first < scales.tokens[self.scale] else (self.scale + 1, 0)
+
+    def hide(self, hidden_BT: Tensor) -> None:
+        """Tokens of the condition ``[batch, T]`` that nothing drawn later sees, such as a caption's padding.
+
+        They are cached like the others: rows of a batch hide different ones. To be called before the first ``attend``.
+        """
+        if self.scale >= 0 or not self.geometry.scales.by_line or hidden_BT.shape[1] != self.geometry.scales.tokens[0]:
+            raise ValueError("only tokens of a condition can be hidden, all at once and before the first attend")
+        self.hidden_BT = hidden_BT if bool(hidden_BT.any()) else None
 
     @property
     def planned_tokens(self) -> int:
@@ -73,41 +107,38 @@ class KVCache:
     def last_scale(self) -> bool:
         return self.scale == len(self.geometry.scales) - 1
 
+    @property
+    def last_tokens(self) -> bool:
+        """Whether the running call is the last of its segment."""
+        scales = self.geometry.scales
+        return self.first + scales.tokens_a_call(self.scale) == scales.tokens[self.scale]
+
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         raise NotImplementedError
 
 
+class Entries(Protocol):
+    """What a layer has read with the queries of a segment, for those who look on."""
+
+    def all_heads(self) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[B, H, M, D]`` in the order of drawing, where all heads have read everything."""
+        ...
+
+    def of_head(self, head: int) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
+        """Keys and values ``[B, M, D]`` of a head, and which tokens of the sequence they are, ascending."""
+        ...
+
+
 class ScheduleCache(KVCache):
-    """Executes a static schedule in exactly the memory that it needs.
-
-    One arena (arena.py), as long as the most tokens that the schedule ever holds, serves all layers.
-
-    - The leading scales that all heads keep have their places in it from the start, and are written there.
-    - Then each layer in turn reads what it holds, frees it, and puts back what the schedule keeps of it and of the
-      new scale, so that the room of what it drops is there for the next layer. Where a scale leaves every layer with
-      what it had, nothing moves.
-    - The last scale is never cached; the arena is released when it has passed the last layer.
-
-    Which entries are read and kept is worked out once a schedule (layout.py).
-
-    What the running layer needs for the scale being generated is not part of the cache, in this class as in the
-    published accounting: its own keys and values, and the entries that each head reads laid end to end for the kernel
-    (attention.py), in the compute dtype whatever the storage.
-
-    ``allocated_bytes`` counts the tokens held; ``peak_bytes`` is the arena.
-    """
+    """Executes a static schedule in exactly the memory that it needs (by_scale.py, by_line.py)."""
 
     def __init__(self, geometry: Geometry, schedule: Schedule) -> None:
         super().__init__(geometry)
         schedule.check_matches(geometry)
         self.schedule = schedule
-        self._encoded = schedule.storage != "compute"
-        self._in_place = scales_in_place(schedule.drop_at_LHS)
-        self._at_rest = scales_at_rest(schedule.drop_at_LHS)
-        self._tables = [table_HS.tobytes() for table_HS in schedule.drop_at_LHS]
-        self._arena: Arena | None = None
-        self._start_L = [0] * geometry.layers
-        self._leading: dict[int, Tensor] = {}
+        self._memory = LineMemory(geometry, schedule) if geometry.scales.by_line else ScaleMemory(geometry, schedule)
+        self._looks = type(self).look is not ScheduleCache.look
+        self._queries_L: list[list[Tensor]] = [[] for _ in range(geometry.layers)]
 
     @property
     def planned_tokens(self) -> int:
@@ -120,87 +151,40 @@ class ScheduleCache(KVCache):
     def planned_share(self) -> float:
         return self.schedule.peak_share
 
+    def look(self, layer: int, q_BHND: Tensor, entries: Entries) -> None:
+        """For subclasses that look on: a layer has read ``entries`` with all queries of a segment.
+
+        A query sees its whole scale, or the whole condition, but of its own line only what comes before it and itself.
+        """
+
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        if self._arena is None:
-            self._arena = Arena(memory_for(self.planned_tokens, k_BHND, self.schedule.storage))
-            self.peak_bytes = self._arena.entries.nbytes
-        batch, _, _, dim = q_BHND.shape
-        table, tokens_S = self._tables[layer], self.geometry.scales.tokens
-        now = step(table, tokens_S, self.scale, batch, dim, q_BHND.dtype, q_BHND.device)
-        if self.scale < self._in_place:
-            out_BHND = self._read(layer, q_BHND, self._append(self._arena, layer, k_BHND, v_BHND, now.layout), now)
+        memory = self._memory
+        if isinstance(memory, ScaleMemory):
+            look = (lambda q, entries: self.look(layer, q, entries)) if self._looks else None
+            out_BHND = memory.attend(layer, self.scale, q_BHND, k_BHND, v_BHND, look)
         else:
-            stored = now.layout.by_head(self._arena.read(self._start_L[layer], now.layout.held))
-            entries_E2BD = self._gather(stored, k_BHND, v_BHND, now.layout)
-            out_BHND = self._read(layer, q_BHND, now.layout.by_head(entries_E2BD), now)
-            if self.scale not in self._at_rest:
-                self._store(self._arena, layer, stored, entries_E2BD, now)
-        self.tokens += now.stored - now.layout.held
-        self.allocated_bytes = self.tokens * self._arena.entry_bytes
-        if self.last_scale and layer == self.geometry.layers - 1:
-            self._arena = None
-            self._leading.clear()
+            out_BHND = memory.attend(layer, self.scale, self.first, q_BHND, k_BHND, v_BHND, self.hidden_BT)
+            if self._looks:
+                self._look_at_line(memory, layer, q_BHND)
+            if self.last_scale and self.last_tokens and layer == self.geometry.layers - 1:
+                memory.release()
+        self.tokens, self.allocated_bytes, self.peak_bytes = memory.tokens, memory.allocated_bytes, memory.peak_bytes
         return out_BHND
 
-    def _read(self, layer: int, q_BHND: Tensor, entries: Tensor, now: Step) -> Tensor:
-        """Attention over what the layer holds and the scale being generated, ``Layout.by_head`` of all entries."""
-        return ragged_attention(q_BHND, entries, now.reading)
-
-    def _append(self, arena: Arena, layer: int, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
-        """Write a leading scale behind the earlier ones; returns the entries of all of them, by head."""
-        start, end = self.geometry.scales.bounds[self.scale]
-        if layer not in self._leading:
-            heads, tokens = self.geometry.heads, self.geometry.scales.bounds[self._in_place][0]
-            self._start_L[layer] = arena.room(heads * tokens)
-            entries = arena.read(self._start_L[layer], heads * tokens)
-            self._leading[layer] = entries.view(heads, tokens, *entries.shape[1:])
-        leading = self._leading[layer]
-        if not self._encoded:
-            write(leading[:, start:end], k_BHND, v_BHND)
-            return leading[:, :end]
-        entries_E2BD = self._gather(leading[:, :start], k_BHND, v_BHND, layout)
-        encode(layout.held_and_new(entries_E2BD)[1], leading[:, start:end])
-        return layout.by_head(entries_E2BD)
-
-    def _gather(self, stored: Tensor, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
-        """What the layer holds and the new scale, in the compute dtype, numbered as the layout says."""
-        entries_E2BD = k_BHND.new_empty(layout.entries, 2, len(k_BHND), k_BHND.shape[3])
-        held, new_HN2BD = layout.held_and_new(entries_E2BD)
-        if self._encoded:
-            decode(stored, held)
-        else:
-            held.copy_(stored)
-        write(new_HN2BD, k_BHND, v_BHND)
-        return entries_E2BD
-
-    def _store(self, arena: Arena, layer: int, stored: Tensor, entries_E2BD: Tensor, now: Step) -> None:
-        """Let go of what the layer holds and put back what the schedule still needs of all entries."""
-        layout = now.layout
-        if self._encoded and now.stored:
-            bytes_E2BY = arena.entries.new_empty(layout.entries, *arena.entries.shape[1:])
-            held, new = layout.held_and_new(bytes_E2BY)
-            held.copy_(stored)
-            encode(layout.held_and_new(entries_E2BD)[1], new)
-            entries_E2BD = bytes_E2BY
-        arena.free(layout.held)
-        if not now.stored:
-            return
-        self._start_L[layer] = start = arena.room(now.stored)
-        first = 0
-        for room in arena.runs(start, now.stored):
-            if now.keep_E is None:
-                room.copy_(entries_E2BD[first : first + len(room)])
-            else:
-                select(entries_E2BD, 0, now.keep_E[first : first + len(room)], out=room)
-            first += len(room)
-
-
-def write(entries_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
-    """Write keys and values where entries are wanted."""
-    for out_BHND, x_BHND in zip(keys_and_values(entries_HN2BD), (k_BHND, v_BHND), strict=True):
-        out_BHND.copy_(x_BHND)
+    def _look_at_line(self, memory: LineMemory, layer: int, q_BHND: Tensor) -> None:
+        queries = self._queries_L[layer]
+        queries.append(q_BHND)
+        if self.last_tokens:
+            self.look(layer, torch.cat(queries, 2), memory.entries(layer))
+            queries.clear()
 
 
 def full_cache(geometry: Geometry) -> ScheduleCache:
     """The cache that keeps everything: the schedule that drops nothing."""
-    return ScheduleCache(geometry, Schedule.full(geometry, "any"))
+    return ScheduleCache(geometry, full_schedule(geometry))
+
+
+@lru_cache(maxsize=8)
+def full_schedule(geometry: Geometry) -> Schedule:
+    """One for all images of a geometry, so that what caches work out of it is worked out once."""
+    return Schedule.full(geometry, "any")

@@ -65,7 +65,7 @@ def plan(
     scores_or_orders: PlanSource,
     budget: float,
     policy: str = "heatkv",
-    sink_scales: int = 3,
+    sink_scales: int | None = None,
     *,
     model: str | None = None,
     geometry: Geometry | None = None,
@@ -84,7 +84,8 @@ def plan(
     policy
         A static policy of `REGISTRY`.
     sink_scales
-        The first so many scales are never dropped (by the policies that have sinks, see `Policy.sinks`).
+        The first so many scales are never dropped (by the policies that have sinks, see `Policy.sinks`). Default: 3; of
+        a model that draws line by line 1, the condition.
     model, geometry
         What the plan is for. Scores know both, and only orders or None need them.
     seed
@@ -125,7 +126,7 @@ def cache_factory(
     geometry: Geometry,
     budget: float,
     scores: PlanSource = None,
-    sink_scales: int = 3,
+    sink_scales: int | None = None,
     *,
     seed: int = 0,
     model: str = "any",
@@ -151,7 +152,12 @@ def cache_factory(
 
 
 def make_cache(
-    policy: str, geometry: Geometry, budget: float, scores: PlanSource = None, sink_scales: int = 3, **more: Any
+    policy: str,
+    geometry: Geometry,
+    budget: float,
+    scores: PlanSource = None,
+    sink_scales: int | None = None,
+    **more: Any,
 ) -> KVCache:
     """One cache, for one batch of images; see `cache_factory`."""
     return cache_factory(policy, geometry, budget, scores, sink_scales, **more)()
@@ -161,7 +167,7 @@ def _plan_input(
     chosen: Policy,
     scores_or_orders: PlanSource,
     budget: float,
-    sink_scales: int,
+    sink_scales: int | None,
     model: str | None,
     geometry: Geometry | None,
     seed: int,
@@ -178,6 +184,8 @@ def _plan_input(
     if geometry is None or (model is None and chosen.static):
         raise ValueError("only scores say what they are for: pass model and geometry")
     model = model or "this model"
+    if sink_scales is None:
+        sink_scales = geometry.scales.default_sinks
     if not chosen.sinks:
         sink_scales = 0
     check_budget(budget, geometry.scales, sink_scales, model=model)

@@ -31,7 +31,8 @@ def least_limits(worth: Worth, geometry: Geometry, sink_scales: int) -> dict[int
     -------
     dict
         For every target scale above ``sink_scales``, ``(slots, sources)``: source scales ``sink_scales .. t - 1``. It
-        never falls from one target scale to the next. The cells with a value of at most ``limit`` fit into ``limit``.
+        never falls from one target scale to the next, but for what a line takes itself while it is drawn. The cells
+        with a value of at most ``limit`` fit into ``limit``.
     """
     tokens_S = np.array(geometry.scales.tokens, np.float64)
     sink_tokens = geometry.head_count * tokens_S[:sink_scales].sum()
@@ -46,7 +47,7 @@ def least_limits(worth: Worth, geometry: Geometry, sink_scales: int) -> dict[int
         for _ in range(RESORTS):
             needed = _cumulative(size, np.maximum(needed, before))
         before_NS = np.maximum(needed, before).reshape(geometry.head_count, -1)
-        limits[t] = before_NS + sink_tokens
+        limits[t] = before_NS + sink_tokens + geometry.head_count * geometry.scales.open_tokens[t]
     return limits
 
 

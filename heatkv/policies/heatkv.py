@@ -4,6 +4,9 @@ How many heads follows from the budget and the incoming cache alone; which heads
 That settles the cache between scales. Within a scale, layers that have run already hold the new scale's cells while
 later layers still hold what they are about to lose; where that exceeds the budget, cells of the latest layers go before
 the scale begins, as few as possible.
+
+The paper is about scales. On lines nothing changes but what has to fit: the line that is being drawn is cache itself,
+so that ``c_k`` counts it, and cells go between lines, so that nothing has to go early.
 """
 
 from __future__ import annotations
@@ -48,10 +51,15 @@ def heads_to_drop(budget: float, geometry: Geometry, sink_scales: int) -> npt.ND
     count_T = np.zeros(len(scales), np.int64)
     for t in range(sink_scales + 1, len(scales)):
         incoming = scales.bounds[t][0]
-        if incoming > per_slot:
+        if scales.by_line:
+            over = slots * (incoming + scales.open_tokens[t]) - token_limit(budget, geometry)
+            count_T[t] = max(0, -(-over // (incoming - sink_tokens)))
+        elif incoming > per_slot:
             # The published form, to the last bit: the ceiling depends on how the quotient is rounded.
             count_T[t] = min(np.ceil(slots * (incoming - per_slot) / (incoming - sink_tokens)), slots)
-    return count_T
+    # The last line is shorter by a token, but what is gone stays gone.
+    growing_T: npt.NDArray[np.int64] = np.maximum.accumulate(count_T)
+    return growing_T
 
 
 def removals(orders_SN: npt.NDArray[np.integer], budget: float, geometry: Geometry, sink_scales: int) -> Removals:

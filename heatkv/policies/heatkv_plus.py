@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.policies.base import PlanInput, Policy
+from heatkv.scales import Geometry
 from heatkv.scores import HeadScores
 
 # Evictions of one moment go together up to this share of the full peak: a bound on the memory left unused.
@@ -73,39 +74,62 @@ def evictions(scores: HeadScores) -> Evictions:
     drop_N = np.full(len(source_N), K)
     now_N = read_TN[K].copy()
 
-    # Moment t * L + l is after layer l of scale t. A cell is held from moment source * L + layer on, until moment
-    # (drop_at - 1) * L + layer.
-    came = np.bincount(source_N * L + layer_N, tokens_N, minlength=(K - 1) * L).astype(np.int64)
-    resident_M = np.cumsum(came)
+    own_M = lines_being_drawn(geometry)
+    came_M = np.bincount(gone(source_N + 1, layer_N, geometry), tokens_N, minlength=len(own_M))
+    resident_M = own_M + np.cumsum(came_M.astype(np.int64))
     quantum = max(1, int(QUANTUM * geometry.full_peak_tokens))
     cells: list[npt.NDArray[np.int64]] = []
     times: list[npt.NDArray[np.int64]] = []
     peaks: list[int] = []
     while (peak := int(resident_M.max(initial=0))) > 0:
-        scale, layer = divmod(int(resident_M.argmax()), L)
-        split = (layer + 1) * H * (K - 1)
-        # Layers up to this one hold cells for the next scale; the later ones still hold those for this scale.
-        at_N = np.full(len(source_N), scale)
-        at_N[:split] += 1
-        before_N = np.concatenate([read_TN[scale + 1, :split], read_TN[scale, split:]])
+        at_N = next_reader(int(resident_M.argmax()), layer_N, geometry)
+        before_N = read_TN[at_N, np.arange(len(at_N))]
         loss_N = np.where((drop_N > at_N) & (source_N < at_N), now_N - before_N, np.inf)
         few = np.argpartition(loss_N, min(quantum, len(loss_N) - 1))[: quantum + 1]
         chosen = few[np.argsort(loss_N[few], kind="stable")]
         chosen = chosen[np.isfinite(loss_N[chosen])]
+        if not len(chosen):  # what is left is the line that is being drawn
+            break
         fits = np.cumsum(tokens_N[chosen]) <= quantum
         fits[0] = True
         chosen = chosen[fits]
         freed_M = np.zeros_like(resident_M)
-        np.add.at(freed_M, (at_N[chosen] - 1) * L + layer_N[chosen], tokens_N[chosen])
-        again = drop_N[chosen] < K  # the others would have been held until the end
-        np.subtract.at(freed_M, ((drop_N[chosen] - 1) * L + layer_N[chosen])[again], tokens_N[chosen][again])
+        np.add.at(freed_M, gone(at_N[chosen], layer_N[chosen], geometry), tokens_N[chosen])
+        again = chosen[drop_N[chosen] < K]  # the others would have been held until the end
+        np.subtract.at(freed_M, gone(drop_N[again], layer_N[again], geometry), tokens_N[again])
         resident_M -= np.cumsum(freed_M)
         drop_N[chosen] = at_N[chosen]
         now_N[chosen] = before_N[chosen]
         cells.append(chosen)
         times.append(at_N[chosen])
         peaks += [peak] * len(chosen)
-    return np.concatenate(cells), np.concatenate(times), np.array([*peaks, 0])
+    nothing: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+    return np.concatenate([nothing, *cells]), np.concatenate([nothing, *times]), np.array([*peaks, peak])
+
+
+# Moments of a run at which the cache may be fullest: with scales number t * L + l is after layer l of scale t, with
+# lines number t is the end of line t, as cells go between lines.
+
+
+def lines_being_drawn(geometry: Geometry) -> npt.NDArray[np.int64]:
+    """What is held at every moment beside cells of earlier segments."""
+    scales = geometry.scales
+    if scales.by_line:
+        return geometry.head_count * np.array(scales.open_tokens)
+    return np.zeros((len(scales) - 1) * geometry.layers, np.int64)
+
+
+def gone(drop_N: npt.NDArray[np.int64], layer_N: npt.NDArray[np.int64], geometry: Geometry) -> npt.NDArray[np.int64]:
+    """The first moment at which a cell that is dropped at a target is no longer held (source + 1: at which it came)."""
+    return drop_N if geometry.scales.by_line else (drop_N - 1) * geometry.layers + layer_N
+
+
+def next_reader(moment: int, layer_N: npt.NDArray[np.int64], geometry: Geometry) -> npt.NDArray[np.int64]:
+    """The target for which layers hold their cells at a moment: layers that a scale has passed, for the next one."""
+    if geometry.scales.by_line:
+        return np.full(len(layer_N), moment)
+    scale, layer = divmod(moment, geometry.layers)
+    return scale + (layer_N <= layer)
 
 
 POLICY = Policy(

@@ -146,7 +146,7 @@ def compare(
     dtype: str = "float32",
     repetitions: int = 2,
     orders: int = 5,
-    sink_scales: int = 3,
+    sink_scales: int | None = None,
     batch: int = 8,
     threads: int = 1,
     shards: str | Path | None = None,
@@ -184,6 +184,7 @@ def compare(
     check_engine(engine)
     if min(repetitions, orders, batch, threads, workers) < 1:
         raise ValueError("seeds, orders, batch, threads and workers must each be 1 or more")
+    sink_scales = scores.geometry.scales.default_sinks if sink_scales is None else sink_scales
     setting = Setting(str(model), weights_fingerprint(model), scores, sink_scales, batch, threads, device, dtype)
     ready = loaded(setting.model, device, dtype)
     check_request(ready, prompts, scores, budgets, policies)

@@ -22,7 +22,6 @@ from heatkv.schedule import Schedule, bytes_per_token
 from heatkv.scores import HeadScores, load_orders
 from heatkv.views import explore
 
-SINK_SCALES = 3
 GUIDED_ROWS = 2  # with classifier-free guidance every image is two rows, and both are cached
 MAX_BATCH = 1024
 REMEMBERED = 8
@@ -98,7 +97,7 @@ def what_is_needed(preset: Preset) -> str:
 
 
 def sink_scales_of(preset: Preset) -> int:
-    return min(SINK_SCALES, len(preset.scales) - 1)
+    return min(preset.scales.default_sinks, len(preset.scales) - 1)
 
 
 def percents_of(preset: Preset) -> tuple[int, ...]:
