@@ -26,7 +26,9 @@ def test_the_cells_that_fit_a_limit_fit_it_and_never_return(problem: Problem, se
     for t, limit_NS in limits.items():
         total_NS = np.broadcast_to(tokens[sinks:t], limit_NS.shape)
         order = np.argsort(limit_NS, axis=None)
-        held_so_far = geometry.head_count * (tokens[:sinks].sum() + geometry.scales.open_tokens[t]) + np.cumsum(total_NS.ravel()[order])
+        held_so_far = geometry.head_count * (tokens[:sinks].sum() + geometry.scales.open_tokens[t]) + np.cumsum(
+            total_NS.ravel()[order]
+        )
         distinct = np.append(np.diff(limit_NS.ravel()[order]) > 0, True)
         assert (held_so_far <= limit_NS.ravel()[order])[distinct].all()
         if t - 1 in limits:
