@@ -88,9 +88,7 @@ def by_contents(folder: Path, single: Path | None) -> tuple[Preset, Files]:
     if not families and problems:
         raise problems[0]
     if len(families) != 1 or len(found[families[0], "transformer"]) != 1:
-        known = " or ".join(family.title for family in FAMILIES.values())
-        what = "several transformers; give the path of one" if families else "no transformer"
-        raise CheckpointError(f"{single or folder} holds {what} of a known family ({known})")
+        raise CheckpointError(f"{single or folder} {no_transformer(found, single, several=bool(families))}")
     family = families[0]
     autoencoders = found.get((family, "autoencoder"), [])
     if len(autoencoders) != 1:
@@ -101,6 +99,17 @@ def by_contents(folder: Path, single: Path | None) -> tuple[Preset, Files]:
         )
     transformer, autoencoder = found[family, "transformer"][0], autoencoders[0]
     return FAMILIES[family].found_in(folder, read_settings(folder), transformer, autoencoder)
+
+
+def no_transformer(found: dict[tuple[str, str], list[Path]], single: Path | None, several: bool) -> str:
+    """What is wrong where there is not exactly one transformer."""
+    known = " or ".join(sorted(family.title for family in FAMILIES.values()))
+    if several:
+        return f"holds several transformers; give the path of one of a known family ({known})"
+    for family, part in found:
+        if single is not None and single in found[family, part]:
+            return f"is the {part} of a {FAMILIES[family].title} model: give the path of its transformer instead"
+    return f"holds no transformer of a known family ({known})"
 
 
 def kind_of(state: dict[str, Tensor]) -> tuple[str, str] | None:

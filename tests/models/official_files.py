@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from heatkv.models.infinity.text import check_prompt
 from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
+from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
+from heatkv.models.llamagen.vq import Vq, VqConfig
 from heatkv.models.var.transformer import VarConfig, VarTransformer
 from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
 from heatkv.scales import ScaleSchedule
@@ -25,6 +29,9 @@ INFINITY_IMAGE = AutoencoderConfig(32, (1, 2), bits=8, stride=2)
 PATCHIFIED_IMAGE = AutoencoderConfig(32, (1, 2), bits=2, stride=2, patchify=True)
 VAR = VarConfig(depth=3, width=32, heads=2, vocabulary=24, code_width=4, classes=10)
 VAR_IMAGE = VqvaeConfig(base_width=32, width_mult=(1, 2), code_width=4, vocabulary=24)
+LLAMAGEN = LlamaGenConfig(depth=3, width=32, heads=2, grid=4, classes=10, vocabulary=24)
+LLAMAGEN_TEXT = replace(LLAMAGEN, condition="caption", caption_width=128, condition_tokens=6)
+LLAMAGEN_IMAGE = VqConfig(base_width=32, width_mult=(1, 2), inner_width=16, vocabulary=24)
 
 WORDS = ("a", "cat", "dog", "on", "red", "tree")
 State = dict[str, Tensor]
@@ -131,7 +138,7 @@ INFINITY_LAYOUTS: dict[str, TransformerWriter] = {
 class StandInText(nn.Module):
     """In place of T5: features that depend on the letters of the prompt."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *more: object) -> None:
         super().__init__()
         self.width = json.loads((folder / "config.json").read_text())["d_model"]
 
@@ -203,4 +210,48 @@ def write_var(folder: Path, config: VarConfig = VAR, scales: ScaleSchedule = SCA
     torch.save(published_var(model), folder / "transformer.pth")
     torch.save(published_codes(randomised(Vqvae(scales, VAR_IMAGE))), folder / "vae.pth")  # type: ignore[arg-type]
     write_settings(folder, scales, id="tiny-var", sampling={"guidance": 2.5, "top_k": 12, "top_p": 0.95})
+    return model
+
+
+def published_llamagen(model: LlamaGenTransformer) -> State:
+    """State dict with what some files carry besides: a rotary table and a cache."""
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    return {**state, "freqs_cis": torch.zeros(3), "layers.0.attention.kv_cache.k_cache": torch.zeros(2)}
+
+
+def trained_with() -> dict[str, object]:
+    """What training scripts leave beside the weights."""
+    return {"optimizer": {"state": {}}, "steps": 300000, "args": Namespace(gpt_model="GPT-B", lr=1e-4, results_dir="r")}
+
+
+# Every layout in which the transformer of the LlamaGen family is found.
+LLAMAGEN_LAYOUTS: dict[str, Callable[[State], object]] = {
+    "model": lambda state: {"model": state, **trained_with()},
+    "module": lambda state: {"module": state, **trained_with()},
+    "state_dict": lambda state: {"state_dict": state},
+    "flat": lambda state: state,
+}
+
+
+def write_llamagen(
+    folder: Path, layout: str = "model", config: LlamaGenConfig = LLAMAGEN, *, t5: bool = False
+) -> LlamaGenTransformer:
+    """A whole LlamaGen model in ``folder``; returns its transformer."""
+    model = randomised(LlamaGenTransformer(config))
+    assert isinstance(model, LlamaGenTransformer)
+    torch.save(LLAMAGEN_LAYOUTS[layout](published_llamagen(model)), folder / "transformer.pt")
+    last, averaged = (randomised(Vq(LLAMAGEN_IMAGE), seed).state_dict() for seed in (1, 2))
+    averaged["quantize.codebook_used"] = torch.zeros(65536)
+    torch.save({"model": last, "ema": averaged, **trained_with()}, folder / "vq.pt")
+    if config.condition == "caption":
+        (write_t5 if t5 else write_text_encoder)(folder / "flan-t5-tiny", config.caption_width)
+    settings = {
+        "format": "heatkv-official",
+        "version": 1,
+        "id": "tiny-llamagen",
+        "grid": config.grid,
+        "heads": config.heads,
+    }
+    sampling = {"guidance": 2.5, "top_k": 12, "top_p": 0.95}
+    (folder / "config.json").write_text(json.dumps({**settings, "sampling": sampling}))
     return model
