@@ -288,20 +288,28 @@ def markdown(result: dict[str, Any]) -> str:
         f"bootstrapped over prompts; differences pair the same prompts and seeds. The full cache takes "
         f"{result['kv_bytes_full']} bytes an image."
     )
-    return "\n\n".join(filter(None, (about, summary_table(result), markdown_table(result), iso_table(result))))
+    return "\n\n".join(filter(None, (about, summary_table([result]), markdown_table(result), iso_table(result))))
 
 
-def summary_table(result: dict[str, Any]) -> str:
-    """PSNR in dB by policy and budget as a Markdown table, the best policy first; references in the last line."""
-    psnr = {(row["policy"], row["budget"]): row["psnr"] for row in result["rows"] if "psnr" in row}
-    budgets = sorted({budget for _, budget in psnr}, reverse=True)
-    policies = sorted({policy for policy, _ in psnr}, key=lambda name: [-psnr.get((name, b), -1.0) for b in budgets])
-    lines = ["| budget | " + " | ".join(f"{budget:g}" for budget in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+def summary_table(results: Sequence[dict[str, Any]]) -> str:
+    """PSNR in dB by policy and budget, one model beside the other, as Markdown; the best policy first."""
+    psnr = {
+        (r["model"], row["budget"], row["policy"]): row["psnr"] for r in results for row in r["rows"] if "psnr" in row
+    }
+    columns = sorted({key[:2] for key in psnr}, key=lambda c: ([r["model"] for r in results].index(c[0]), -c[1]))
+    policies = sorted({policy for *_, policy in psnr}, key=lambda name: [-psnr.get((*c, name), -1.0) for c in columns])
+    first = {model: budget for model, budget in reversed(columns)}  # of a model, whose name stands there
+    heads = (f"{model}, {budget:g}" if first[model] == budget else f"{budget:g}" for model, budget in columns)
+    lines = ["| budget of " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in policies:
-        cells = (f"{psnr[name, budget]:.1f}" if (name, budget) in psnr else "" for budget in budgets)
+        cells = (f"{psnr[*c, name]:.1f}" if (*c, name) in psnr else "" for c in columns)
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    known = [f"{REFERENCE_NAMES[key]} {row['psnr']:.1f}" for key, row in result["references"].items()]
-    return "\n".join(lines) + f"\n\nPSNR in dB against the full cache; for comparison: {', '.join(known)}."
+    known = [
+        f"{result['model']}: "
+        + ", ".join(f"{REFERENCE_NAMES[k]} {r['psnr']:.1f}" for k, r in result["references"].items())
+        for result in results
+    ]
+    return "\n".join(lines) + f"\n\nPSNR in dB against the full cache. For comparison, {'; '.join(known)}."
 
 
 def markdown_table(result: dict[str, Any]) -> str:

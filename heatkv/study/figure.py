@@ -1,7 +1,7 @@
-"""The README's figure of results: how far images move from the full cache's, against the share of its bytes.
+"""The README's figure and table of results: how far images move from the full cache's, by the share of its bytes.
 
-``python -m heatkv.study.figure COMPARISON.json [...] --out figure.svg`` draws one panel a comparison, with nothing but
-the standard library. Bytes are counted as if the model computed in 16 bits, so that 8-bit cells do not look half as
+``python -m heatkv.study.figure COMPARISON.json [...] --out figure.svg`` draws one panel a comparison and prints their
+table. Bytes are counted as if the model computed in 16 bits, so that 8-bit cells do not look half as
 large in a model of 32.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from heatkv.files import write_atomic
+from heatkv.study.compare import summary_table
 
 WIDTH, HEIGHT = 470, 330  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 44, 96, 34, 40  # what its axes and labels take
@@ -122,13 +123,16 @@ def figure(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m heatkv.study.figure", description="PSNR against bytes, as SVG.")
+    parser = argparse.ArgumentParser(
+        prog="python -m heatkv.study.figure", description="PSNR against bytes as SVG, PSNR by budget as a table."
+    )
     parser.add_argument("comparisons", nargs="+", type=Path, help="results of `heatkv compare --out`")
     parser.add_argument("--out", type=Path, required=True, help="SVG file to write")
     options = parser.parse_args(arguments)
     try:
         found = [json.loads(path.read_text(encoding="utf-8")) for path in options.comparisons]
         write_atomic(options.out, figure(found).encode())
+        print(summary_table(found))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
