@@ -306,7 +306,7 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     known = [
         f"{result['model']}: "
-        + ", ".join(f"{REFERENCE_NAMES[k]} {r['psnr']:.1f}" for k, r in result["references"].items())
+        + ", ".join(f"{REFERENCE_NAMES[k]} {r['psnr']:.1f}" for k, r in result.get("references", {}).items())
         for result in results
     ]
     return "\n".join(lines) + f"\n\nPSNR in dB against the full cache. For comparison, {'; '.join(known)}."
