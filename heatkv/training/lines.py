@@ -42,10 +42,10 @@ class LinesRun:
     drop: float = 0.1
     pool: int = 32768
     start: int = 2048
-    fresh: int = 8
+    fresh: int = 6
     depth: int = 8
-    width: int = 256
-    heads: int = 8
+    width: int = 192
+    heads: int = 6
     words: int = 16
     compile: bool = True
     evaluate_every: int = 250
