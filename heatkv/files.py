@@ -99,11 +99,16 @@ def plain_json(value: Mapping[str, Any], *, what: str, error: type[ValueError]) 
     return copy
 
 
+def scales_json(scales: ScaleSchedule) -> dict[str, Any]:
+    """The fields that `Fields.scales` reads back; files of next-scale models do not say how they draw."""
+    drawing = {"drawing": scales.drawing} if scales.by_line else {}
+    return {**drawing, "scales": [list(size) for size in scales]}
+
+
 def geometry_json(geometry: Geometry) -> dict[str, Any]:
     """The fields that `Fields.geometry` reads back."""
     return {
-        **({"drawing": geometry.scales.drawing} if geometry.scales.by_line else {}),
-        "scales": [list(size) for size in geometry.scales],
+        **scales_json(geometry.scales),
         "layers": geometry.layers,
         "heads": geometry.heads,
         "head_dim": geometry.head_dim,

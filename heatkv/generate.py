@@ -130,9 +130,10 @@ def collect(
 ) -> Generation:
     """The ``Generation`` of a finished run from its events."""
     pixels = events[-1].pixels
-    if pixels is None or len(events) != len(model.geometry.scales):
+    if pixels is None or len(events) != len(model.geometry.scales.drawn):
         raise ValueError(
-            f"the run ended after {len(events)} of {len(model.geometry.scales)} scales: there is no image yet"
+            f"the run ended after {len(events)} of {len(model.geometry.scales.drawn)} {model.geometry.scales.word}s: "
+            "there is no image yet"
         )
     full = full_bytes(model, sampling)
     return Generation(

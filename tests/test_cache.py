@@ -49,8 +49,9 @@ class MaskedReference(KVCache):
         mask_BHN = torch.repeat_interleave(keep_HS, tokens, dim=1)[None, :, : k_BHND.shape[2]]
         if self.hidden_BT is not None and self.scale:
             mask_BHN = mask_BHN & ~F.pad(self.hidden_BT, (0, k_BHND.shape[2] - self.hidden_BT.shape[1]))[:, None]
+        mask_BHNN = mask_BHN[:, :, None] if self.mask_BNN is None else self.mask_BNN[:, None]
         logits = q_BHND.double() @ k_BHND.double().transpose(-1, -2)
-        return (logits.masked_fill(~mask_BHN[:, :, None], -torch.inf).softmax(-1) @ v_BHND.double()).to(q_BHND.dtype)
+        return (logits.masked_fill(~mask_BHNN, -torch.inf).softmax(-1) @ v_BHND.double()).to(q_BHND.dtype)
 
 
 def calls(scales: ScaleSchedule) -> list[int]:
@@ -70,8 +71,13 @@ def random_qkv(geometry: Geometry, batch: int, seed: int = 0, dtype: torch.dtype
     ]
 
 
-def play(cache: KVCache, qkv: list[list[Tensor]]) -> list[Tensor]:
-    return [cache.attend(layer, *tensors) for per_layer in qkv for layer, tensors in enumerate(per_layer)]
+def play(cache: KVCache, qkv: list[list[Tensor]], mask_BTT: Tensor | None = None) -> list[Tensor]:
+    """What ``attend`` returns, call by call; the first comes with a mask."""
+    return [
+        cache.attend(layer, *tensors, mask_BNN=mask_BTT if call == 0 else None)
+        for call, per_layer in enumerate(qkv)
+        for layer, tensors in enumerate(per_layer)
+    ]
 
 
 def random_schedule(geometry: Geometry, budget: float, sinks: int, seed: int = 0) -> Schedule:
@@ -226,10 +232,11 @@ def test_lines_attend_to_what_masked_attention_reads(problem: Problem, storage: 
     hidden_BT = torch.zeros(batch, geometry.scales.tokens[0], dtype=torch.bool)
     if padded:
         hidden_BT[1, : geometry.scales.tokens[0] - 1] = True
-    for each in (cache, reference):
-        each.hide(hidden_BT)
+    # Every token of the condition reads itself, and those that are not hidden.
+    mask_BTT = (~hidden_BT[:, None]) | torch.eye(hidden_BT.shape[1], dtype=torch.bool)
+    mask_BTT[:, -1] = ~hidden_BT
     qkv = random_qkv(geometry, batch)
-    for a, b in zip(play(cache, qkv), play(reference, qkv), strict=True):
+    for a, b in zip(play(cache, qkv, mask_BTT), play(reference, qkv, mask_BTT), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5 if storage == "compute" else 6e-2, rtol=1e-4)
 
 
@@ -266,8 +273,10 @@ def test_nothing_changes_where_a_call_is_refused() -> None:
         assert (cache.scale, cache.first) == (-1, 0)
     expected = play(full_cache(LINES), qkv)
     assert all(torch.equal(a, b) for a, b in zip(play(cache, qkv), expected, strict=True))
-    with pytest.raises(ValueError, match="before the first attend"):
-        cache.hide(torch.ones(1, 3, dtype=torch.bool))
+    cache = full_cache(LINES)
+    play(cache, qkv[:1])
+    with pytest.raises(ValueError, match="line 1 came with a mask"):
+        cache.attend(0, *qkv[1][0], mask_BNN=torch.ones(1, 1, 1, dtype=torch.bool))
 
 
 def test_a_schedule_of_another_geometry_is_refused() -> None:

@@ -191,10 +191,7 @@ class LineMemory:
         self, layer: int, segment: int, first: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor,
         hidden_BT: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """Attention of the whole condition, or of token ``first`` of a line, which is cached with it."""
-        if segment == 0:
-            self._take_condition(layer, k_BHND, v_BHND, hidden_BT)
-            return attention(q_BHND, k_BHND, v_BHND)
+        """Attention of token ``first`` of a line, which is cached with it."""
         if first == 0 and layer == 0 and segment in self._last and segment > 1:
             self._move(segment, q_BHND[:, :, :1], hidden_BT)
         groups = self._groups_L[layer]
@@ -217,7 +214,8 @@ class LineMemory:
         """What a layer holds now."""
         return LineEntries(self._groups_L[layer], self._cuts_L[layer])
 
-    def _take_condition(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, hidden_BT: Tensor | None) -> None:
+    def take_condition(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, hidden_BT: Tensor | None) -> None:
+        """Cache what the schedule keeps of a condition, and take the room of the first stretch."""
         table_HS = self.schedule.drop_at_LHS[layer]
         cuts = self._remember(
             ("cuts", table_HS.tobytes(), len(k_BHTD)), lambda: cut_heads(table_HS, self.geometry.scales, len(k_BHTD))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from heatkv.cache.attention import attention
 from heatkv.cache.by_line import LineMemory
 from heatkv.cache.by_scale import ScaleMemory
 from heatkv.scales import Geometry
@@ -24,7 +25,9 @@ from heatkv.schedule import Schedule, bytes_per_token
 class Attend(Protocol):
     """All that a model needs of a cache. Training has one that caches nothing and masks (training/transformer.py)."""
 
-    def attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, /) -> Tensor: ...
+    def attend(
+        self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask_BNN: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class KVCache:
@@ -34,7 +37,7 @@ class KVCache:
     by lines, with the whole condition and then with one token after the other. Subclasses implement ``_attend``.
 
     ``scale`` is the segment being drawn (-1 before the first), and ``first`` the token of it that the running call
-    begins with. ``hidden_BT`` are tokens of the condition that nothing drawn later sees, see `hide`.
+    begins with. ``hidden_BT`` are tokens of the condition that nothing drawn later reads (None: no such).
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -43,15 +46,22 @@ class KVCache:
         self.allocated_bytes = 0
         self.peak_bytes = 0
         self.tokens = 0
+        self.mask_BNN: Tensor | None = None  # of the running call
         self.hidden_BT: Tensor | None = None
         self._next_layer = 0
 
-    def attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask_BNN: Tensor | None = None
+    ) -> Tensor:
         """Attention of the queries at hand to what is cached and to their own tokens.
 
-        All arguments are ``[batch, heads, tokens, head_dim]``; queries are already scaled (softmax
-        scale 1). Returns the same shape as ``q_BHND``. Raises ``ValueError``, and changes nothing, where layers, heads
-        or tokens do not fit the geometry or it is not their turn.
+        Queries, keys and values are ``[batch, heads, tokens, head_dim]``; queries are already scaled (softmax
+        scale 1). Returns the same shape as ``q_BHND``. ``mask_BNN`` comes with the tokens of a condition alone, and the
+        same to all layers: which of them each may read (True). What the last one may not read, nothing drawn later
+        does: padding. It is cached like the rest, as rows of a batch differ in it.
+
+        Raises ``ValueError``, and changes nothing, where layers, heads or tokens do not fit the geometry or it is not
+        their turn.
         """
         scales = self.geometry.scales
         if layer != self._next_layer:
@@ -68,7 +78,12 @@ class KVCache:
                 f"keys of shape {tuple(k_BHND.shape[1:])} at {scales.name(scale)} do not fit the geometry's "
                 f"(heads, tokens, head_dim) = {expected}, or queries or values are of another shape"
             )
-        self.scale, self.first = scale, first
+        if mask_BNN is not None and not (scales.by_line and scale == 0):
+            raise ValueError(f"{scales.name(scale)} came with a mask: only tokens of a condition may have one")
+        if mask_BNN is not None and layer == 0:
+            hidden_BT = ~mask_BNN[:, -1]
+            self.hidden_BT = hidden_BT if bool(hidden_BT.any()) else None
+        self.scale, self.first, self.mask_BNN = scale, first, mask_BNN
         self._next_layer = (layer + 1) % self.geometry.layers
         return self._attend(layer, q_BHND, k_BHND, v_BHND)
 
@@ -79,15 +94,6 @@ class KVCache:
         scales = self.geometry.scales
         first = self.first + scales.tokens_a_call(self.scale)
         return (self.scale, first) if first < scales.tokens[self.scale] else (self.scale + 1, 0)
-
-    def hide(self, hidden_BT: Tensor) -> None:
-        """Tokens of the condition ``[batch, T]`` that nothing drawn later sees, such as a caption's padding.
-
-        They are cached like the others: rows of a batch hide different ones. To be called before the first ``attend``.
-        """
-        if self.scale >= 0 or not self.geometry.scales.by_line or hidden_BT.shape[1] != self.geometry.scales.tokens[0]:
-            raise ValueError("only tokens of a condition can be hidden, all at once and before the first attend")
-        self.hidden_BT = hidden_BT if bool(hidden_BT.any()) else None
 
     @property
     def planned_tokens(self) -> int:
@@ -163,7 +169,11 @@ class ScheduleCache(KVCache):
             look = (lambda q, entries: self.look(layer, q, entries)) if self._looks else None
             out_BHND = memory.attend(layer, self.scale, q_BHND, k_BHND, v_BHND, look)
         else:
-            out_BHND = memory.attend(layer, self.scale, self.first, q_BHND, k_BHND, v_BHND, self.hidden_BT)
+            if self.scale == 0:
+                memory.take_condition(layer, k_BHND, v_BHND, self.hidden_BT)
+                out_BHND = attention(q_BHND, k_BHND, v_BHND, None if self.mask_BNN is None else self.mask_BNN[:, None])
+            else:
+                out_BHND = memory.attend(layer, self.scale, self.first, q_BHND, k_BHND, v_BHND, self.hidden_BT)
             if self._looks:
                 self._look_at_line(memory, layer, q_BHND)
             if self.last_scale and self.last_tokens and layer == self.geometry.layers - 1:

@@ -178,7 +178,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def config_geometry(config: dict[str, Any]) -> Geometry:
     transformer = config["transformer"]
-    scales = ScaleSchedule(tuple((int(h), int(w)) for h, w in config["scales"]))
+    sizes = tuple((int(h), int(w)) for h, w in config["scales"])
+    scales = ScaleSchedule(sizes, config.get("drawing", "scales"))
     return Geometry(transformer["depth"], transformer["heads"], transformer["width"] // transformer["heads"], scales)
 
 

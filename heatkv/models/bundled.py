@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatkv.files import write_atomic
+from heatkv.files import scales_json, write_atomic
 from heatkv.models.base import Sampling
 from heatkv.models.checkpoint import CheckpointError, load_state, save_shards
 from heatkv.models.infinity.text import Vocabulary, WordEncoder
@@ -34,7 +34,7 @@ def save_folder(model: Any, folder: Path, family: str = "infinity") -> None:
         "version": VERSION,
         "family": family,
         "id": model.id,
-        "scales": [list(size) for size in model.geometry.scales],
+        **scales_json(model.geometry.scales),
         "transformer": asdict(model.transformer.config),
         "autoencoder": asdict(model.autoencoder.config),
         "text": {"words": list(model.text.vocabulary.words), "max_words": model.text.max_words},

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatkv.cache.seam import KVCache
+from heatkv.cache import Attend
 from heatkv.models.infinity.autoencoder import Autoencoder, BitQuantizer
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import Vocabulary, WordEncoder, split_words
@@ -62,7 +62,7 @@ class TransformerRun:
     seed: int = 0
 
 
-class TeacherForcing(KVCache):
+class TeacherForcing:
     """The first ``count`` scales at once: every token sees its own scale and the scales before it."""
 
     def __init__(self, scales: ScaleSchedule, count: int, device: torch.device) -> None:
@@ -72,7 +72,9 @@ class TeacherForcing(KVCache):
         coarse = max(1, min(count, 5))
         self.ends = [scales.bounds[k][1] for k in range(coarse - 1, count)]
 
-    def attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask_BNN: Tensor | None = None
+    ) -> Tensor:
         if q_BHND.device.type != "cpu":
             return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, attn_mask=self.mask_NN, scale=1.0)
         # Plain products: the fused CPU kernel's backward pass takes twice as long at these sizes.
@@ -94,7 +96,7 @@ class TextToBits(nn.Module):
         self.text = WordEncoder(vocabulary, config.text_width, config.text_maxlen)
         self.transformer = InfinityTransformer(config, scales)
 
-    def forward(self, ids_BN: Tensor, drop_B: Tensor, codes_BNd: Tensor, cache: KVCache) -> Tensor:
+    def forward(self, ids_BN: Tensor, drop_B: Tensor, codes_BNd: Tensor, cache: Attend) -> Tensor:
         """Logits ``[B, N, bits, 2]`` for all scales; ``drop_B`` rows see the learned empty prompt."""
         model = self.transformer
         text = self.text(ids_BN)

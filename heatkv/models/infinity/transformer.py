@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatkv.cache.seam import KVCache
+from heatkv.cache import Attend
 from heatkv.models.infinity.rope import RopeMode, rope_table, rotate
 from heatkv.scales import Geometry, ScaleSchedule
 
@@ -121,7 +121,7 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BNC: Tensor, turn: Tensor, cache: KVCache, layer: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, turn: Tensor, cache: Attend, layer: int) -> Tensor:
         B, N, C = x_BNC.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BNC, self.mat_qkv.weight, bias.to(self.mat_qkv.weight.dtype))
@@ -211,7 +211,7 @@ class Block(nn.Module):
         self.ca = CrossAttention(width, config.heads)
         self.ffn = FeedForward(width, round(width * config.mlp_ratio / 256) * 256)
 
-    def forward(self, x_BNC: Tensor, turn: Tensor, text: TextCondition, cache: KVCache, layer: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, turn: Tensor, text: TextCondition, cache: Attend, layer: int) -> Tensor:
         m, dtype = text.modulations[layer], self.sa.mat_qkv.weight.dtype
         attended = self.sa(modulated(x_BNC, m.factor1, m.shift1, dtype), turn, cache, layer)
         x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
@@ -320,7 +320,7 @@ class InfinityTransformer(nn.Module):
         x_BNC: Tensor,
         first_token: int,
         text: TextCondition,
-        cache: KVCache,
+        cache: Attend,
         after_layer: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Hidden states ``[B, N, C]`` of the tokens ``first_token .. first_token + N``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from heatkv.models import bundled
 from heatkv.models.base import Noise, Sampling, ScaleTokens
 from heatkv.models.infinity.text import TextEncoder
 from heatkv.models.llamagen.sampling import generate_lines, read_image
-from heatkv.models.llamagen.transformer import Attend, Condition, LlamaGenConfig, LlamaGenTransformer
+from heatkv.models.llamagen.transformer import Condition, LlamaGenConfig, LlamaGenTransformer
 from heatkv.models.llamagen.vq import Vq, VqConfig
 from heatkv.models.offload import Staged, Stages
 from heatkv.models.var.classes import Classes
@@ -65,7 +65,7 @@ class LlamaGenModel(Staged):
     def run(self, prompts: Sequence[str], noise: Noise, cache: KVCache, sampling: Sampling) -> Iterator[ScaleTokens]:
         condition = self._condition(prompts, sampling.guided)
         codebook, last = self.autoencoder.quantize, self.transformer.config.grid
-        for line in generate_lines(self.transformer, codebook, condition, cast(Attend, cache), sampling, noise):
+        for line in generate_lines(self.transformer, codebook, condition, cache, sampling, noise):
             yield line
             if line.scale < last:  # a preview may have had its turn
                 self._use("transformer")
@@ -78,7 +78,7 @@ class LlamaGenModel(Staged):
         """
         condition = self._condition(prompts, sampling.guided)
         tokens: list[Tensor] = []
-        logits = read_image(self.transformer, condition, cast(Attend, cache), sampling, tokens)
+        logits = read_image(self.transformer, condition, cache, sampling, tokens)
         for token_B, logits_BV in zip(tokens_BN.to(self.device).unbind(1), logits, strict=True):
             tokens.append(token_B)
             yield logits_BV

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from heatkv.cache import Attend
 from heatkv.models.base import Noise, Sampling, ScaleTokens
-from heatkv.models.llamagen.transformer import Attend, Condition, LlamaGenTransformer
+from heatkv.models.llamagen.transformer import Condition, LlamaGenTransformer
 from heatkv.models.llamagen.vq import Codebook
 from heatkv.models.var.sampling import draw_ranks
 

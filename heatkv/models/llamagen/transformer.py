@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heatkv.cache import Attend
 from heatkv.models.infinity.rope import rotate
 from heatkv.scales import Geometry, ScaleSchedule
 
@@ -66,15 +67,7 @@ class LlamaGenConfig:
 
     @property
     def scales(self) -> ScaleSchedule:
-        return ScaleSchedule(((1, self.condition_tokens), *((1, self.grid),) * self.grid))
-
-
-class Attend(Protocol):
-    """What the transformer asks of a cache (see ``KVCache.attend``)."""
-
-    def attend(
-        self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask_BNN: Tensor | None = None
-    ) -> Tensor: ...
+        return ScaleSchedule.lines(self.condition_tokens, self.grid, self.grid)
 
 
 @dataclass(frozen=True)

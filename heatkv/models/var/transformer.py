@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatkv.cache.seam import KVCache
+from heatkv.cache import Attend
 from heatkv.models.infinity.transformer import AdaptiveNorm, FeedForward, Modulation, modulated
 from heatkv.scales import Geometry, ScaleSchedule
 
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BNC: Tensor, cache: KVCache, layer: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, cache: Attend, layer: int) -> Tensor:
         B, N, C = x_BNC.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BNC, self.mat_qkv.weight, bias)
@@ -111,7 +111,7 @@ class Block(nn.Module):
             return Modulation.of(self.ada_gss + shared_B16C)
         return Modulation.of(self.ada_lin(class_BC.to(self.attn.q_bias.dtype)).view(len(class_BC), 1, 6, -1))
 
-    def forward(self, x_BNC: Tensor, m: Modulation, cache: KVCache, layer: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, m: Modulation, cache: Attend, layer: int) -> Tensor:
         dtype = self.attn.q_bias.dtype
         attended = self.attn(modulated(x_BNC, m.factor1, m.shift1, dtype), cache, layer)
         x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
@@ -165,7 +165,7 @@ class VarTransformer(nn.Module):
             return condition.class_BC[:, None, :] + self.pos_start
         return self.word_embed(codes_BNc)
 
-    def forward(self, x_BNC: Tensor, first_token: int, condition: ClassCondition, cache: KVCache) -> Tensor:
+    def forward(self, x_BNC: Tensor, first_token: int, condition: ClassCondition, cache: Attend) -> Tensor:
         """Hidden states ``[B, N, C]`` of the tokens ``first_token .. first_token + N``."""
         span = slice(first_token, first_token + x_BNC.shape[1])
         # No index that would have to be sent to the device, and waited for.
