@@ -9,7 +9,9 @@ import gradio as gr
 
 from app.cards import NAMES
 from app.components import Component
+from app.page import PRIVATE, saved_file
 from app.workbench import Workbench
+from heatkv.files import program_root
 from heatkv.views.specialisation import specialisation
 
 TEXT = Path(__file__).parents[1] / "about.md"
@@ -21,6 +23,14 @@ def build(bench: Workbench) -> None:
             gr.Markdown(TEXT.read_text(encoding="utf-8"), elem_classes="prose-narrow")
         with gr.Column(scale=4, min_width=280):
             Component("facts", facts(bench))
+            save = gr.Button("BibTeX of every method", size="md", elem_id="about-bibtex")
+            save.click(bibtex, None, Component("saver", elem_id="about-saver"), queue=False, **PRIVATE)
+
+
+def bibtex() -> dict[str, str]:
+    """A file with a reference for every method and model family, for the browser to save."""
+    path = program_root() / "assets" / "references.bib"
+    return saved_file("heatkv-references.bib", "application/x-bibtex", path.read_bytes())
 
 
 def facts(bench: Workbench) -> dict[str, Any]:
