@@ -67,7 +67,7 @@ class FollowPublished(ScaleKVCache):
 
     def rank(self, candidates: Candidates) -> Priority:
         pos_HU = candidates.pos_RU
-        chosen_HU = super().rank(candidates).best(candidates.keep_E, pos_HU != EMPTY)
+        chosen_HU = super().rank(candidates).best(candidates.keep_R, pos_HU != EMPTY)
         self.ours[self.scale] = torch.stack([pos[c].sort().values for pos, c in zip(pos_HU, chosen_HU, strict=True)])
         self.scores[self.scale] = cut_scores(candidates, self.geometry, self.scale)
         published_HM = self.tensors[f"kept_pos_s{self.scale}"][0].long()
