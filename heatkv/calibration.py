@@ -26,7 +26,9 @@ from torch import Tensor
 
 from heatkv.cache.attention import PartialAttention, partial_attention, partial_weights
 from heatkv.cache.seam import Entries, ScheduleCache, full_schedule
+from heatkv.files import shown
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
+from heatkv.models.memory import check_batch
 from heatkv.scales import Geometry
 from heatkv.scores import HeadScores
 
@@ -186,7 +188,9 @@ def calibrate_steps(
     if not prompts:
         raise ValueError("calibration needs at least one prompt")
     if batch < 1:
-        raise ValueError(f"batch {batch} must be 1 or more")
+        raise ValueError(f"batch {shown(batch)} must be 1 or more")
+    batch = min(batch, len(prompts))
+    check_batch(model, batch)
     for prompt in prompts:
         model.check_prompt(prompt)
     sampling = sampling or model.sampling

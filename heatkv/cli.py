@@ -9,55 +9,56 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from heatkv.files import program_root, shown, write_atomic
+from heatkv.files import check_writable, one_line, program_root, read_bytes, shown, write_atomic
 from heatkv.threads import keep_to_own_cores
 
-MAX_PROMPT_LINES = 100_000
+MAX_PROMPTS = 100_000
+MAX_PROMPTS_BYTES = 16 << 20
 
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {one_line(message, 300)} (see {self.prog} --help)\n")
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def check_writable(path: Path) -> Path:
-    """Fail before the work, not after it, where the output can not be written."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file name to write to")
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} to write {path.name} into")
-    return path
+    if sys.stderr is not None:  # it is None where the program was started without
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; empty lines are skipped."""
+    data = read_bytes(path, limit=MAX_PROMPTS_BYTES, error=ValueError)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file of prompts: {error}") from error
-    prompts = [line.strip() for line in lines[:MAX_PROMPT_LINES] if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts: write one a line")
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise ValueError(f"{path} holds {len(prompts)} prompts: write 1 to {MAX_PROMPTS}, one a line")
     return prompts
 
 
 def list_of(kind: type, text: str) -> list[Any]:
+    """The values of a list with commas between; ``ValueError`` where there is none."""
     try:
-        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+        values = [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise ValueError(f"{shown(text)} is not a comma-separated list of {kind.__name__} values") from error
+    if not values:
+        raise ValueError(f"{shown(text)} lists nothing: give one {kind.__name__} value or several with commas between")
+    return values
 
 
 def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -111,10 +112,13 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     find_folder(arguments.model)
     if arguments.schedule and arguments.budget is not None:
         raise ValueError("give either --budget or --schedule, not both")
+    if arguments.scores and arguments.budget is None:
+        raise ValueError("--scores are what a budget is planned from: give --budget, too")
+    policy = find(arguments.policy)
     schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
     scores = None
     if arguments.budget is not None:
-        if find(arguments.policy).needs != "nothing":
+        if policy.needs != "nothing":
             scores = load_scores(arguments)
         geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
         cache_factory(arguments.policy, geometry, arguments.budget, scores)  # what is wrong is said before loading
@@ -230,6 +234,7 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.models import find_folder
     from heatkv.study.compare import markdown
 
     out = check_writable(arguments.out)
@@ -238,6 +243,8 @@ def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
     models = list_of(str, arguments.model)
     if arguments.scores and len(models) > 1:
         raise ValueError("--scores are of one model; with several, each is planned from the scores in its folder")
+    for model in models:  # what is wrong with the last is said before the work on the first
+        find_folder(model)
     results = [compare_model(arguments, model, prompts) for model in models]
     report = results[0] if len(results) == 1 else {"models": results}
     text = "\n\n".join(map(markdown, results))
@@ -256,8 +263,6 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
 
     budgets = list_of(float, arguments.budgets)
     policies = list(REGISTRY) if arguments.policies == "all" else list_of(str, arguments.policies)
-    if not budgets or not policies:
-        raise ValueError("give at least one budget and one policy")
     device = chosen_device(arguments.device)
     dtype = str(chosen_dtype(arguments.dtype, device)).removeprefix("torch.")
     scores = HeadScores.load(arguments.scores) if arguments.scores else bundled_scores(model)
@@ -273,7 +278,7 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
         orders=arguments.orders_count,
         batch=arguments.batch,
         threads=arguments.threads,
-        shards=arguments.shards / Path(model).name if arguments.shards else None,
+        shards=arguments.shards / Path(model).absolute().name if arguments.shards else None,
         workers=arguments.workers,
         engine=arguments.engine,
         progress=say,
@@ -282,14 +287,14 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
 
 
 def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    from heatkv.models import bundled_folders, random_init
+    from heatkv.models import bundled_folders, chosen_device, random_init
     from heatkv.study.bench import bench, markdown
 
     out = check_writable(arguments.out) if arguments.out else None
     tables = check_writable(tables_path(out)) if out else None
     budgets, batches = list_of(float, arguments.budgets), list_of(int, arguments.batch)
     if arguments.random_init:
-        model: Any = random_init(arguments.model, arguments.device, arguments.dtype)
+        model: Any = random_init(arguments.model, chosen_device(arguments.device), arguments.dtype)
     else:
         model = load_model(arguments)
     scores = load_scores(arguments) if arguments.scores or arguments.model in bundled_folders() else None
@@ -320,7 +325,6 @@ def with_command(title: str, arguments: argparse.Namespace, text: str) -> str:
 
 def machine() -> str:
     """The machine a number was measured on, for tables."""
-    import os
     import platform
 
     import torch
@@ -444,15 +448,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     keep_to_own_cores()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, beside the one line that says what is wrong
     try:
+        if sys.stdout is None:
+            raise OSError("the standard output is closed")
         report = arguments.run(arguments)
-    except (ValueError, OSError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        say(f"error: {message}")
-        return 2
+        if arguments.json:
+            print(json.dumps(report))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say("cancelled")
         return 130
-    if arguments.json:
-        print(json.dumps(report))
+    except Exception as error:
+        forget_output()
+        say(f"error: {one_line(words_for(error))}")
+        return 2 if is_foreseen(error) else 1
     return 0
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Whether an error is of the arguments, a file or the machine; anything else is a mistake in this program."""
+    return isinstance(error, (ValueError, OSError, MemoryError)) or out_of_memory(error)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """PyTorch says so with errors of several kinds."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
+
+
+def words_for(error: Exception) -> str:
+    """One line on an error for people."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) or out_of_memory(error):
+        return "there is not enough memory for this: choose a smaller batch, size or model"
+    if not is_foreseen(error):
+        return f"this program made a mistake ({type(error).__name__}: {error}); please report it with the command"
+    return str(error) or type(error).__name__
+
+
+def forget_output() -> None:
+    """Drop what could not be written, which Python would try again, and report, at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)

@@ -22,6 +22,7 @@ from heatkv.files import (
     checked_name,
     describe,
     geometry_json,
+    one_line,
     parse_json,
     plain_json,
     read_bytes,
@@ -35,7 +36,7 @@ from heatkv.schedule import check_sinks
 FORMAT = "heatkv-scores"
 VERSION = 1
 MAX_FILE_BYTES = 256 << 20
-MAX_ORDERS_BYTES = 64 << 20
+MAX_HEADER_BYTES = MAX_ORDERS_BYTES = 4 << 20  # the largest published model's orders take 100 kB
 
 _TENSOR = "mass_sum_LHTS"
 _EXTRAS = ("change_sum_LHTS", "spread_sum_LH")  # in files since they are measured; older files lack them
@@ -105,19 +106,17 @@ class HeadScores:
     @cached_property
     def mass_LHTS(self) -> npt.NDArray[np.float64]:
         """Mean over prompts: the share of its attention that each head spends on scale s at scale t."""
-        mass_LHTS = self.mass_sum_LHTS / self.count
-        mass_LHTS.setflags(write=False)
-        return mass_LHTS
+        return _mean(self.mass_sum_LHTS, self.count)
 
     @cached_property
     def change_LHTS(self) -> npt.NDArray[np.float64] | None:
         """Mean over prompts of `change_sum_LHTS`."""
-        return None if self.change_sum_LHTS is None else self.change_sum_LHTS / self.count
+        return None if self.change_sum_LHTS is None else _mean(self.change_sum_LHTS, self.count)
 
     @cached_property
     def spread_LH(self) -> npt.NDArray[np.float64] | None:
         """Mean over prompts of `spread_sum_LH`."""
-        return None if self.spread_sum_LH is None else self.spread_sum_LH / self.count
+        return None if self.spread_sum_LH is None else _mean(self.spread_sum_LH, self.count)
 
     def scas(self, sink_scales: int) -> npt.NDArray[np.float64]:
         """S-CAS: mean over the later target scales of the mass on each source scale, ``(layers, heads, scales)``.
@@ -323,6 +322,13 @@ def _head_numbers(pairs: Any, source: int, geometry: Geometry) -> list[int]:
     return numbers
 
 
+def _mean(sums: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """Read-only: plans are remembered by the scores they were made from."""
+    mean = sums / count
+    mean.setflags(write=False)
+    return mean
+
+
 def _checked_mass(mass: npt.ArrayLike, geometry: Geometry, count: int) -> npt.NDArray[np.float64]:
     """``mass`` as a read-only float64 copy, if it can be a sum of ``count`` attention maps."""
     K = len(geometry.scales)
@@ -368,19 +374,26 @@ def _read_safetensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, npt.
     from safetensors import SafetensorError, safe_open
 
     try:
+        if not os.path.isfile(path):
+            raise ScoresError("there is no such file")
         if os.path.getsize(path) > MAX_FILE_BYTES:
             raise ScoresError(f"larger than {MAX_FILE_BYTES >> 20} MB: this is no scores file")
+        with open(path, "rb") as raw:
+            if int.from_bytes(raw.read(8), "little") > 2 * MAX_HEADER_BYTES:
+                raise ScoresError(f"its header is larger than {MAX_HEADER_BYTES >> 19} MB: this is no scores file")
         with safe_open(path, framework="numpy") as file:
             header = (file.metadata() or {}).get(FORMAT)
             if header is None:
                 raise ScoresError(f"no {FORMAT} header: this safetensors file holds something else")
+            if len(header) > MAX_HEADER_BYTES:
+                raise ScoresError(f"its header is larger than {MAX_HEADER_BYTES >> 20} MB: this is no scores file")
             names = set(file.keys())
             known = {_TENSOR} <= names <= {_TENSOR, *_EXTRAS}
             if not known or any(file.get_slice(name).get_dtype() != "F64" for name in names):
                 raise ScoresError(f"expected one float64 tensor named {_TENSOR}, found {shown(sorted(names))}")
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as problem:
-        raise ScoresError(f"not a whole safetensors file: {problem}") from problem
+        raise ScoresError(f"not a whole safetensors file: {one_line(problem, 200)}") from problem
     except (OSError, ValueError) as problem:
         if isinstance(problem, ScoresError):
             raise

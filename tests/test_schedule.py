@@ -248,11 +248,11 @@ def test_a_problem_names_the_file(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_size_limit_is_refused_unread(tmp_path: Path) -> None:
     with open(tmp_path / "huge.json", "wb") as file:
-        file.truncate(33 << 20)
-    with pytest.raises(ScheduleError, match="larger than 32 MB"):
+        file.truncate(5 << 20)
+    with pytest.raises(ScheduleError, match="larger than 4 MB"):
         Schedule.load(tmp_path / "huge.json")
-    with pytest.raises(ScheduleError, match="longer than 32 MB"):
-        Schedule.from_json(" " * (33 << 20))
+    with pytest.raises(ScheduleError, match="longer than 4 MB"):
+        Schedule.from_json(" " * (5 << 20))
 
 
 HOSTILE = {

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -179,10 +180,20 @@ def one_call(q_BHND: Tensor, entries_E2BD: Tensor, call: Call) -> Tensor:
     return attention(q_BHND, k_BHMD, v_BHMD, bias)
 
 
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself and runs flash attention: CUDA from compute capability 8.0 on."""
+    return device.type == "cuda" and (torch.version.hip is not None or capability(device) >= (8, 0))
+
+
+@lru_cache(maxsize=16)
+def capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 def has_varlen(head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether PyTorch's variable-length flash attention takes such queries."""
     half = dtype in (torch.bfloat16, torch.float16)
-    return device.type == "cuda" and half and head_dim % 8 == 0 and torch.version.hip is None
+    return has_tensor_cores(device) and half and head_dim % 8 == 0 and torch.version.hip is None
 
 
 def varlen_attention(q_BHND: Tensor, entries_E2BD: Tensor, reading: Reading) -> Tensor:
@@ -229,7 +240,7 @@ def partial_attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> tuple[T
     aten = torch.ops.aten
     if device == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.float16):
         return aten._scaled_dot_product_flash_attention_for_cpu(q_BHND, k_BHMD, v_BHMD, scale=1.0)
-    if device == "cuda" and dtype in (torch.bfloat16, torch.float16) and q_BHND.shape[-1] % 8 == 0:
+    if has_tensor_cores(q_BHND.device) and dtype in (torch.bfloat16, torch.float16) and q_BHND.shape[-1] % 8 == 0:
         return aten._scaled_dot_product_flash_attention(q_BHND, k_BHMD, v_BHMD, scale=1.0)[:2]
     if device == "cuda" and dtype == torch.float32 and q_BHND.shape[-1] % 4 == 0:
         out, lse = aten._scaled_dot_product_efficient_attention(q_BHND, k_BHMD, v_BHMD, None, True, scale=1.0)[:2]

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from heatkv.files import program_root, shown
+from heatkv.cache.attention import has_tensor_cores
+from heatkv.files import one_line, program_root, read_json, shown
 from heatkv.models import bundled, hub
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
-from heatkv.models.checkpoint import CheckpointError
+from heatkv.models.checkpoint import MAX_CONFIG_BYTES, CheckpointError
 from heatkv.models.families import FAMILIES, Model
 from heatkv.models.folder import identify
 from heatkv.models.hub import Files
 from heatkv.models.infinity.scales import SIZES
 from heatkv.models.memory import Estimate, NotEnoughMemory, choose_offload, estimate
 from heatkv.models.presets import PRESETS, Preset, find_preset
-from heatkv.scales import Geometry, ScaleSchedule
+from heatkv.scales import Geometry
 from heatkv.scores import HeadScores
 
 BUNDLED = program_root() / "assets" / "models"
@@ -70,8 +69,8 @@ def list_models() -> list[Listing]:
     listings = []
     for name, folder in bundled_folders().items():
         config = read_config(folder)
-        summary = config["facts"].get("summary", "")
-        listings.append(Listing(name, config["family"], config_geometry(config), True, summary, folder))
+        summary = str(config.facts.get("summary", ""))
+        listings.append(Listing(name, config.family, config.geometry, True, summary, folder))
     return listings + [listing_of(preset) for preset in PRESETS.values()]
 
 
@@ -106,15 +105,17 @@ def exists(path: Path) -> bool:
 
 
 def bundled_folder(name_or_path: str | Path) -> Path | None:
-    """The folder in this program's own format that a name or path stands for, if any."""
+    """The folder in this program's own format that a name or path stands for, if any.
+
+    Raises ``CheckpointError`` for a folder whose ``config.json`` can not be read.
+    """
     folders = bundled_folders()
     if str(name_or_path) in folders:
         return folders[str(name_or_path)]
     path = Path(name_or_path)
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+    if not exists(path / "config.json"):
         return None
+    config = read_json(path / "config.json", limit=MAX_CONFIG_BYTES, error=CheckpointError)
     return path if isinstance(config, dict) and config.get("format") == bundled.FORMAT else None
 
 
@@ -125,6 +126,8 @@ def find_official(name_or_path: str | Path) -> tuple[Preset, Files]:
     """
     if preset := find_preset(str(name_or_path)):
         return preset, hub.find_files(preset)
+    if not str(name_or_path).strip():
+        raise unknown_model(str(name_or_path))
     path, size, ratio = Path(name_or_path), "", "1.0"
     sizes = "|".join(map(re.escape, SIZES))
     if not exists(path) and (match := re.fullmatch(rf"(.+?):({sizes})(?::([\d.:]+))?", str(name_or_path))):
@@ -160,27 +163,9 @@ def is_bundled(name_or_path: str | Path) -> bool:
     return bundled_folder(name_or_path) is not None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} can not be read ({error})") from error
-    if not isinstance(config, dict) or config.get("format") != bundled.FORMAT:
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a {bundled.FORMAT}")
-    readable = [name for name, family in FAMILIES.items() if family.load_folder]
-    if config.get("version") != bundled.VERSION or config.get("family") not in readable:
-        raise CheckpointError(
-            f"{folder} is a model of family {config.get('family')!r}, version {config.get('version')!r}; "
-            f"this program reads the families {', '.join(sorted(readable))}, version {bundled.VERSION}"
-        )
-    return config
-
-
-def config_geometry(config: dict[str, Any]) -> Geometry:
-    transformer = config["transformer"]
-    sizes = tuple((int(h), int(w)) for h, w in config["scales"])
-    scales = ScaleSchedule(sizes, config.get("drawing", "scales"))
-    return Geometry(transformer["depth"], transformer["heads"], transformer["width"] // transformer["heads"], scales)
+def read_config(folder: Path) -> bundled.FolderConfig:
+    """What the folder's ``config.json`` states. Raises ``CheckpointError``."""
+    return bundled.read_config(folder, {name: family.configs for name, family in FAMILIES.items() if family.configs})
 
 
 def find_geometry(name_or_path: str | Path) -> Geometry:
@@ -188,10 +173,11 @@ def find_geometry(name_or_path: str | Path) -> Geometry:
     if preset := find_preset(str(name_or_path)):
         return preset.geometry
     if folder := bundled_folder(name_or_path):
-        return config_geometry(read_config(folder))
+        return read_config(folder).geometry
     return find_official(name_or_path)[0].geometry
 
 
+DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -202,18 +188,21 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
+        if (kind := torch.device(device).type) not in DEVICES:
+            raise ValueError(f"device {shown(kind)} is not one of {', '.join(DEVICES)}")
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {shown(device)} can not be used here: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device {shown(device)} can not be used here: {one_line(error, 200)}") from error
 
 
 def chosen_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     """A dtype by itself or by name.
 
-    By default bfloat16 on CUDA, and elsewhere float32, in which a seed draws nearly the same picture on all machines.
+    By default bfloat16 on CUDA devices that compute in it, and elsewhere float32, in which a seed draws nearly the same
+    picture on all machines.
     """
     if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if has_tensor_cores(device) else torch.float32
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
@@ -239,7 +228,8 @@ def load(
     device
         Default: CUDA, MPS or CPU, whichever is there first.
     dtype
-        Of the blocks, the cache and the decoder, also by name. Default: bfloat16 on CUDA, float32 elsewhere.
+        Of the blocks, the cache and the decoder, also by name. Default: bfloat16 on CUDA (from compute capability 8.0
+        on), float32 elsewhere.
     offload
         Whether text encoder, transformer and decoder take turns on the device. Default: only if they do
         not fit together.
@@ -262,14 +252,9 @@ def load(
         offload = choose_offload(preset, device, dtype, offload)
         return with_fast_decoder(FAMILIES[preset.family].build(preset, files, device, dtype, offload), preset.family)
     config = read_config(folder)
-    load_folder = FAMILIES[config["family"]].load_folder
+    load_folder = FAMILIES[config.family].load_folder
     assert load_folder is not None  # as read_config has made sure
-    try:
-        return with_fast_decoder(load_folder(folder, config, device, dtype), config["family"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        raise CheckpointError(f"{folder} does not hold a complete model: {error}") from error
+    return with_fast_decoder(load_folder(folder, config, device, dtype), config.family)
 
 
 def random_init(
@@ -287,7 +272,7 @@ def random_init(
     found = find_preset(preset) if isinstance(preset, str) else preset
     if found is None:
         raise ValueError(f"{shown(preset)} is not a published model; choose one of {', '.join(PRESETS)}")
-    device = chosen_device(device)
+    device = torch.device("meta") if str(device) == "meta" else chosen_device(device)  # meta: shapes, no memory
     dtype = chosen_dtype(dtype, device)
     choose_offload(replace(found, text_parameters=0), device, dtype, offload=False)
     devices = [device] if device.type == "cuda" else []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from heatkv.cache.attention import pinned, to_device
 from heatkv.cache.seam import KVCache
+from heatkv.files import shown
 from heatkv.scales import Geometry
 
 # (scale, shape without the batch) -> uniform numbers in [0, 1), float32 on the CPU
@@ -39,8 +40,18 @@ class Sampling:
             raise ValueError(f"temperature {self.temperature} is outside 0 to 50 (0 excluded)")
         if self.guided_steps < -1:
             raise ValueError(f"guided_steps {self.guided_steps} must be -1 (all) or more")
-        if self.top_k < 0 or not 0 <= self.top_p <= 1:
+        if type(self.top_k) is not int or self.top_k < 0 or not 0 <= self.top_p <= 1:
             raise ValueError(f"top_k {self.top_k} must be 0 or more and top_p {self.top_p} between 0 and 1")
+
+    @classmethod
+    def of(cls, stated: Mapping[str, Any]) -> Self:
+        """From fields by name, as files state them. Raises ``ValueError`` for anything else."""
+        names = {field.name for field in fields(cls)}
+        for name, value in stated.items():
+            if name not in names or type(value) not in (int, float):
+                known = ", ".join(sorted(names))
+                raise ValueError(f"sampling: {shown(name)} is {shown(value)}; known are numbers under {known}")
+        return cls(**stated)
 
     @property
     def guided(self) -> bool:
@@ -120,7 +131,7 @@ def seeded_noise(seeds: Sequence[int]) -> Noise:
     """
     for seed in seeds:
         if not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed} is outside 0 to {2**32 - 1}")
+            raise ValueError(f"seed {shown(seed)} is outside 0 to {2**32 - 1}")
 
     def noise(scale: int, shape: tuple[int, ...]) -> Tensor:
         rows = []

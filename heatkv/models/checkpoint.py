@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +13,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from heatkv.files import write_atomic
+from heatkv.files import one_line, read_json, shown, write_atomic
 
 MAX_SHARD_BYTES = 9_500_000
 INDEX_NAME = "model.safetensors.index.json"
 INDEX_PATTERNS = ("*.safetensors.index.json", "*.bin.index.json")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+MAX_INDEX_BYTES = 16 << 20
+MAX_CONFIG_BYTES = 4 << 20
+SHARED = 4  # tensors may share memory, but all together do not hold more than so many times the file
 
 # Where published files keep their state dict: training checkpoints, autoencoders; else it lies bare.
 NESTED = (("trainer", "gpt_fsdp"), ("vae",), ("model",), ("module",), ("state_dict",))
@@ -70,20 +74,27 @@ def load_file(path: Path) -> dict[str, Tensor]:
         try:
             return load_safetensors(path)
         except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+            reason = one_line(error, 200)
+            raise CheckpointError(f"{path} is not a readable safetensors file ({reason}); fetch it again") from error
     with path.open("rb") as file:
         mappable = file.read(2) == b"PK"  # the zip format; older files are read whole
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error) or "invalid" in str(error):  # no pickle at all, such as a text
+            raise CheckpointError(f"{path} is not a readable PyTorch file; fetch it again") from error
         raise CheckpointError(
             f"{path} holds pickled objects other than tensors; it was not loaded because that could run code. "
             "Convert it to safetensors on a machine you trust"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable PyTorch file ({error}); fetch it again") from error
-    return state_dict_in(content, path)
+    except Exception as error:  # what is no pickle, or a broken one, fails in any way
+        reason = one_line(str(error) or type(error).__name__, 200)
+        raise CheckpointError(f"{path} is not a readable PyTorch file ({reason}); fetch it again") from error
+    state = state_dict_in(content, path)
+    if sum(tensor.nbytes for tensor in state.values()) > SHARED * path.stat().st_size:
+        raise CheckpointError(f"{path} claims more numbers than it holds")
+    return state
 
 
 def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
@@ -98,9 +109,13 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
             content = inner
             break
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        named = f" with {list(content)[:5]}" if isinstance(content, dict) else ""
+        named = f" with {shown(list(content)[:5])}" if isinstance(content, dict) else ""
         raise CheckpointError(f"{path} holds no state dict, but a {type(content).__name__}{named}")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise CheckpointError(f"{path}: {shown(key)} is no plain tensor of real numbers")
+    return state
 
 
 def find_index(folder: Path) -> Path | None:
@@ -111,10 +126,12 @@ def find_index(folder: Path) -> Path | None:
 def read_index(index: Path) -> dict[str, str]:
     """File of every tensor. Raises ``CheckpointError`` for anything that is not an index."""
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = read_json(index, limit=MAX_INDEX_BYTES, error=CheckpointError)["weight_map"]
         return {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a shard index ({error!r})") from error
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a shard index ({one_line(repr(error), 200)})") from error
 
 
 def shard_names(index: Path) -> list[str]:
@@ -170,21 +187,33 @@ def place(
     -------
     The module in evaluation mode without gradients, and the names that were left out.
     """
-    with torch.device("meta"):
-        module = make()
-    placed = {name: tensor.detach().to(device, dtype_of(name), copy=True) for name, tensor in state.items()}
     try:
-        result = module.load_state_dict(placed, strict=False, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{source} does not fit: {error}") from error
-    if result.missing_keys:
-        raise CheckpointError(f"{source} is incomplete: it lacks {some(result.missing_keys)}")
-    if result.unexpected_keys and not allow_unused:
-        raise CheckpointError(f"{source} holds tensors that the model has no place for: {some(result.unexpected_keys)}")
-    return module.eval().requires_grad_(False), tuple(result.unexpected_keys)
+        with torch.device("meta"):
+            module = make()
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"no model has the shape that {source} states: {one_line(error, 200)}") from error
+    wanted = module.state_dict()
+    if missing := [name for name in wanted if name not in state]:
+        raise CheckpointError(f"{source} is incomplete: it lacks {some(missing)}")
+    unused = tuple(name for name in state if name not in wanted)
+    if unused and not allow_unused:
+        raise CheckpointError(f"{source} holds tensors that the model has no place for: {some(unused)}")
+    sizes = {name: (tuple(state[name].shape), tuple(tensor.shape)) for name, tensor in wanted.items()}
+    if wrong := [f"{name} is {found}, not {right}" for name, (found, right) in sizes.items() if found != right]:
+        raise CheckpointError(f"{source} does not fit: {some(wrong)}")
+    placed = {name: state[name].detach().to(device, dtype_of(name), copy=True) for name in wanted}
+    if broken := [name for name, tensor in placed.items() if not is_finite(tensor)]:
+        raise CheckpointError(f"{source} holds NaN or infinite weights, in {some(broken)}; fetch it again")
+    module.load_state_dict(placed, assign=True)
+    return module.eval().requires_grad_(False), unused
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are; its sum tells, and takes no memory."""
+    return tensor.device.type == "meta" or bool(tensor.sum(dtype=torch.float32).isfinite())
 
 
 def some(names: Iterable[str]) -> str:
     """The first few names and how many there are."""
-    names = list(names)
+    names = [one_line(name, 100) for name in names]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from heatkv.models.bundled import FolderConfig
 from heatkv.models.hub import Files
 from heatkv.models.infinity import model as infinity_model
 from heatkv.models.infinity import official as infinity
-from heatkv.models.infinity.autoencoder import Autoencoder
-from heatkv.models.infinity.transformer import InfinityTransformer
+from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
+from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
 from heatkv.models.llamagen import model as llamagen_model
 from heatkv.models.llamagen import official as llamagen
-from heatkv.models.llamagen.transformer import LlamaGenTransformer
-from heatkv.models.llamagen.vq import Vq
+from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
+from heatkv.models.llamagen.vq import Vq, VqConfig
 from heatkv.models.presets import Preset
 from heatkv.models.var import official as var
 from heatkv.models.var.transformer import VarTransformer
@@ -53,6 +54,8 @@ class Family:
         The model that files of other names make up: folder, settings, transformer, autoencoder.
     load_folder
         A model of a folder in this program's own format; None where the family has none.
+    configs
+        What configures transformer and autoencoder in such a folder.
     """
 
     title: str
@@ -63,7 +66,8 @@ class Family:
     random_init: Callable[[Preset, torch.device, torch.dtype], Model]
     marks: dict[str, str]
     found_in: Callable[[Path, dict[str, Any], Path, Path], tuple[Preset, Files]]
-    load_folder: Callable[[Path, dict[str, Any], torch.device, torch.dtype], Model] | None = None
+    load_folder: Callable[[Path, FolderConfig, torch.device, torch.dtype], Model] | None = None
+    configs: tuple[type, type] | None = None
     around_dtype: torch.dtype | None = torch.float32
     decoder_dtype: torch.dtype | None = None
 
@@ -80,6 +84,7 @@ FAMILIES = {
         {"tok_embeddings.weight": "transformer", "decoder.conv_blocks.0.res.0.conv1.weight": "autoencoder"},
         llamagen.found_in,
         llamagen_model.load_folder,
+        (LlamaGenConfig, VqConfig),
         around_dtype=None,
         decoder_dtype=torch.float32,
     ),
@@ -107,5 +112,6 @@ FAMILIES = {
         },
         infinity.found_in,
         infinity_model.load_folder,
+        (TransformerConfig, AutoencoderConfig),
     ),
 }

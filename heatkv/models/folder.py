@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from heatkv.files import MAX_HEADS, MAX_SIDE, Fields, read_json, shown
 from heatkv.models import hub
 from heatkv.models.base import Sampling
-from heatkv.models.checkpoint import WEIGHT_SUFFIXES, CheckpointError, find_index, load_state
+from heatkv.models.checkpoint import MAX_CONFIG_BYTES, WEIGHT_SUFFIXES, CheckpointError, find_index, load_state
 from heatkv.models.families import FAMILIES
 from heatkv.models.hub import Files
 from heatkv.models.infinity.t5 import is_text_encoder
 from heatkv.models.presets import PRESETS, Preset, Weights
-from heatkv.scales import ScaleSchedule
 
 FORMAT, VERSION = "heatkv-official", 1
+MAX_EXAMPLES = 1_000
 
 
 def identify(path: Path, size: str = "", ratio: str = "1.0") -> tuple[Preset, Files]:
@@ -30,6 +31,8 @@ def identify(path: Path, size: str = "", ratio: str = "1.0") -> tuple[Preset, Fi
     scales (Infinity). Raises ``CheckpointError``; the message says what is missing.
     """
     single = path if path.is_file() or (path.is_dir() and find_index(path)) else None
+    if path.is_dir():
+        read_config(path)  # a folder that says of itself what nobody can read is refused before others are looked at
     folder = path.parent if single else path
     named = [p for p in PRESETS.values() if is_here(p.transformer, folder, single)]
     if len(named) > 1:
@@ -65,6 +68,8 @@ def strangers(preset: Preset, folder: Path) -> str:
 
 def by_contents(folder: Path, single: Path | None) -> tuple[Preset, Files]:
     """A model put together from the shapes of what lies in ``folder``."""
+    if single is not None and single.is_dir() and kind_of(load_state(single)) is None:
+        raise CheckpointError(f"{single} {no_transformer({}, single, several=False)}")
     found: dict[tuple[str, str], list[Path]] = {}
     problems: list[CheckpointError] = []
     for entry in sorted(folder.iterdir()):
@@ -91,6 +96,8 @@ def by_contents(folder: Path, single: Path | None) -> tuple[Preset, Files]:
         raise CheckpointError(f"{single or folder} {no_transformer(found, single, several=bool(families))}")
     family = families[0]
     autoencoders = found.get((family, "autoencoder"), [])
+    if not autoencoders and problems:
+        raise problems[0]
     if len(autoencoders) != 1:
         other = [p.name for k, paths in found.items() if k[1] == "autoencoder" for p in paths]
         raise CheckpointError(
@@ -121,21 +128,19 @@ def kind_of(state: dict[str, Tensor]) -> tuple[str, str] | None:
 def read_settings(folder: Path) -> dict[str, Any]:
     """What ``config.json`` states of a model, as fields of ``Preset``; nothing without that file."""
     config = read_config(folder)
+    stated = Fields(config, error=CheckpointError)
+    readers: dict[str, Callable[[], Any]] = {
+        "id": lambda: stated.name("id"),
+        "scales": stated.scales,
+        "rope_grid": lambda: stated.size("rope_grid"),
+        "grid": lambda: stated.integer("grid", 1, MAX_SIDE),
+        "heads": lambda: stated.integer("heads", 1, MAX_HEADS),
+        "sampling": lambda: Sampling.of(stated.mapping("sampling")),
+        "examples": lambda: stated.texts("examples", MAX_EXAMPLES),
+    }
     try:
-        result: dict[str, Any] = {key: str(config[key]) for key in ("id",) if key in config}
-        if "scales" in config:
-            result["scales"] = ScaleSchedule(tuple((int(h), int(w)) for h, w in config["scales"]))
-        if "rope_grid" in config:
-            h, w = config["rope_grid"]
-            result["rope_grid"] = (int(h), int(w))
-        for key in ("grid", "heads"):
-            if key in config:
-                result[key] = int(config[key])
-        if "sampling" in config:
-            result["sampling"] = Sampling(**config["sampling"])
-        if "examples" in config:
-            result["examples"] = tuple(str(example) for example in config["examples"])
-    except (TypeError, ValueError) as error:
+        result: dict[str, Any] = {key: read() for key, read in readers.items() if key in config}
+    except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     return result
 
@@ -144,10 +149,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can not be read ({error})") from error
-    if not isinstance(config, dict) or (config.get("format"), config.get("version")) != (FORMAT, VERSION):
+    config = read_json(path, limit=MAX_CONFIG_BYTES, error=CheckpointError)
+    found = config.get("format") if isinstance(config, dict) else None
+    if not str(found).startswith("heatkv"):
         return {}
+    if (found, config.get("version")) != (FORMAT, VERSION):
+        stated = f"{shown(found)}, version {shown(config.get('version'))}"
+        raise CheckpointError(f"{path} is of format {stated}; of such files, {FORMAT!r}, version {VERSION}, is read")
     return config

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from heatkv.files import one_line
 from heatkv.models.checkpoint import CheckpointError
 from heatkv.models.presets import Preset, Weights
 
 FOLDER_VARIABLE = "HEATKV_WEIGHTS"
 HUB_PAGE = "https://huggingface.co"
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,36 @@ def how_to_get(preset: Preset, missing: dict[str, Weights]) -> str:
     )
 
 
+class FewRetries(logging.Filter):
+    """Ends a request of the hub's client that has been tried a few times; without network it tries for half a minute.
+
+    The client tells of every new try in a warning, which nobody needs to read either.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.tries += "Retrying in" in record.getMessage()
+        if self.tries > RETRIES:
+            raise ConnectionError("the hub can not be reached")
+        return False
+
+
+@contextmanager
+def few_retries() -> Iterator[None]:
+    loggers = [logging.getLogger(f"huggingface_hub.{name}") for name in ("utils._http", "file_download")]
+    patience = FewRetries()
+    for logger in loggers:
+        logger.addFilter(patience)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(patience)
+
+
 def download(preset: Preset, report: Callable[[str], object] = print) -> Files:
     """Fetch what is missing of ``preset`` into the hub's normal cache; an interrupted download goes on.
 
@@ -110,15 +144,16 @@ def download(preset: Preset, report: Callable[[str], object] = print) -> Files:
         try:
             import huggingface_hub
 
-            if weights.is_folder:
-                patterns = [f"{weights.name}/{p}" if weights.name else p for p in weights.patterns]
-                huggingface_hub.snapshot_download(weights.repo, allow_patterns=patterns)
-            else:
-                huggingface_hub.hf_hub_download(weights.repo, weights.name)
+            with few_retries():
+                if weights.is_folder:
+                    patterns = [f"{weights.name}/{p}" if weights.name else p for p in weights.patterns]
+                    huggingface_hub.snapshot_download(weights.repo, allow_patterns=patterns)
+                else:
+                    huggingface_hub.hf_hub_download(weights.repo, weights.name)
         except ImportError as error:
             raise CheckpointError("downloads need huggingface_hub: `pip install huggingface_hub` first") from error
         except Exception as error:  # the client raises those of several HTTP libraries
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = one_line(str(error) or type(error).__name__, 150)
             left = missing_parts(preset, find_files(preset))
             raise CheckpointError(f"the download failed ({reason}); {how_to_get(preset, left)}") from error
     return find_files(preset)

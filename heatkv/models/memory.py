@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from heatkv.files import shown
+from heatkv.models.base import GenerativeModel
 from heatkv.models.families import FAMILIES
 from heatkv.models.infinity.autoencoder import AutoencoderConfig
 from heatkv.models.infinity.t5 import text_dtype
@@ -119,6 +121,25 @@ def available(device: torch.device) -> int | None:
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
     free = [size for size in (_free_of_system(), _free_of_container()) if size is not None]
     return min(free, default=None)
+
+
+def check_batch(model: GenerativeModel, batch: int) -> None:
+    """Raise `NotEnoughMemory` where a batch of images can not fit beside what the device holds already.
+
+    Counts the full cache and the hidden states of the last scale: less than it takes, so that nothing is refused which
+    might run.
+    """
+    geometry, size = model.geometry, model.dtype.itemsize
+    rows = 2 if model.sampling.guided else 1
+    width = geometry.heads * geometry.head_dim
+    cache = geometry.kv_bytes(geometry.full_peak_tokens, batch=rows, key_bytes=size, value_bytes=size)
+    image = cache + rows * max(geometry.scales.tokens) * width * (4 * size + 8)
+    free = available(model.device)
+    if free is not None and batch * image > free:
+        raise NotEnoughMemory(
+            f"{shown(batch)} images at a time need more than {shown(batch * image // 10**9)} GB and {free / GB:.1f} GB "
+            f"are free: choose a batch of {max(1, free // (2 * image))} or less"
+        )
 
 
 def _free_of_system() -> int | None:

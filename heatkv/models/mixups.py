@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from heatkv.files import one_line
 from heatkv.models.checkpoint import CheckpointError
 from heatkv.models.presets import PRESETS, Preset, Weights
 
@@ -32,9 +33,11 @@ def read_shape(read: Callable[[dict[str, Tensor]], T], state: dict[str, Tensor],
     """What ``read`` tells of a state dict, or ``CheckpointError`` where it is of something else than ``what``."""
     try:
         return read(state)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        held = ", ".join(list(state)[:2])
+    except KeyError as error:
+        held = one_line(", ".join(list(state)[:2]), 150)
         raise CheckpointError(f"{path} holds no {what}: {error} is not among its tensors ({held}, ...)") from error
+    except (IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds no {what}: its tensors have other shapes ({one_line(error)})") from error
 
 
 def differences(found: Any, wanted: Any) -> list[str]:

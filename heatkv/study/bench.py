@@ -23,9 +23,10 @@ from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.generate import process_bytes_peak
 from heatkv.models.base import GenerativeModel, seeded_noise
+from heatkv.models.memory import check_batch
 from heatkv.policies import plan
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, bytes_per_token
+from heatkv.schedule import Schedule, bytes_per_token, check_budget
 from heatkv.scores import HeadScores
 
 
@@ -37,6 +38,7 @@ def cpu_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
 
 COUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_attention}
 CLEAR_REFS = Path("/proc/self/clear_refs")  # "5" resets the most memory that the process has held (proc(5))
+MAX_REPEATS = 1_000
 PLANS = 5  # repetitions of planning, which takes milliseconds
 
 
@@ -117,8 +119,11 @@ def bench(
     dict
         ``rows`` (one a batch and budget), ``plan_seconds``, ``calibration_ratio``, the device's peaks; plain JSON.
     """
-    if repeats < 1 or not batches or min(batches) < 1:
-        raise ValueError("give one or more repeats, and batches of 1 or more")
+    if not 1 <= repeats <= MAX_REPEATS or not batches or min(batches) < 1:
+        raise ValueError(f"give 1 to {MAX_REPEATS} repeats, and batches of 1 or more")
+    for budget in budgets:
+        check_budget(budget, model.geometry.scales, 0, model=model.id)
+    check_batch(model, max(batches))
     geometry, device, sampling = model.geometry, model.device, model.sampling
     source: Any = scores
     if source is None:

@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from heatkv.files import shown
 from heatkv.models.base import GenerativeModel
+from heatkv.models.memory import check_batch
 from heatkv.policies import find
+from heatkv.schedule import check_budget
 from heatkv.scores import HeadScores
 from heatkv.study.shards import (
     BATCHES,
@@ -29,6 +32,7 @@ from heatkv.study.shards import (
     Shard,
     cache_maker,
     fingerprint,
+    let_go,
     loaded,
     read_shard,
     weights_fingerprint,
@@ -38,6 +42,7 @@ from heatkv.study.statistics import Values, difference, iso_psnr, summarise
 from heatkv.study.workers import Task, check_engine, run_tasks
 
 BASELINE = "heatkv"  # what the others are compared with
+LIMITS = {"seeds": 100, "random orders": 1_000, "batch": 100_000, "threads": 1_024, "workers": 256}
 REFERENCE_NAMES = {"other_seed": "another seed", "sinks_only": "sinks only", "dtype_noise": "bf16 against fp32"}
 
 Progress = Callable[[str], None]
@@ -60,8 +65,7 @@ def check_request(
     for policy in policies:
         find(policy)
     for budget in budgets:
-        if not 0 < budget <= 1:
-            raise ValueError(f"budget {budget:g} is not a share of the full cache's peak; choose above 0 and up to 1")
+        check_budget(budget, scores.geometry.scales, 0)
     scores.check_matches(model.geometry)
 
 
@@ -182,16 +186,19 @@ def compare(
         budget), ``references``, ``iso_psnr`` and the settings; plain JSON values.
     """
     check_engine(engine)
-    if min(repetitions, orders, batch, threads, workers) < 1:
-        raise ValueError("seeds, orders, batch, threads and workers must each be 1 or more")
+    for name, value in zip(LIMITS, (repetitions, orders, batch, threads, workers), strict=True):
+        if not 1 <= value <= LIMITS[name]:
+            raise ValueError(f"{name} is {shown(value)}: it must be 1 to {LIMITS[name]}")
+    batch = min(batch, len(prompts) * repetitions)
     sink_scales = scores.geometry.scales.default_sinks if sink_scales is None else sink_scales
     setting = Setting(str(model), weights_fingerprint(model), scores, sink_scales, batch, threads, device, dtype)
     ready = loaded(setting.model, device, dtype)
     check_request(ready, prompts, scores, budgets, policies)
+    check_batch(ready, batch)
     identity = ready.id
+    del ready  # or two models would be held where shards load another
     if workers > 1 or engine != "local":
-        del ready
-        loaded.cache_clear()  # the workers need the memory
+        let_go()  # the workers need the memory
     with tempfile.TemporaryDirectory(prefix="heatkv-") as temporary:
         folder = Path(shards) if shards is not None else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

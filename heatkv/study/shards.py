@@ -7,6 +7,7 @@ running. All of that goes into a fingerprint; a file with another one is of anot
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import io
@@ -41,6 +42,15 @@ SEED_STRIDE = 1_000  # seed of prompt i, repetition j: i + j * SEED_STRIDE
 OTHER_SEED = 500_000  # added for the "another seed" reference
 BATCHES = 4  # of one shard
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+CODE = (
+    "cache",
+    "models",
+    "policies/tokens.py",
+    "policies/allowance.py",
+    "scales.py",
+    "schedule.py",
+    "study/metrics.py",
+)
 MAX_SHARD_BYTES = 4 << 30
 
 
@@ -216,6 +226,7 @@ def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
         "dtype": setting.dtype_of(shard),
         "shard": asdict(shard),
         "code": _code(tuple(c.__module__ for c in type(cache).__mro__ if c is not object)),
+        "torch": torch.__version__,
     }
     if isinstance(cache, ScheduleCache):
         facts["schedule"] = hashlib.sha256(cache.schedule.to_json().encode()).hexdigest()
@@ -227,17 +238,39 @@ def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
 
 @lru_cache(maxsize=64)
 def _code(modules: tuple[str, ...]) -> str:
-    """Of the files that a cache's class and its ancestors are written in: a changed policy is another policy."""
-    sources = [inspect.getsource(sys.modules[name]) for name in dict.fromkeys(modules)]
-    return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:32]
+    """Of the files that a cache's class and its ancestors are written in, and of all that runs for every policy.
+
+    A changed policy is another policy, and so is one under another attention, arena, layout, model or metric.
+    """
+    package = Path(__file__).parents[1]
+    paths = {Path(inspect.getfile(sys.modules[name])) for name in modules}
+    for name in CODE:
+        paths |= {package / name} if name.endswith(".py") else set((package / name).rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)  # one at a time: large models do not fit twice
+_held: dict[tuple[str, str, str], GenerativeModel] = {}
+
+
 def loaded(model: str, device: str, dtype: str) -> GenerativeModel:
-    return load(model, device, dtype)
+    """The model; one at a time: the one before goes first, as large models do not fit twice."""
+    key = model, device, dtype
+    if key not in _held:
+        let_go()
+        _held[key] = load(model, device, dtype)
+    return _held[key]
+
+
+def let_go() -> None:
+    """Free the model that `loaded` holds."""
+    _held.clear()
+    gc.collect()
 
 
 def cache_maker(setting: Setting, shard: Shard) -> Any:

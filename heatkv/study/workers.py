@@ -6,10 +6,12 @@ Each way yields ``(shard, bytes of its file)`` as they come. A worker that is lo
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -59,6 +61,9 @@ def _here(setting: Setting, tasks: Sequence[Task]) -> Done:
 
 def _serve(link: Connection, setting: Setting) -> None:
     """The life of a worker process: compute what comes until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+    _allow_interrupts()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             task = link.recv()
@@ -70,7 +75,34 @@ def _serve(link: Connection, setting: Setting) -> None:
             answer = error
         except Exception as error:  # not every exception survives the way to the other process
             answer = ShardError(f"{task.shard.words}: {type(error).__name__}: {error}")
-        link.send(answer)
+        with suppress(OSError):  # a parent that is gone is found out above
+            link.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End at once, and quietly, when the parent is gone, however it ended."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(0)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A process that is started meanwhile hears no Ctrl-C, not even while it imports, until `_allow_interrupts`."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _allow_interrupts() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _in_processes(setting: Setting, tasks: Sequence[Task], workers: int, say: Say) -> Done:
@@ -114,14 +146,15 @@ def _in_processes(setting: Setting, tasks: Sequence[Task], workers: int, say: Sa
     finally:
         for process, link in [*idle, *((process, link) for link, (process, _) in busy.items())]:
             link.close()
-            process.terminate()
+            process.kill()
             process.join()
 
 
 def _hire(context: Any, setting: Setting) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, setting), daemon=True)
-    process.start()
+    with _interrupts_held_back():
+        process.start()
     theirs.close()  # the process has the only other end: when it is gone, ours says so
     return process, ours
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from heatkv.cli import check_writable, say
-from heatkv.files import write_atomic
+from heatkv.cli import say
+from heatkv.files import check_writable, write_atomic
 from heatkv.models import bundled_scores, load
 from heatkv.models.bundled import SYNONYMS
 from heatkv.models.infinity.model import InfinityModel

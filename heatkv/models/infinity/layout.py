@@ -8,6 +8,7 @@ import re
 import torch
 from torch import Tensor
 
+from heatkv.files import shown
 from heatkv.models.infinity.autoencoder import AutoencoderConfig
 from heatkv.models.infinity.transformer import TransformerConfig
 
@@ -33,7 +34,7 @@ def transformer_state(state: dict[str, Tensor], text_maxlen: int | None = None) 
         if DERIVED.search(key):
             continue
         if match := re.match(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)", key):
-            layer = sum(chunked.get(c, 0) for c in range(int(match[1]))) + int(match[2])
+            layer = sum(blocks for chunk, blocks in chunked.items() if chunk < int(match[1])) + int(match[2])
             key = f"blocks.{layer}.{match[3]}"
         if key.endswith("scale_mul_1H11"):
             tensor = tensor.reshape(1, -1, 1, 1)
@@ -63,8 +64,14 @@ def autoencoder_state(state: dict[str, Tensor], *, with_encoder: bool = True) ->
 
 
 def count(state: dict[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that ``pattern`` (with one group) finds among the names; 0 for none."""
-    return max((int(match[1]) + 1 for match in (re.match(pattern, key) for key in state) if match), default=0)
+    """How many different numbers ``pattern`` (with one group) finds among the names.
+
+    Raises ``ValueError`` unless they count from 0 on.
+    """
+    numbers = {int(match[1]) for match in (re.match(pattern, key) for key in state) if match}
+    if numbers and max(numbers) != len(numbers) - 1:
+        raise ValueError(f"names that should count to {len(numbers) - 1} go to {shown(max(numbers))}")
+    return len(numbers)
 
 
 def transformer_config(state: dict[str, Tensor], rope_grid: tuple[int, int]) -> TransformerConfig:

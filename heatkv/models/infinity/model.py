@@ -13,12 +13,13 @@ from torch import Tensor
 from heatkv.cache.seam import KVCache
 from heatkv.models import bundled
 from heatkv.models.base import Noise, Sampling, ScaleTokens
-from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
+from heatkv.models.bundled import FolderConfig
+from heatkv.models.checkpoint import CheckpointError
+from heatkv.models.infinity.autoencoder import Autoencoder, BitQuantizer
 from heatkv.models.infinity.sampling import Guidance, generate_scales
 from heatkv.models.infinity.text import TextEncoder
-from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
+from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, set_positions
 from heatkv.models.offload import Staged, Stages
-from heatkv.scales import ScaleSchedule
 
 
 @dataclass
@@ -67,18 +68,21 @@ class InfinityModel(Staged):
         }
 
 
-def load_folder(folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> InfinityModel:
-    """Load a folder written by ``bundled.save_folder`` (``config`` is its parsed ``config.json``)."""
-    scales = ScaleSchedule(tuple((int(h), int(w)) for h, w in config["scales"]))
-    transformer = TransformerConfig(**{**config["transformer"], "rope_grid": tuple(config["transformer"]["rope_grid"])})
-    lists = {key: tuple(config["autoencoder"][key]) for key in ("width_mult", "steps")}
-    autoencoder = AutoencoderConfig(**{**config["autoencoder"], **lists})
-    model = InfinityModel(
-        text=bundled.read_words(folder, config, transformer.text_width),
-        transformer=InfinityTransformer(transformer, scales),
-        autoencoder=Autoencoder(scales, autoencoder, with_encoder=False),
-        **bundled.read_common(config),
+def load_folder(folder: Path, config: FolderConfig, device: torch.device, dtype: torch.dtype) -> InfinityModel:
+    """Load a folder written by ``bundled.save_folder``. Raises ``CheckpointError``."""
+    shape, image, scales = config.transformer, config.autoencoder, config.scales
+    if (shape.bits, min(shape.text_maxlen, config.max_words)) != (image.token_bits, config.max_words):
+        raise CheckpointError(f"{folder}: transformer, autoencoder and text do not go together")
+    parts = bundled.load_parts(
+        folder,
+        {
+            "text": lambda: bundled.words_reader(folder, config, shape.text_width),
+            "transformer": lambda: InfinityTransformer(shape, scales),
+            "autoencoder": lambda: Autoencoder(scales, image, with_encoder=False),
+        },
+        device,
+        lambda name: dtype if name.startswith("transformer.blocks.") else torch.float32,
     )
-    bundled.fill(model, folder, device)
-    model.transformer.blocks.to(dtype)
-    return model
+    set_positions(parts["transformer"], device)
+    parts["autoencoder"].quantizer = BitQuantizer(scales, image).to(device)
+    return InfinityModel(**parts, **config.common)

@@ -16,7 +16,7 @@ from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, B
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.scales import published_scales, rope_grid
 from heatkv.models.infinity.t5 import T5Encoder, is_text_encoder, text_dtype, text_width
-from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig, positions
+from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig, set_positions
 from heatkv.models.mixups import check_pair, check_part, read_shape, right_name
 from heatkv.models.offload import Stages
 from heatkv.models.presets import INFINITY_EXAMPLES, INFINITY_SAMPLING, PRESETS, T5_XL, Preset, Weights
@@ -62,8 +62,10 @@ def build(preset: Preset, files: Files, device: torch.device, dtype: torch.dtype
 
 def read_transformer_config(path: Path, rope_grid: tuple[int, int]) -> TransformerConfig:
     """Shape of the transformer in ``path``. Raises ``CheckpointError`` if it holds none."""
-    state = layout.transformer_state(load_state(path))
-    return read_shape(lambda s: layout.transformer_config(s, rope_grid), state, path, WHAT_TRANSFORMER)
+    return read_shape(
+        lambda state: layout.transformer_config(layout.transformer_state(state), rope_grid),
+        load_state(path), path, WHAT_TRANSFORMER,
+    )  # fmt: skip
 
 
 def read_autoencoder_config(path: Path, token_bits: int) -> AutoencoderConfig:
@@ -78,7 +80,9 @@ def load_transformer(
     """The transformer of ``preset`` from its file or folder, and names of tensors that it has no place for."""
     shape = preset.transformer_config
     assert isinstance(shape, TransformerConfig)
-    state = layout.transformer_state(load_state(path), shape.text_maxlen)
+    state = read_shape(
+        lambda state: layout.transformer_state(state, shape.text_maxlen), load_state(path), path, WHAT_TRANSFORMER
+    )
     found = read_shape(lambda s: layout.transformer_config(s, shape.rope_grid), state, path, WHAT_TRANSFORMER)
     check_part(preset, "transformer", path, found)
     model, ignored = place(
@@ -87,12 +91,6 @@ def load_transformer(
     )  # fmt: skip
     set_positions(model, device)
     return model, ignored
-
-
-def set_positions(model: InfinityTransformer, device: torch.device) -> None:
-    """Set the buffers that follow from the scales, of a model made on the meta device."""
-    for name, buffer in positions(model.config, model.scales).items():
-        setattr(model, name, buffer.to(device))
 
 
 def load_autoencoder(preset: Preset, path: Path, device: torch.device) -> Autoencoder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatkv.models.checkpoint import CheckpointError
+from heatkv.files import Fields, one_line, read_json
+from heatkv.models.checkpoint import MAX_CONFIG_BYTES, CheckpointError
 from heatkv.models.infinity.text import check_prompt
 from heatkv.models.infinity.transformer import TextFeatures
 
@@ -21,21 +21,23 @@ REMEMBERED = 64
 def text_width(folder: Path) -> int:
     """Length of one feature of the encoder in ``folder``. Raises ``CheckpointError`` if there is none."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-        if config["model_type"] not in ("t5", "mt5", "umt5"):
-            raise CheckpointError(f"{folder} holds a {config['model_type']} model, not a T5 text encoder")
-        return int(config["d_model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{folder} holds no T5 text encoder: no readable config.json ({error!r})") from error
+        value = read_json(folder / "config.json", limit=MAX_CONFIG_BYTES, error=CheckpointError)
+        config = Fields(value, error=CheckpointError)
+        kind, width = config.name("model_type"), config.integer("d_model", 1, 1 << 16)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} holds no T5 text encoder: {error}") from error
+    if kind not in ("t5", "mt5", "umt5"):
+        raise CheckpointError(f"{folder} holds a {kind} model, not a T5 text encoder")
+    return width
 
 
 def is_text_encoder(entry: Path) -> bool:
+    """Whether a folder holds one."""
     try:
-        return str(json.loads((entry / "config.json").read_text())["model_type"]).endswith("t5")
-    except (OSError, ValueError, KeyError, TypeError):
+        config = read_json(entry / "config.json", limit=MAX_CONFIG_BYTES, error=CheckpointError)
+    except CheckpointError:
         return False
+    return isinstance(config, dict) and str(config.get("model_type")).endswith("t5")
 
 
 def text_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -80,7 +82,7 @@ class T5Encoder(nn.Module):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = one_line(str(error).strip() or repr(error), 200)
             raise CheckpointError(f"the text encoder in {folder} can not be loaded: {reason}") from error
         self.model = model.eval().requires_grad_(False).to(device)
         self.before_use: Callable[[], object] = lambda: None  # brings the model to its device under staged offload

@@ -42,6 +42,13 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
     rope_mode: RopeMode = 2
 
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a shape that no transformer has."""
+        if min(self.depth, self.width, self.heads, self.bits, self.text_width, self.text_maxlen, self.max_scales) < 1:
+            raise ValueError(f"depth, width, heads and the others must be 1 or more, not {self}")
+        if self.width % self.heads or self.head_dim % 4:
+            raise ValueError(f"width {self.width} is not {self.heads} heads of a multiple of 4")
+
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
@@ -343,3 +350,9 @@ class InfinityTransformer(nn.Module):
             self.head_nm(hidden_BNC.float(), text.pooled_BC.float()), self.head.weight.float(), self.head.bias.float()
         )
         return out.view(*out.shape[:2], self.config.bits, 2)
+
+
+def set_positions(model: InfinityTransformer, device: torch.device) -> None:
+    """Set the buffers that follow from the scales, of a model made on the meta device."""
+    for name, buffer in positions(model.config, model.scales).items():
+        setattr(model, name, buffer.to(device))

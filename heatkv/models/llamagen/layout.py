@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from heatkv.models.infinity.layout import count
 from heatkv.models.llamagen.transformer import LlamaGenConfig
 from heatkv.models.llamagen.vq import VqConfig
 
@@ -25,11 +26,6 @@ def tokenizer_state(state: dict[str, Tensor], *, with_encoder: bool = True) -> d
     """A published tokenizer state dict as ``Vq`` names it."""
     left_out = () if with_encoder else ("encoder.", "quant_conv.")
     return {key: tensor for key, tensor in transformer_state(state).items() if not key.startswith(left_out)}
-
-
-def count(state: dict[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that ``pattern`` (with one group) finds among the names; 0 for none."""
-    return max((int(match[1]) + 1 for match in (re.match(pattern, key) for key in state) if match), default=0)
 
 
 def grid_in_name(name: str) -> int | None:

@@ -13,10 +13,12 @@ from torch import Tensor
 from heatkv.cache import KVCache
 from heatkv.models import bundled
 from heatkv.models.base import Noise, Sampling, ScaleTokens
+from heatkv.models.bundled import FolderConfig
+from heatkv.models.checkpoint import CheckpointError
 from heatkv.models.infinity.text import TextEncoder
 from heatkv.models.llamagen.sampling import generate_lines, read_image
-from heatkv.models.llamagen.transformer import Condition, LlamaGenConfig, LlamaGenTransformer
-from heatkv.models.llamagen.vq import Vq, VqConfig
+from heatkv.models.llamagen.transformer import Condition, LlamaGenTransformer, set_positions
+from heatkv.models.llamagen.vq import Vq
 from heatkv.models.offload import Staged, Stages
 from heatkv.models.var.classes import Classes
 
@@ -94,16 +96,21 @@ class LlamaGenModel(Staged):
         return {**self.parameter_counts(), **read, **(self.facts or {})}
 
 
-def load_folder(folder: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> LlamaGenModel:
-    """Load a folder written by ``bundled.save_folder`` (``config`` is its parsed ``config.json``)."""
-    shape = LlamaGenConfig(**config["transformer"])
-    tokenizer = VqConfig(**{**config["autoencoder"], "width_mult": tuple(config["autoencoder"]["width_mult"])})
-    model = LlamaGenModel(
-        reader=bundled.read_words(folder, config, shape.caption_width),
-        transformer=LlamaGenTransformer(shape),
-        autoencoder=Vq(tokenizer, with_encoder=False),
-        **bundled.read_common(config),
+def load_folder(folder: Path, config: FolderConfig, device: torch.device, dtype: torch.dtype) -> LlamaGenModel:
+    """Load a folder written by ``bundled.save_folder``. Raises ``CheckpointError``."""
+    shape, tokenizer = config.transformer, config.autoencoder
+    together = (shape.condition, shape.vocabulary) == ("caption", tokenizer.vocabulary)
+    if not together or config.max_words > shape.condition_tokens:
+        raise CheckpointError(f"{folder}: transformer, tokenizer and text do not go together")
+    parts = bundled.load_parts(
+        folder,
+        {
+            "text": lambda: bundled.words_reader(folder, config, shape.caption_width),
+            "transformer": lambda: LlamaGenTransformer(shape),
+            "autoencoder": lambda: Vq(tokenizer, with_encoder=False),
+        },
+        device,
+        lambda name: dtype if name.startswith("transformer.") else torch.float32,
     )
-    bundled.fill(model, folder, device)
-    model.transformer.to(dtype)
-    return model
+    set_positions(parts["transformer"], device)
+    return LlamaGenModel(reader=parts.pop("text"), **parts, **config.common)

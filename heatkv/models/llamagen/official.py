@@ -16,7 +16,7 @@ from heatkv.models.infinity.t5 import T5Encoder, is_text_encoder, text_width
 from heatkv.models.llamagen import layout
 from heatkv.models.llamagen.captions import clean_caption
 from heatkv.models.llamagen.model import LlamaGenModel
-from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer, rotary_table
+from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer, set_positions
 from heatkv.models.llamagen.vq import Vq, VqConfig
 from heatkv.models.mixups import check_pair, check_part, read_shape, right_name
 from heatkv.models.offload import Stages
@@ -95,11 +95,6 @@ def load_transformer(preset: Preset, path: Path, device: torch.device, dtype: to
     model, _ = place(lambda: LlamaGenTransformer(shape), state, path, device, lambda name: dtype)
     set_positions(model, device)
     return model
-
-
-def set_positions(model: LlamaGenTransformer, device: torch.device) -> None:
-    """Set the buffer that follows from the configuration, of a model made on the meta device."""
-    model.rope_Nd2 = rotary_table(model.config).to(device)
 
 
 def load_tokenizer(preset: Preset, path: Path, device: torch.device) -> Vq:

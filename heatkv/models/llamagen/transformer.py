@@ -270,3 +270,8 @@ class LlamaGenTransformer(nn.Module):
     def logits(self, hidden_BNC: Tensor) -> Tensor:
         """Logits ``[B, N, vocabulary]`` in float32."""
         return self.output(self.norm(hidden_BNC)).float()
+
+
+def set_positions(model: LlamaGenTransformer, device: torch.device) -> None:
+    """Set the buffer that follows from the configuration, of a model made on the meta device."""
+    model.rope_Nd2 = rotary_table(model.config).to(device)

@@ -6,6 +6,7 @@ import re
 
 from torch import Tensor
 
+from heatkv.models.infinity.layout import count
 from heatkv.models.var.transformer import VarConfig
 from heatkv.models.var.vqvae import VqvaeConfig
 from heatkv.scales import ScaleSchedule
@@ -37,11 +38,6 @@ def autoencoder_state(state: dict[str, Tensor], *, with_encoder: bool = True) ->
     return result
 
 
-def count(state: dict[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that ``pattern`` (with one group) finds among the names; 0 for none."""
-    return max((int(match[1]) + 1 for match in (re.match(pattern, key) for key in state) if match), default=0)
-
-
 def transformer_config(state: dict[str, Tensor]) -> VarConfig:
     """Shape of the transformer a state dict is of. Raises ``KeyError`` for a state dict of something else."""
     width, code_width = state["word_embed.weight"].shape
@@ -59,10 +55,14 @@ def transformer_config(state: dict[str, Tensor]) -> VarConfig:
     )
 
 
+def tokens_and_levels(state: dict[str, Tensor]) -> tuple[int, int]:
+    """How many positions and scales a state dict has. Raises ``KeyError`` for a state dict of something else."""
+    return state["pos_1LC"].shape[1], state["lvl_embed.weight"].shape[0]
+
+
 def transformer_scales(state: dict[str, Tensor]) -> ScaleSchedule | None:
     """The published scales with as many levels and tokens as the state dict has, or None."""
-    tokens, levels = state["pos_1LC"].shape[1], state["lvl_embed.weight"].shape[0]
-    matches = (s for s in SCALES.values() if (s.total, len(s)) == (tokens, levels))
+    matches = (s for s in SCALES.values() if (s.total, len(s)) == tokens_and_levels(state))
     return next(matches, None)
 
 

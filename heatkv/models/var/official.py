@@ -19,8 +19,10 @@ from heatkv.models.var.classes import classes_for, first_classes
 from heatkv.models.var.model import VarModel
 from heatkv.models.var.transformer import VarConfig, VarTransformer
 from heatkv.models.var.vqvae import Vqvae, VqvaeConfig
+from heatkv.scales import ScaleSchedule
 
 CPU = torch.device("cpu")
+WHAT_TRANSFORMER = "VAR transformer"
 
 
 def build(preset: Preset, files: Files, device: torch.device, dtype: torch.dtype, offload: bool) -> VarModel:
@@ -48,7 +50,12 @@ def build(preset: Preset, files: Files, device: torch.device, dtype: torch.dtype
 
 def read_transformer_config(path: Path) -> VarConfig:
     """Shape of the transformer in ``path``. Raises ``CheckpointError`` if it holds none."""
-    return read_shape(layout.transformer_config, load_state(path), path, "VAR transformer")
+    return read_shape(layout.transformer_config, load_state(path), path, WHAT_TRANSFORMER)
+
+
+def read_scales(path: Path) -> ScaleSchedule | None:
+    """The published scales that the positions of the transformer in ``path`` are of, if any."""
+    return read_shape(layout.transformer_scales, load_state(path), path, WHAT_TRANSFORMER)
 
 
 def read_autoencoder_config(path: Path) -> VqvaeConfig:
@@ -61,8 +68,8 @@ def load_transformer(preset: Preset, path: Path, device: torch.device, dtype: to
     shape = preset.transformer_config
     assert isinstance(shape, VarConfig)
     state = load_state(path)
-    check_part(preset, "transformer", path, read_shape(layout.transformer_config, state, path, "VAR transformer"))
-    tokens, levels = state["pos_1LC"].shape[1], len(state["lvl_embed.weight"])
+    check_part(preset, "transformer", path, read_shape(layout.transformer_config, state, path, WHAT_TRANSFORMER))
+    tokens, levels = read_shape(layout.tokens_and_levels, state, path, WHAT_TRANSFORMER)
     if (tokens, levels) != (preset.scales.total, len(preset.scales)):
         raise CheckpointError(
             f"{path} has positions for {tokens} tokens in {levels} scales; {preset.id} has {preset.scales.total} in "
@@ -104,7 +111,7 @@ def random_init(preset: Preset, device: torch.device, dtype: torch.dtype) -> Var
 
 def found_in(folder: Path, settings: dict[str, Any], transformer: Path, autoencoder: Path) -> tuple[Preset, Files]:
     """The model that files of other names than the published ones make up, with what ``settings`` state of it."""
-    scales = settings.get("scales") or layout.transformer_scales(load_state(transformer))
+    scales = settings.get("scales") or read_scales(transformer)
     if scales is None:
         raise CheckpointError(
             f"{transformer} has none of the published scale lists: write a config.json next to it, "

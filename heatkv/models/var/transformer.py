@@ -40,6 +40,13 @@ class VarConfig:
     cosine: bool = True
     mlp_ratio: float = 4.0
 
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for a shape that no transformer has."""
+        if min(self.depth, self.width, self.heads, self.vocabulary, self.code_width, self.classes) < 1:
+            raise ValueError(f"depth, width, heads and the others must be 1 or more, not {self}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not {self.heads} heads of equal size")
+
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
