@@ -18,7 +18,7 @@ import official_files as official  # noqa: E402
 from tiny import tiny_model  # noqa: E402
 
 from heatkv import calibrate, plan  # noqa: E402
-from heatkv.models.infinity.model import save_folder  # noqa: E402
+from heatkv.models.bundled import save_folder  # noqa: E402
 from heatkv.scores import orders_to_json  # noqa: E402
 
 DEEP = 100_000

@@ -71,8 +71,10 @@ class InfinityModel(Staged):
 def load_folder(folder: Path, config: FolderConfig, device: torch.device, dtype: torch.dtype) -> InfinityModel:
     """Load a folder written by ``bundled.save_folder``. Raises ``CheckpointError``."""
     shape, image, scales = config.transformer, config.autoencoder, config.scales
-    if (shape.bits, min(shape.text_maxlen, config.max_words)) != (image.token_bits, config.max_words):
-        raise CheckpointError(f"{folder}: transformer, autoencoder and text do not go together")
+    if shape.bits != image.token_bits:
+        raise CheckpointError(f"{folder}: its transformer predicts {shape.bits} bits, not {image.token_bits}")
+    if config.max_words > shape.text_maxlen:
+        raise CheckpointError(f"{folder}: max_words is {config.max_words}, but text_maxlen {shape.text_maxlen}")
     parts = bundled.load_parts(
         folder,
         {
