@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.policies.hack import contextual_heads
-from heatkv.policies.headkv import LOCAL_ATTENTION
+from heatkv.policies.typed import LOCAL_ATTENTION
 from heatkv.scores import HeadScores
 
 POLICIES = ("hack", "headkv")

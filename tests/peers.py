@@ -29,8 +29,10 @@ def scores_of(geometry: Geometry, seed: int = 0) -> HeadScores:
     return HeadScores(plain.model, geometry, plain.mass_sum_LHTS, plain.prompts, 1, {}, change_LHTS, spread_LH)
 
 
-def cache_of(name: str, budget: float, geometry: Geometry = GEOMETRY, **options: Any) -> KVCache:
-    return make_cache(name, geometry, budget, scores_of(geometry), SINKS, **options)
+def cache_of(
+    name: str, budget: float, geometry: Geometry = GEOMETRY, sinks: int = SINKS, **options: Any
+) -> KVCache:  # fmt: skip
+    return make_cache(name, geometry, budget, scores_of(geometry), sinks, **options)
 
 
 def held(cache: KVCache, layer: int, lanes: int, target: int = 0) -> list[set[int]]:
@@ -60,6 +62,8 @@ def masked_attention(q: Tensor, keys: list[Tensor], values: list[Tensor], reads:
 def storage_bytes(cache: KVCache) -> int:
     """Bytes of all cached keys and values alive, counted from the tensors themselves."""
     if isinstance(cache, TokenCache):
+        if cache._lines is not None:
+            return sum(held.memory_2BED.untyped_storage().nbytes() for held in cache._lines.layers if held)
         holders: list[Any] = [piece for state in cache._layers if state for piece in state.pieces]
     else:
         assert isinstance(cache, ScheduleCache)

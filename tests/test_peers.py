@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import LONG, SINKS, cache_of, held, masked_attention, scores_of, storage_bytes
-from strategies import Problem, problems, random_scores, scales_only
+from strategies import Problem, problems, random_scores
 from test_cache import GEOMETRY, SCALES, play, random_qkv
 from tiny import tiny_model
 from torch import Tensor
@@ -156,9 +156,9 @@ def test_batch_rows_are_independent(name: str) -> None:
             torch.testing.assert_close(a[row : row + 1], b, atol=1e-5, rtol=1e-5)
 
 
-@given(problem=problems(scales_only), seed=st.integers(0, 99))
+@given(problem=problems(), seed=st.integers(0, 99))
 @settings(max_examples=30)
-@pytest.mark.parametrize("name", ["hack", "headkv", "scalekv", "snapkv"])
+@pytest.mark.parametrize("name", ["hack", "headkv", "line-ar", "scalekv", "snapkv", "ssd"])
 def test_odd_models_and_budgets_are_kept_to_as_well(name: str, problem: Problem, seed: int) -> None:
     geometry = problem.geometry
     cache = make_cache(name, geometry, problem.budget, scores_of(geometry, seed), problem.sink_scales)

@@ -15,9 +15,10 @@ from heatkv.calibration import CalibratingCache
 from heatkv.policies.allowance import evenly, held_tokens, patch_centres, resident
 from heatkv.policies.base import PlanInput
 from heatkv.policies.hack import HackCache, contextual_heads
-from heatkv.policies.headkv import HeadKVCache, local_heads, rank_within, softmax_within
+from heatkv.policies.headkv import HeadKVCache, rank_within, softmax_within
 from heatkv.policies.scalekv import ScaleKVCache, capacities, drafters, give_way, selectivity
 from heatkv.policies.tokens import TokenCache
+from heatkv.policies.typed import local_heads
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import token_limit
 from heatkv.scores import HeadScores

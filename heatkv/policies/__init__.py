@@ -13,7 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.cache.seam import KVCache, ScheduleCache
-from heatkv.policies import ams, h2o, hack, headkv, heatkv, heatkv_plus, random, reverse, scalekv, snapkv, streaming
+from heatkv.policies import (
+    ams,
+    h2o,
+    hack,
+    headkv,
+    heatkv,
+    heatkv_plus,
+    line_ar,
+    random,
+    reverse,
+    scalekv,
+    snapkv,
+    ssd,
+    streaming,
+)  # fmt: skip
 from heatkv.policies.base import Needs, PlanInput, Policy
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, check_budget
@@ -30,6 +44,8 @@ REGISTRY: dict[str, Policy] = {
         scalekv.POLICY,
         hack.POLICY,
         headkv.POLICY,
+        line_ar.POLICY,
+        ssd.POLICY,
         ams.POLICY,
         snapkv.POLICY,
         h2o.POLICY,
@@ -104,7 +120,7 @@ def plan(
         raise ValueError(f"policy {policy!r} decides while it generates and has no schedule; generate with it directly")
     model, inputs = _plan_input(chosen, scores_or_orders, budget, sink_scales, model, geometry, seed)
     all_options = chosen.with_options(options)
-    provenance: dict[str, Any] = {"kind": chosen.provenance}
+    provenance: dict[str, Any] = {"kind": chosen.provenance_for(inputs.geometry.scales)}
     if chosen.needs == "nothing":
         provenance["planned_from"] = "nothing"
     elif inputs.scores is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.cache.seam import KVCache
-from heatkv.scales import Geometry
+from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Storage, token_limit
 from heatkv.scores import HeadScores
 
@@ -55,6 +55,8 @@ class Policy:
         ``paper`` (does what the paper and its code do), ``re-implementation`` (constants that the paper leaves open
         are ours, and what is approximated is said in its file), ``adaptation`` (made for another kind of model),
         ``reference`` (a yardstick) or ``ours``.
+    provenance_by_line
+        The same where images are drawn by lines; None: ``adaptation`` of what was made for scales, else the same.
     needs
         What calibration it reads: ``scores`` (attention mass by target scale), ``change`` or ``spread`` (scores that
         have measured these too, see `HeadScores`), ``orders`` (rankings, which scores give too) or ``nothing``.
@@ -80,6 +82,7 @@ class Policy:
     needs: Needs
     drop_at: Callable[..., npt.NDArray[np.integer]] | None = None
     cache: Callable[..., KVCache] | None = None
+    provenance_by_line: Provenance | None = None
     seeded: bool = False
     sinks: bool = True
     storage: Storage = "compute"
@@ -96,6 +99,14 @@ class Policy:
             known = ", ".join(self.options) or "none"
             raise ValueError(f"policy {self.name!r} has no option {unknown[0]!r}; its options: {known}")
         return {**self.options, **given}
+
+    def provenance_for(self, scales: ScaleSchedule) -> Provenance:
+        """What it is to a model that draws that way."""
+        if not scales.by_line:
+            return self.provenance
+        if self.provenance_by_line:
+            return self.provenance_by_line
+        return "adaptation" if self.provenance in ("paper", "re-implementation") else self.provenance
 
     @property
     def static(self) -> bool:

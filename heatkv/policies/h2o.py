@@ -1,10 +1,10 @@
 """H2O (arXiv 2306.14048): heavy hitters, the tokens with the most attention so far, and the latest tokens.
 
-Adaptation: the paper evicts one token a step; here the cache is cut back after every scale that overflows it. A token's
-score is the attention that it received from all queries since it came, summed. Half of what a head may keep
-(``recent``, default 0.5 as in the paper) goes to the newest scale, to tokens spread evenly over its map, which has no
-order in time; the rest to the heaviest of all others. The same number of tokens for every head and layer. Nothing
-protects the sink scales. Needs no calibration.
+Adaptation: the paper evicts one token a step; here the cache is cut back after every scale that overflows it, and of
+lines every few tokens. A token's score is the attention that it received from all queries since it came, summed. Half
+of what a head may keep (``recent``, default 0.5 as in the paper) goes to the newest scale, to tokens spread evenly over
+its map, which has no order in time, or to the latest tokens of lines; the rest to the heaviest of all others. The same
+number of tokens for every head and layer. Nothing protects the sink scales. Needs no calibration.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heatkv.policies.allowance import evenly, uniform
+from heatkv.policies.allowance import uniform
 from heatkv.policies.base import PlanInput, Policy
 from heatkv.policies.tokens import Candidates, Priority, TokenCache
 
@@ -30,10 +30,7 @@ class H2OCache(TokenCache):
 
     def rank(self, candidates: Candidates) -> Priority:
         count = int(self.recent * int(candidates.keep_R.min()))
-        recent = evenly(count, candidates.k_RND.shape[1], candidates.k_RND.device)
-        is_recent_RU = torch.zeros_like(candidates.score_RU, dtype=torch.int8)
-        is_recent_RU[:, candidates.old + recent] = 1
-        return Priority(candidates.score_RU, is_recent_RU)
+        return Priority(candidates.score_RU, candidates.recent(count).to(torch.int8))
 
 
 def cache(inputs: PlanInput, recent: float = 0.5) -> H2OCache:

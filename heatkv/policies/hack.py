@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot, pad
 
-from heatkv.policies.allowance import EMPTY, evenly
+from heatkv.policies.allowance import EMPTY
 from heatkv.policies.base import PlanInput, Policy
 from heatkv.policies.tokens import Candidates, Priority, TokenCache
 from heatkv.scores import HeadScores
@@ -65,7 +65,7 @@ class HackCache(TokenCache):
         self._evicted: tuple[Tensor, Tensor] | None = None
 
     def rank(self, candidates: Candidates) -> Priority:
-        observers = evenly(OBSERVERS, candidates.q_RND.shape[1], candidates.q_RND.device)
+        observers = candidates.newest(OBSERVERS)
         score_RU = candidates.received(candidates.q_RND[:, observers])
         tier_RU = 2 * (candidates.pos_RU < sum(self.geometry.scales.tokens[:FIRST_SCALES])).to(torch.int8)
         tier_RU[:, candidates.old :] = 1

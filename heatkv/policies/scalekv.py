@@ -109,7 +109,10 @@ class ScaleKVCache(TokenCache):
 
     def rank(self, candidates: Candidates) -> Priority:
         side = next((n for n in (4, 3, 2) if 4 * n * n <= int(candidates.keep_R.min())), 1)
-        window = patch_centres(*self.geometry.scales[self.scale], side).to(candidates.q_RND.device)
+        if self.geometry.scales.by_line:
+            window = candidates.newest(side * side)
+        else:
+            window = patch_centres(*self.geometry.scales[self.scale], side).to(candidates.q_RND.device)
         q_RND = candidates.q_RND[:, window]
         if self.scoring == "paper":
             score_RU = candidates.received(q_RND)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from heatkv.policies.allowance import evenly, pooled, uniform
+from heatkv.policies.allowance import pooled, uniform
 from heatkv.policies.base import PlanInput, Policy
 from heatkv.policies.tokens import Candidates, Priority, TokenCache
 
@@ -25,7 +25,7 @@ class SnapKVCache(TokenCache):
 
     def rank(self, candidates: Candidates) -> Priority:
         size = max(1, min(self.window, int(candidates.keep_R.min()) // 4))
-        window = evenly(size, candidates.k_RND.shape[1], candidates.k_RND.device)
+        window = candidates.newest(size)
         score_RU = candidates.received(candidates.q_RND[:, window])
         in_window_RU = torch.zeros_like(score_RU, dtype=torch.int8)
         in_window_RU[:, candidates.old + window] = 1

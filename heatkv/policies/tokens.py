@@ -21,10 +21,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import TILE_LOGITS, PartialAttention, merge, partial_attention
+from heatkv.cache.attention import TILE_LOGITS, PartialAttention, attention, merge, partial_attention
 from heatkv.cache.seam import KVCache
-from heatkv.policies.allowance import EMPTY, held_tokens, resident
+from heatkv.policies.allowance import EMPTY, evenly, held_tokens, resident
+from heatkv.policies.line_tokens import HeldTokens, LineTokens
 from heatkv.scales import Geometry
+
+BLOCK = 8  # tokens of a line after which a policy is asked again
 
 
 @dataclass
@@ -75,6 +78,9 @@ class Candidates:
         The cached keys.
     score_RU
         What `TokenCache.watch` made of the scores kept with the tokens.
+    k_RUD, hidden_RU
+        Where an image is drawn by lines: the keys of all candidates (the new tokens are the last block's), and which
+        of them nobody reads.
     """
 
     layer: int
@@ -84,6 +90,8 @@ class Candidates:
     keep_R: Tensor
     pieces: list[Piece]
     score_RU: Tensor
+    k_RUD: Tensor | None = None
+    hidden_RU: Tensor | None = None
 
     @property
     def old(self) -> int:
@@ -95,9 +103,20 @@ class Candidates:
         return self.logits(q_RND).softmax(-1)
 
     def logits(self, q_RND: Tensor) -> Tensor:
-        """Logits of some queries, ``[R, queries, U]`` float32, -inf where there is no token."""
+        """Logits of some queries, ``[R, queries, U]`` float32, -inf where there is no token.
+
+        Where an image is drawn by lines, they are the latest of the queries: each sees what was drawn up to itself.
+        """
         q_RND = q_RND.float()
         lanes, queries, _ = q_RND.shape
+        if self.k_RUD is not None:
+            after_NN = torch.ones(queries, queries, dtype=torch.bool, device=q_RND.device).triu(1)
+            logits_RNU = q_RND @ self.k_RUD.float().transpose(1, 2)
+            logits_RNU[:, :, -queries:].masked_fill_(after_NN, -torch.inf)
+            unread_RU = self.pos_RU == EMPTY
+            if self.hidden_RU is not None:
+                unread_RU = unread_RU | self.hidden_RU
+            return logits_RNU.masked_fill_(unread_RU[:, None], -torch.inf)
         new = self.k_RND.shape[1]
         logits_RNU = q_RND.new_full((lanes, queries, self.pos_RU.shape[1]), -torch.inf)
         logits_RNU[:, :, -new:] = q_RND @ self.k_RND.float().transpose(1, 2)
@@ -109,6 +128,21 @@ class Candidates:
             else:
                 logits_RNU[piece.lanes, :, piece.start : end] = q_RND[piece.lanes] @ k
         return logits_RNU
+
+    def newest(self, count: int) -> Tensor:
+        """Indices of so many of the new tokens: spread evenly over a scale's map, the last ones of a line."""
+        new, device = self.k_RND.shape[1], self.k_RND.device
+        if self.k_RUD is None:
+            return evenly(count, new, device)
+        return torch.arange(max(0, new - count), new, device=device)
+
+    def recent(self, count: int) -> Tensor:
+        """Which candidates are the `newest`, ``[R, U]`` bool; of lines, the latest so many of all blocks."""
+        if self.k_RUD is not None:
+            return self.pos_RU > self.pos_RU[:, -1:] - count
+        recent_RU = torch.zeros_like(self.pos_RU, dtype=torch.bool)
+        recent_RU[:, self.old + self.newest(count)] = True
+        return recent_RU
 
     def received(self, q_RND: Tensor) -> Tensor:
         """Attention that each candidate receives from some queries, mean over them, ``[R, U]`` float32."""
@@ -155,9 +189,19 @@ class TokenCache(KVCache):
         self._cuts = [sorted(set(self.allowance_TLH[:, i].unique().tolist()) - {0}) for i in range(geometry.layers)]
         self._layers: list[Layer | None] = [None] * geometry.layers
         self.tokens_L = [0] * geometry.layers
+        self.watches = type(self).watch is not TokenCache.watch
+        self._lines = LineTokens(self, self.block) if geometry.scales.by_line else None
+
+    @property
+    def block(self) -> int:
+        """For subclasses: after how many tokens of a line they are asked again, where there is room for that many."""
+        return BLOCK
 
     @property
     def planned_tokens(self) -> int:
+        if self.geometry.scales.by_line:
+            most = self.allowance_TLH.sum((1, 2)).max() if self.allowance_TLH.numel() else 0
+            return int(most)
         return int(resident(held_tokens(self.allowance_TLH.numpy(), self.geometry)).max(initial=0))
 
     def rank(self, candidates: Candidates) -> Priority:
@@ -169,15 +213,28 @@ class TokenCache(KVCache):
         return None
 
     def allowed(self, layer: int, lanes: int) -> Tensor:
-        """Tokens that each lane may hold after this scale, ``[R]`` on the CPU."""
-        return self.allowance_TLH[self.scale, layer].repeat(lanes // self.geometry.heads)
+        """Tokens that each lane may hold after this scale, or with the block to come, ``[R]`` on the CPU."""
+        after = self.scale
+        if self.geometry.scales.by_line:
+            # All the room there is may be taken at once, so that what lines to come may hold counts too.
+            allowed_TH = self.allowance_TLH[after if self.last_tokens else after - 1 :, layer]
+            return allowed_TH.min(0).values.repeat(lanes // self.geometry.heads)
+        return self.allowance_TLH[after, layer].repeat(lanes // self.geometry.heads)
 
     def held_positions(self, layer: int) -> list[Tensor]:
         """Positions of the tokens that each lane holds, ascending."""
+        if self._lines is not None:
+            held = self._lines.layers[layer]
+            if held is None:
+                return []
+            since = torch.arange(held.listed, held.listed + len(held.queries))
+            return [torch.cat([pos[pos != EMPTY].cpu(), since]) for pos in held.pos_RM]
         state = self._layers[layer]
         return [] if state is None else [pos[pos != EMPTY].sort().values.cpu() for pos in state.pos_RM]
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        if self._lines is not None:
+            return self._attend_line(self._lines, layer, q_BHND, k_BHND, v_BHND)
         q_RND, k_RND, v_RND = (x.flatten(0, 1) for x in (q_BHND, k_BHND, v_BHND))
         state = self._layers[layer]
         if state is None:
@@ -198,6 +255,34 @@ class TokenCache(KVCache):
         self.tokens += held - self.tokens_L[layer]
         self.tokens_L[layer] = held
         return out_BHND
+
+    def _attend_line(
+        self, lines: LineTokens, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor
+    ) -> Tensor:  # fmt: skip
+        if self.scale == 0:
+            out_BHND = attention(q_BHND, k_BHND, v_BHND, None if self.mask_BNN is None else self.mask_BNN[:, None])
+            lines.take_condition(layer, q_BHND, k_BHND, v_BHND)
+        else:
+            out_BHND = lines.attend(layer, q_BHND, k_BHND, v_BHND)
+        held = lines.tokens(layer)
+        self.tokens += held - self.tokens_L[layer]
+        self.tokens_L[layer] = held
+        return out_BHND
+
+    def candidates(self, layer: int, q_RND: Tensor, held: HeldTokens, keep_R: Tensor) -> Candidates:
+        """What there is to choose from when a block of a line is drawn."""
+        k_RUD = held.keys()
+        hidden_RU = None if self.hidden_BT is None else self.hidden(held.pos_RM)
+        return Candidates(
+            layer, q_RND, k_RUD[:, -q_RND.shape[1] :], held.pos_RM, keep_R, [], held.score_RM, k_RUD, hidden_RU
+        )  # fmt: skip
+
+    def hidden(self, pos_RM: Tensor) -> Tensor:
+        """Which tokens of the sequence are of the condition and hidden from their row."""
+        assert self.hidden_BT is not None
+        batch, tokens = self.hidden_BT.shape
+        hidden_RT = self.hidden_BT.repeat_interleave(len(pos_RM) // batch, 0)
+        return hidden_RT.gather(1, pos_RM.clamp(0, tokens - 1)) & (pos_RM >= 0) & (pos_RM < tokens)
 
     def _update(self, layer: int, state: Layer, q_RND: Tensor, k_RND: Tensor, v_RND: Tensor) -> None:
         """Choose among what is cached and the new scale, and put the chosen new tokens in the place of what goes."""
@@ -243,7 +328,7 @@ class TokenCache(KVCache):
             row_R[which] = torch.arange(len(which), device=like.device)
             k, v = (like.new_empty(len(which), cut - end, dim) for _ in range(2))
             state.pieces.append(Piece(end, cut, None if len(which) == lanes else which, row_R, k, v))
-            self._hold(self.allocated_bytes + k.nbytes + v.nbytes)
+            self.book(self.allocated_bytes + k.nbytes + v.nbytes)
             end = cut
         missing = end - state.pos_RM.shape[1]
         if missing > 0:
@@ -284,11 +369,11 @@ class TokenCache(KVCache):
         end = state.pieces[-1].end if state.pieces else 0
         state.pos_RM, state.score_RM = state.pos_RM[:, :end], state.score_RM[:, :end]
 
-    def _hold(self, size: int) -> None:
+    def book(self, size: int) -> None:
         """Book what is held now, in bytes."""
         self.allocated_bytes = size
         self.peak_bytes = max(self.peak_bytes, size)
 
     def _free(self, state: Layer, pieces: list[Piece]) -> None:
         for piece in pieces:
-            self._hold(self.allocated_bytes - piece.k.nbytes - piece.v.nbytes)
+            self.book(self.allocated_bytes - piece.k.nbytes - piece.v.nbytes)
