@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from heatkv.files import shown
+from heatkv.models.prompts import MAX_PROMPT_CHARACTERS
 from heatkv.policies import REGISTRY
 from heatkv.scales import Geometry
 
-MAX_PROMPT = 1000
+MAX_PROMPT = MAX_PROMPT_CHARACTERS
 MAX_PROMPTS = 64
 MAX_PROMPTS_TEXT = 20_000
 MAX_SEED = 2**32 - 1

@@ -16,11 +16,13 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from heatkv.files import check_writable, one_line, program_root, read_bytes, shown, write_atomic
+from heatkv.models.base import Sampling
 from heatkv.threads import keep_to_own_cores
 
 MAX_PROMPTS = 100_000
@@ -71,6 +73,7 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
         {
             "id": m.id, "family": m.family, "layers": m.geometry.layers, "heads": m.geometry.heads,
             "scales": [list(size) for size in m.geometry.scales], "on_disk": m.on_disk, "summary": m.summary,
+            "sampling": m.sampling and asdict(m.sampling), "sampling_source": m.sampling_source,
             "licence": m.licence, "download_bytes": m.download_bytes, "download_estimated": m.download_estimated,
         }
         for m in list_models()
@@ -123,8 +126,11 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
         cache_factory(arguments.policy, geometry, arguments.budget, scores)  # what is wrong is said before loading
     model = load_model(arguments)
+    sampling = chosen_sampling(arguments, model.sampling)
+    if note := model.about().get("note"):
+        say(f"note: {note}")
     result = generate(
-        model, arguments.prompt, arguments.seed, schedule, policy=arguments.policy, budget=arguments.budget,
+        model, arguments.prompt, arguments.seed, schedule, sampling, policy=arguments.policy, budget=arguments.budget,
         scores=scores,
     )  # fmt: skip
     if result.note:
@@ -136,6 +142,7 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": result.model,
         "policy": result.policy,
         "budget": result.budget,
+        "sampling": asdict(sampling),
     }
     for key, value in facts.items():
         about.add_itxt(key, str(value))
@@ -175,7 +182,8 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = prompts or list(model.examples)
     started = time.perf_counter()
     scores = None
-    for scores in calibrate_steps(model, prompts, arguments.seed, batch=arguments.batch):
+    sampling = chosen_sampling(arguments, model.sampling)
+    for scores in calibrate_steps(model, prompts, arguments.seed, sampling, arguments.batch):
         say(f"calibrated {scores.count} of {len(prompts)} prompts")
     assert scores is not None
     scores.save(out)
@@ -340,6 +348,30 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {name}, torch {torch.__version__}"
 
 
+def sampling_options(parser: OneLineParser) -> None:
+    """How tokens are drawn; what is left out is the model's own setting (`models --json` lists it, and whose it is)."""
+    parser.add_argument(
+        "--guidance",
+        help="of all scales, or a list of one a scale (Infinity); VAR: of the last scale, published cfg + 1",
+    )
+    parser.add_argument("--temperature", type=float, help="divides the logits (published as tau)")
+    parser.add_argument("--top-k", type=int, help="values that may be drawn, 0: all (no use for the bits of Infinity)")
+    parser.add_argument("--top-p", type=float, help="probability that the values that may be drawn make up, 0: all")
+    parser.add_argument("--negative", help="a prompt to move away from (Infinity)")
+    parser.add_argument("--smooth", action="store_true", default=None, help="mixtures of codes (VAR's more_smooth)")
+
+
+def chosen_sampling(arguments: argparse.Namespace, usual: Sampling) -> Sampling:
+    """A model's own way to draw with what the command line says otherwise. Raises ``ValueError``."""
+    names = ("temperature", "top_k", "top_p", "negative", "smooth")
+    stated = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.guidance is not None:
+        strengths = list_of(float, arguments.guidance)
+        one, each = (strengths[0], ()) if len(strengths) == 1 else (usual.guidance, tuple(strengths))
+        stated |= {"guidance": one, "guidance_by_scale": each}
+    return replace(usual, **stated)
+
+
 def make_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="python -m heatkv", description="Head-specific KV-cache budgets for visual autoregressive models."
@@ -368,6 +400,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--policy", default="heatkv", help="how the budget is spent (default: heatkv)")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--schedule", type=Path, help="a schedule file instead of a budget")
+    sampling_options(sub)
     sub.add_argument("--out", type=Path, required=True, help="PNG file to write")
 
     sub = command("calibrate", cmd_calibrate, "measure where every head looks")
@@ -378,6 +411,7 @@ def make_parser() -> OneLineParser:
     )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch", type=int, default=1, help="prompts at a time")
+    sampling_options(sub)
     sub.add_argument("--out", type=Path, required=True, help="scores file to write (safetensors)")
 
     sub = command("plan", cmd_plan, "plan a schedule for a budget", model=False)

@@ -38,7 +38,7 @@ class Listing:
     ``where`` is the folder or file of the transformer, if all parts are on this machine; ``missing`` names
     what is not, ``download_bytes`` is how much that is (``download_estimated``: in part computed, not
     read off the hub) and ``licence`` under which terms it is published. ``sizes`` are the choices after a colon, as in
-    ``infinity-2b:0.25M``.
+    ``infinity-2b:0.25M``; ``sampling_source`` says whose setting ``sampling`` is.
     """
 
     id: str
@@ -52,6 +52,8 @@ class Listing:
     download_estimated: bool = False
     licence: str = ""
     sizes: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+    sampling_source: str = ""
 
     @property
     def memory(self) -> Estimate | None:
@@ -70,7 +72,7 @@ def list_models() -> list[Listing]:
     for name, folder in bundled_folders().items():
         config = read_config(folder)
         summary = str(config.facts.get("summary", ""))
-        listings.append(Listing(name, config.family, config.geometry, True, summary, folder))
+        listings.append(Listing(name, config.family, config.geometry, True, summary, folder, sampling=config.sampling))
     return listings + [listing_of(preset) for preset in PRESETS.values()]
 
 
@@ -89,6 +91,8 @@ def listing_of(preset: Preset) -> Listing:
         download_estimated=any(weights.estimated for weights in missing.values()),
         licence=preset.licence,
         sizes=tuple(SIZES) if preset.size else (),
+        sampling=preset.sampling,
+        sampling_source=preset.sampling_source,
     )
 
 

@@ -20,11 +20,28 @@ Noise = Callable[[int, tuple[int, ...]], Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """How tokens are drawn. What a model can not do it refuses, see `refuse`.
 
-    ``guidance`` 1 is plain conditional generation (batch of 1 instead of 2); ``temperature`` divides
-    the logits; ``top_k`` 0 and ``top_p`` 0 mean no cut. Models that draw token by token guide the first token and the
-    ``guided_steps`` + 1 after it, all of them where that is -1 (published as ``cfg_interval``).
+    Parameters
+    ----------
+    guidance
+        Logits are ``guidance x conditional + (1 - guidance) x unconditional``; 1 is plain conditional generation (batch
+        of 1 instead of 2). VAR: at the last scale, growing from 1 at the first, so that its published ``cfg`` of 4 is a
+        guidance of 5.
+    temperature
+        Divides the logits.
+    top_k, top_p
+        Values that may be drawn: the so many likeliest, those that make up so much probability; 0 means no cut. Bits
+        have two values, so that ``top_k`` says nothing to Infinity.
+    guided_steps
+        Models that draw token by token guide the first token and the ``guided_steps`` + 1 after it, all of them where
+        that is -1 (published as ``cfg_interval``).
+    guidance_by_scale
+        Infinity: guidance of every scale instead of one for all; empty: one for all.
+    negative
+        Infinity: a prompt to move away from, in place of the learned empty one.
+    smooth
+        VAR: adds soft mixtures of codes instead of codes (published as ``more_smooth``: pleasing, not the model's own).
     """
 
     guidance: float = 1.0
@@ -32,30 +49,45 @@ class Sampling:
     top_k: int = 0
     top_p: float = 0.0
     guided_steps: int = -1
+    guidance_by_scale: tuple[float, ...] = ()
+    negative: str = ""
+    smooth: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance <= 50:
-            raise ValueError(f"guidance {self.guidance} is outside 0 to 50")
+        object.__setattr__(self, "guidance_by_scale", tuple(self.guidance_by_scale))
+        for strength in (self.guidance, *self.guidance_by_scale):
+            if not 0 <= strength <= 50:
+                raise ValueError(f"guidance {strength} is outside 0 to 50")
         if not 0 < self.temperature <= 50:
             raise ValueError(f"temperature {self.temperature} is outside 0 to 50 (0 excluded)")
         if self.guided_steps < -1:
             raise ValueError(f"guided_steps {self.guided_steps} must be -1 (all) or more")
         if type(self.top_k) is not int or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_k {self.top_k} must be 0 or more and top_p {self.top_p} between 0 and 1")
+            raise ValueError(f"top_k {shown(self.top_k)} must be 0 or more and top_p {self.top_p} between 0 and 1")
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> Self:
         """From fields by name, as files state them. Raises ``ValueError`` for anything else."""
-        names = {field.name for field in fields(cls)}
+        kinds: dict[str, tuple[type, ...]] = {
+            "top_k": (int,), "guided_steps": (int,), "negative": (str,), "smooth": (bool,), "guidance_by_scale": (list,)
+        }  # fmt: skip
+        names = [field.name for field in fields(cls)]
         for name, value in stated.items():
-            if name not in names or type(value) not in (int, float):
-                known = ", ".join(sorted(names))
-                raise ValueError(f"sampling: {shown(name)} is {shown(value)}; known are numbers under {known}")
+            numbers = value if isinstance(value, list) else []
+            right = type(value) in kinds.get(name, (int, float)) and all(type(n) in (int, float) for n in numbers)
+            if name not in names or not right:
+                raise ValueError(f"sampling: {shown(name)} is {shown(value)}; known are {', '.join(names)}")
         return cls(**stated)
 
     @property
     def guided(self) -> bool:
-        return self.guidance != 1.0
+        return any(strength != 1.0 for strength in self.guidance_by_scale or (self.guidance,))
+
+    def refuse(self, *names: str, model: str) -> None:
+        """Raise ``ValueError`` where it asks for one of these, which ``model`` has no use for."""
+        for name in names:
+            if getattr(self, name):
+                raise ValueError(f"{model} has no {name.replace('_', ' ')}: leave it out")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from heatkv.models.presets import PRESETS, Preset, Weights
 
 FORMAT, VERSION = "heatkv-official", 1
 MAX_EXAMPLES = 1_000
+STATED_OF_PUBLISHED = {"id", "sampling", "examples"}  # by a config.json next to files of published names
 
 
 def identify(path: Path, size: str = "", ratio: str = "1.0") -> tuple[Preset, Files]:
@@ -42,8 +43,15 @@ def identify(path: Path, size: str = "", ratio: str = "1.0") -> tuple[Preset, Fi
         preset, files = named[0], hub.find_files(named[0], folder)
         if missing := hub.missing_parts(preset, files):
             raise CheckpointError(f"{hub.how_to_get(preset, missing)}{strangers(preset, folder)}")
+        settings = read_settings(folder)
+        if clash := sorted(set(settings) - STATED_OF_PUBLISHED):
+            raise CheckpointError(
+                f"{folder / 'config.json'} states {clash[0]}, which the published name of {files.transformer} settles: "
+                "leave it out, or rename the file"
+            )
+        preset = replace(preset, **settings)
     else:
-        preset, files = by_contents(folder, single)
+        preset, files = by_contents(folder, single, size)
         settings = read_settings(folder)
         known = {field.name for field in fields(preset)}
         preset = replace(preset, **{name: value for name, value in settings.items() if name in known})
@@ -66,8 +74,8 @@ def strangers(preset: Preset, folder: Path) -> str:
     return f" ({', '.join(here)} in {folder} does not go with {preset.id})" if here else ""
 
 
-def by_contents(folder: Path, single: Path | None) -> tuple[Preset, Files]:
-    """A model put together from the shapes of what lies in ``folder``."""
+def by_contents(folder: Path, single: Path | None, size: str) -> tuple[Preset, Files]:
+    """A model put together from the shapes of what lies in ``folder``; ``size`` as it was asked for, if it was."""
     if single is not None and single.is_dir() and kind_of(load_state(single)) is None:
         raise CheckpointError(f"{single} {no_transformer({}, single, several=False)}")
     found: dict[tuple[str, str], list[Path]] = {}
@@ -105,7 +113,7 @@ def by_contents(folder: Path, single: Path | None) -> tuple[Preset, Files]:
             f"it holds {', '.join(other) or 'none'}"
         )
     transformer, autoencoder = found[family, "transformer"][0], autoencoders[0]
-    return FAMILIES[family].found_in(folder, read_settings(folder), transformer, autoencoder)
+    return FAMILIES[family].found_in(folder, {**read_settings(folder), "asked_size": size}, transformer, autoencoder)
 
 
 def no_transformer(found: dict[tuple[str, str], list[Path]], single: Path | None, several: bool) -> str:

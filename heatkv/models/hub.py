@@ -36,9 +36,10 @@ def parts_of(preset: Preset) -> dict[str, Weights]:
 def find_weights(weights: Weights, folder: Path | None = None) -> Path | None:
     """Where ``weights`` lie: in ``folder``, in the folder that ``HEATKV_WEIGHTS`` names, or in the hub's cache."""
     variable = os.environ.get(FOLDER_VARIABLE)
-    for place in (folder, Path(variable) if variable else None):
-        if place is not None and (place / weights.local_name).exists():
-            return place / weights.local_name
+    places = [place for place in (folder, Path(variable) if variable else None) if place is not None]
+    for path in (place / name for place in places for name in weights.names):
+        if path.exists():
+            return path
     return find_cached(weights)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from heatkv.files import shown
 from heatkv.models.base import Sampling
 from heatkv.models.infinity.autoencoder import AutoencoderConfig
-from heatkv.models.infinity.scales import SIZES, find_ratio, published_scales, rope_grid
+from heatkv.models.infinity.scales import SIZES, find_ratio, is_published, published_scales, rope_grid
 from heatkv.models.infinity.transformer import TransformerConfig
 from heatkv.models.llamagen.transformer import LlamaGenConfig
 from heatkv.models.llamagen.vq import VqConfig
@@ -26,7 +26,8 @@ class Weights:
 
     ``size`` is what has to be downloaded, in bytes, as the hub's pages showed it (rounded there, last seen in 2025);
     ``estimated`` where it is computed from the parameters instead, unverified. ``patterns`` choose files of a folder
-    or repository. ``repo`` is empty for weights that are not published.
+    or repository. ``repo`` is empty for weights that are not published. ``aliases`` are names that the authors' scripts
+    give what they publish.
     """
 
     repo: str
@@ -34,6 +35,12 @@ class Weights:
     size: int
     patterns: tuple[str, ...] = ()
     estimated: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the file or folder may be called when it lies in a folder of its own."""
+        return (self.local_name, *self.aliases)
 
     @property
     def size_text(self) -> str:
@@ -71,6 +78,8 @@ class Preset:
     text: Weights | None = None
     text_parameters: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    sampling_source: str = ""
+    note: str = ""
     examples: tuple[str, ...] = ()
     size: str = ""
     ratio: str = ""
@@ -80,6 +89,11 @@ class Preset:
     def geometry(self) -> Geometry:
         shape = self.transformer_config
         return Geometry(shape.depth, shape.heads, shape.head_dim, self.scales)
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What people should know beside the summary."""
+        return {name: text for name, text in (("sampling", self.sampling_source), ("note", self.note)) if text}
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -99,13 +113,15 @@ class Preset:
         if not self.size or not isinstance(self.transformer_config, TransformerConfig):
             h, w = self.image_size
             raise ValueError(f"{self.id} has one size, {h} x {w}: name it without `:{size}`")
-        ratio = find_ratio(ratio)
+        asked, ratio = ratio, find_ratio(ratio)
+        note = "" if is_published(asked) else f"the published shape nearest to {asked} (height / width) is {ratio}"
         if (size, ratio) == (self.size, self.ratio):
-            return self
+            return replace(self, note=note) if note else self
         scales = published_scales(size, ratio)
         config = replace(self.transformer_config, rope_grid=rope_grid(ratio))
         name = f"{self.id}:{size}" + ("" if ratio == "1.0" else f":{ratio}")
         result = replace(self, id=name, scales=scales, transformer_config=config, size=size, ratio=ratio)
+        result = replace(result, note=note)
         h, w = result.image_size
         return replace(result, summary=f"{self.summary.rpartition(', ')[0]}, {h} x {w}")
 
@@ -114,12 +130,20 @@ MIT = "MIT"  # as both repositories state on the hub
 VAR_REPO, INFINITY_REPO = "FoundationVision/var", "FoundationVision/Infinity"
 VAR_AUTOENCODER = Weights(VAR_REPO, "vae_ch160v4096z32.pth", 436_000_000, estimated=True)
 T5_FILES = ("config.json", "tokenizer*", "spiece.model", "special_tokens_map.json", "model*.safetensors*")
-T5_XL = Weights("google/flan-t5-xl", "", 11_400_000_000, T5_FILES)
+T5_XL = Weights("google/flan-t5-xl", "", 11_400_000_000, T5_FILES, aliases=("flan-t5-xl-official",))
 SHARD_FILES = ("*.safetensors", "*.bin", "*.json")
 BITS_16 = AutoencoderConfig(128, (1, 2, 4, 4, 4), bits=16, stride=16)
 BITS_32 = AutoencoderConfig(128, (1, 2, 4, 4, 4), bits=32, stride=16)
 BITS_56 = AutoencoderConfig(128, (1, 2, 4, 4), bits=14, stride=8, patchify=True)
-INFINITY_SAMPLING = Sampling(guidance=3.0, temperature=1.0, top_k=900, top_p=0.97)
+# As the authors' own scripts have it. Of two settings for 2B, that of the script which their README runs; the notebook
+# (interactive_infer.ipynb) has a guidance of 3. Files of other shapes, of which nobody says, get the same.
+INFINITY_SAMPLING = Sampling(guidance=4.0, temperature=0.5, top_k=900, top_p=0.97)
+INFINITY_SOURCE = "scripts/infer.sh of FoundationVision/Infinity: cfg 4, tau 0.5"
+INFINITY_8B_SAMPLING = Sampling(guidance=3.0, temperature=1.0, top_k=900, top_p=0.97)
+INFINITY_8B_SOURCE = "the 8B notebooks of FoundationVision/Infinity: cfg 3, tau 1"
+VAR_SOURCE = (
+    "demo_sample.ipynb of FoundationVision/VAR: cfg 4 (a guidance of 5 at the last scale), top_k 900, top_p 0.95"
+)
 INFINITY_EXAMPLES = (
     "a red fox resting in fresh snow at dawn",
     "an old lighthouse on a cliff, oil painting",
@@ -141,6 +165,7 @@ def var(depth: int, side: int, parameters: str, transformer_bytes: int) -> Prese
         autoencoder=VAR_AUTOENCODER,
         # Guidance grows from 1 to 5 over the scales: the published cfg of 4.
         sampling=Sampling(guidance=5.0, top_k=900, top_p=0.95),
+        sampling_source=VAR_SOURCE,
         examples=("golden retriever", "volcano", "espresso", "balloon", "macaw", "lakeside"),
         licence=MIT,
     )
@@ -167,7 +192,8 @@ def infinity(
         autoencoder=autoencoder,
         text=T5_XL,
         text_parameters=1_223_527_424,
-        sampling=INFINITY_SAMPLING,
+        sampling=INFINITY_8B_SAMPLING if depth == 40 else INFINITY_SAMPLING,
+        sampling_source=INFINITY_8B_SOURCE if depth == 40 else INFINITY_SOURCE,
         examples=INFINITY_EXAMPLES,
         size=size,
         ratio="1.0",
@@ -223,7 +249,7 @@ def llamagen_text(side: int, stage: int) -> Preset:
     )
 
 
-D32REG = Weights(INFINITY_REPO, "infinity_vae_d32reg.pth", 1_560_000_000)
+D32REG = Weights(INFINITY_REPO, "infinity_vae_d32reg.pth", 1_560_000_000, aliases=("infinity_vae_d32_reg.pth",))
 D16 = Weights(INFINITY_REPO, "infinity_vae_d16.pth", 1_560_000_000)
 D56 = Weights(INFINITY_REPO, "infinity_vae_d56_f8_14_patchify.pth", 440_000_000, estimated=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-MAX_PROMPT_CHARACTERS = 1000
+MAX_PROMPT_CHARACTERS = 8_000  # more than the 512 tokens that the text encoder reads
 
 
 class PromptError(ValueError):

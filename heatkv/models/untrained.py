@@ -53,6 +53,7 @@ def facts_of(preset: Preset) -> dict[str, Any]:
         "summary": f"{preset.summary}; random weights, draws noise",
         "licence": "",
         "source": "random numbers",
+        **preset.told,
     }
 
 

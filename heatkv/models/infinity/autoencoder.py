@@ -190,8 +190,9 @@ class BitQuantizer(nn.Module):
         values = values.transpose(1, 2).reshape(len(bits_BNd), -1, h, w)
         return F.pixel_shuffle(values, 2) if self.config.patchify else values
 
-    def upsample(self, code_BdHW: Tensor) -> Tensor:
-        return resize(code_BdHW, self.final_map, "bilinear")
+    def upsample(self, code_BdHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """A code map at the size of the sum of all scales, or another."""
+        return resize(code_BdHW, size or self.final_map, "bilinear")
 
     def next_input(self, latent_BdHW: Tensor, scale: int) -> Tensor:
         """Tokens ``[B, N, token_bits]`` that the transformer reads at ``scale``, from the sum so far."""
@@ -208,11 +209,12 @@ class BitQuantizer(nn.Module):
         return (x > 0).flatten(2).transpose(1, 2)
 
     def quantize(self, latent_BdHW: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Bits of every scale and the sum of their codes ``[B, d, H, W]``."""
+        """Bits of every scale and the sum of their codes ``[B, d, H, W]``, of the latent map's own size."""
+        size = latent_BdHW.shape[-2], latent_BdHW.shape[-1]
         residual, total, bits = latent_BdHW, torch.zeros_like(latent_BdHW), []
         for k in range(len(self.scales)):
             bits.append(self.residual_bits(residual, k))
-            code = self.upsample(self.code(bits[-1], k))
+            code = self.upsample(self.code(bits[-1], k), size)
             total, residual = total + code, residual - code
         return bits, total
 

@@ -43,15 +43,24 @@ class InfinityModel(Staged):
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[str], noise: Noise, cache: KVCache, sampling: Sampling) -> Iterator[ScaleTokens]:
+        sampling.refuse("smooth", model=self.id)
         scales = len(self.geometry.scales)
-        guidance = Guidance((sampling.guidance,) * scales, (sampling.temperature,) * scales, sampling.top_p)
-        text = self.text.encode(prompts)
-        text = TextFeatures(text.features_BNC.to(self.device, torch.float32), text.mask_BN.to(self.device))
+        by_scale = sampling.guidance_by_scale or (sampling.guidance,) * scales
+        if len(by_scale) != scales:
+            raise ValueError(f"{len(by_scale)} strengths of guidance for {scales} scales: give one, or one a scale")
+        guidance = Guidance(by_scale, (sampling.temperature,) * scales, sampling.top_p)
+        text = self._read(prompts)
+        negative = self._read([sampling.negative] * len(prompts)) if sampling.negative and guidance.active else None
         self._use("transformer")
-        for step in generate_scales(self.transformer, self.autoencoder.quantizer, text, None, cache, guidance, noise):
+        quantizer = self.autoencoder.quantizer
+        for step in generate_scales(self.transformer, quantizer, text, negative, cache, guidance, noise):
             yield step
             if step.scale < scales - 1:  # a preview may have had its turn
                 self._use("transformer")
+
+    def _read(self, prompts: Sequence[str]) -> TextFeatures:
+        text = self.text.encode(prompts)
+        return TextFeatures(text.features_BNC.to(self.device, torch.float32), text.mask_BN.to(self.device))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:

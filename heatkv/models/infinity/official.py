@@ -14,15 +14,16 @@ from heatkv.models.hub import Files
 from heatkv.models.infinity import layout
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, BitQuantizer
 from heatkv.models.infinity.model import InfinityModel
-from heatkv.models.infinity.scales import published_scales, rope_grid
+from heatkv.models.infinity.scales import SIZES, published_scales, rope_grid
 from heatkv.models.infinity.t5 import T5Encoder, is_text_encoder, text_dtype, text_width
 from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig, set_positions
-from heatkv.models.mixups import check_pair, check_part, read_shape, right_name
+from heatkv.models.mixups import check_pair, check_part, differences, read_shape, right_name
 from heatkv.models.offload import Stages
 from heatkv.models.presets import INFINITY_EXAMPLES, INFINITY_SAMPLING, PRESETS, T5_XL, Preset, Weights
 from heatkv.models.untrained import RandomText, drawn, facts_of
 
 CPU = torch.device("cpu")
+SIZE_MARKS = {"256x256": "0.06M", "512x512": "0.25M", "1024x1024": "1M", **{f"_{size}": size for size in SIZES}}
 WHAT_TRANSFORMER, WHAT_AUTOENCODER = "Infinity transformer", "Infinity autoencoder"
 
 
@@ -55,6 +56,7 @@ def build(preset: Preset, files: Files, device: torch.device, dtype: torch.dtype
         "licence": preset.licence,
         "source": files.transformer.name,
         "staged_offload": offload,
+        **preset.told,
         **({"tensors_ignored": list(ignored)} if ignored else {}),
     }
     return InfinityModel(preset.id, text, transformer, autoencoder, preset.sampling, preset.examples, facts, stages)
@@ -123,7 +125,8 @@ def random_init(preset: Preset, device: torch.device, dtype: torch.dtype) -> Inf
 
 def found_in(folder: Path, settings: dict[str, Any], transformer: Path, autoencoder: Path) -> tuple[Preset, Files]:
     """The model that files of other names than the published ones make up, with what ``settings`` state of it."""
-    scales = settings.get("scales", published_scales())
+    size = "" if "scales" in settings else settings.get("asked_size") or size_of(transformer)
+    scales = settings["scales"] if "scales" in settings else published_scales(size)
     grid = settings.get("rope_grid") or (scales.sizes[-1] if "scales" in settings else rope_grid())
     shape = read_transformer_config(transformer, grid)
     texts = [entry for entry in sorted(folder.iterdir()) if is_text_encoder(entry)]
@@ -146,10 +149,28 @@ def found_in(folder: Path, settings: dict[str, Any], transformer: Path, autoenco
         text_parameters=0,
         sampling=INFINITY_SAMPLING,
         examples=INFINITY_EXAMPLES,
-        size="" if "scales" in settings else "1M",
+        size=size,
         ratio="1.0",
     )
     return preset, Files(transformer, autoencoder, text)
+
+
+def size_of(transformer: Path) -> str:
+    """The size that a renamed transformer draws: its tensors do not say, but of some shapes only one is published.
+
+    Raises ``CheckpointError`` where there are more, or none: at another size than it has learnt it draws nonsense.
+    """
+    for mark, size in SIZE_MARKS.items():
+        if mark in transformer.name:
+            return size
+    found = read_transformer_config(transformer, rope_grid())
+    published = [p for p in PRESETS.values() if p.size and not differences(found, p.transformer_config)]
+    if len({preset.size for preset in published}) != 1:
+        raise CheckpointError(
+            f"{transformer} does not tell the size of its images: give it after the path, {transformer}:1M (or "
+            f"{', '.join(size for size in SIZES if size != '1M')}), or state scales in a config.json next to it"
+        )
+    return published[0].size
 
 
 def right_autoencoder(bits: int, given: Path) -> str:

@@ -18,14 +18,23 @@ from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures
 class Guidance:
     """Classifier-free guidance and temperature of every scale.
 
-    ``hidden_layers`` are layers after which the hidden states are guided; without any, the logits
-    are (the released setting).
+    ``hidden_layers`` are layers after which the hidden states are guided, negative ones counted from the last;
+    without any, the logits are (the released setting).
     """
 
     scale_S: tuple[float, ...]
     temperature_S: tuple[float, ...]
     top_p: float = 0.0
     hidden_layers: tuple[int, ...] = ()
+
+    def layers(self, depth: int) -> frozenset[int]:
+        """``hidden_layers`` of a model of ``depth`` layers. Raises ``ValueError`` for one that there is not."""
+        for layer in self.hidden_layers:
+            if not -depth <= layer < depth:
+                raise ValueError(
+                    f"there is no hidden layer {layer}: the model has {depth}, from 0 or, backwards, -1 on"
+                )
+        return frozenset(layer % depth for layer in self.hidden_layers)
 
     @property
     def active(self) -> bool:
@@ -75,7 +84,7 @@ def generate_scales(
     ``negative`` replaces the learned empty prompt. ``logits_sink`` collects the logits ``[B, N, bits, 2]``
     that the bits are drawn from.
     """
-    rows = len(text.features_BNC)
+    rows, hidden_layers = len(text.features_BNC), guidance.layers(model.config.depth)
     if guidance.active:
         text = pad_and_stack(text, negative or model.unconditional(text.mask_BN))
     condition = model.condition(text)
@@ -89,7 +98,7 @@ def generate_scales(
         strength, temperature = guidance.scale_S[k], guidance.temperature_S[k]
 
         def after_layer(layer: int, x: Tensor, strength: float = strength) -> Tensor:
-            if guidance.active and layer in guidance.hidden_layers:
+            if guidance.active and layer in hidden_layers:
                 return guide(x, strength).repeat(2, 1, 1)
             return x
 

@@ -6,6 +6,9 @@ the largest list's last scale.
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+
 from heatkv.files import shown
 from heatkv.scales import ScaleSchedule
 
@@ -41,16 +44,24 @@ FULL: dict[str, ScaleSchedule] = {
 
 
 def find_ratio(ratio: str) -> str:
-    """The published name of an aspect ratio (height / width): ``1.5`` for ``1.5`` or ``3:2``. Raises ``ValueError``."""
-    try:
+    """The published aspect ratio (height / width) nearest to another: ``1.5`` for ``3:2``, ``1.75`` for ``16:9``.
+
+    Raises ``ValueError`` for what is no ratio, or too far from all.
+    """
+    with suppress(ValueError, ZeroDivisionError):
         height, _, width = ratio.partition(":")
         value = float(height) / float(width or 1)
-        name = min(FULL, key=lambda known: abs(float(known) - value))
-        if abs(float(name) - value) < 0.005:
-            return name
-    except (ValueError, ZeroDivisionError):
-        pass
-    raise ValueError(f"aspect ratio {shown(ratio)} (height / width) is not one of {', '.join(sorted(FULL, key=float))}")
+        if 0.3 <= value <= 3.4:
+            return min(FULL, key=lambda known: abs(math.log(float(known) / value)))
+    raise ValueError(
+        f"aspect ratio {shown(ratio)} (height / width) is near none of {', '.join(sorted(FULL, key=float))}"
+    )
+
+
+def is_published(ratio: str) -> bool:
+    """Whether a ratio is one of the published ones, and not only near one."""
+    height, _, width = ratio.partition(":")
+    return abs(float(find_ratio(ratio)) - float(height) / float(width or 1)) < 0.005
 
 
 def published_scales(size: str = "1M", ratio: str = "1.0") -> ScaleSchedule:

@@ -65,6 +65,7 @@ class LlamaGenModel(Staged):
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[str], noise: Noise, cache: KVCache, sampling: Sampling) -> Iterator[ScaleTokens]:
+        sampling.refuse("negative", "guidance_by_scale", "smooth", model=self.id)
         condition = self._condition(prompts, sampling.guided)
         codebook, last = self.autoencoder.quantize, self.transformer.config.grid
         for line in generate_lines(self.transformer, codebook, condition, cache, sampling, noise):

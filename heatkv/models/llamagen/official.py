@@ -56,6 +56,7 @@ def build(preset: Preset, files: Files, device: torch.device, dtype: torch.dtype
         "licence": preset.licence,
         "source": files.transformer.name,
         "staged_offload": offload,
+        **preset.told,
     }
     return LlamaGenModel(preset.id, reader, transformer, autoencoder, preset.sampling, preset.examples, facts, stages)
 

@@ -40,6 +40,7 @@ class VarModel(Staged):
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[str], noise: Noise, cache: KVCache, sampling: Sampling) -> Iterator[ScaleTokens]:
+        sampling.refuse("negative", "guidance_by_scale", model=self.id)
         labels = torch.tensor([self.classes.read(prompt)[0] for prompt in prompts], device=self.device)
         last = len(self.geometry.scales) - 1
         self._use("transformer")

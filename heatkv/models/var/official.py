@@ -43,6 +43,7 @@ def build(preset: Preset, files: Files, device: torch.device, dtype: torch.dtype
         "licence": preset.licence,
         "source": files.transformer.name,
         "staged_offload": offload,
+        **preset.told,
     }
     classes = classes_for(transformer.config.classes)
     return VarModel(preset.id, classes, transformer, autoencoder, preset.sampling, preset.examples, facts, stages)

@@ -57,6 +57,14 @@ def guidance_at(guidance: float, scale: int, scales: int) -> float:
     return 1 + (guidance - 1) * scale / max(1, scales - 1)
 
 
+def smooth_codes(logits_BNV: Tensor, noise_BNV: Tensor, scale: int, scales: int) -> Tensor:
+    """Weights ``[B, N, V]`` of a soft mixture of codes (Gumbel softmax), sharper from scale to scale, as published."""
+    share = scale / max(1, scales - 1)
+    temperature = max(0.27 * (1 - 0.95 * share), 0.005)
+    uniform = upload(noise_BNV, logits_BNV.device).clamp(1e-10, 1 - 1e-7)
+    return ((logits_BNV * (1 + share) - (-uniform.log()).log()) / temperature).softmax(-1)
+
+
 def generate_scales(
     model: VarTransformer,
     quantizer: CodeQuantizer,
@@ -85,6 +93,10 @@ def generate_scales(
         if logits_sink is not None:
             logits_sink.append(logits)
         index = draw_tokens(logits, noise(k, (logits.shape[1],)), sampling.top_k, sampling.top_p)
-        code = quantizer.code(index, k)
+        if sampling.smooth:
+            mixed = smooth_codes(logits, noise(scales + k, tuple(logits.shape[1:])), k, scales)
+            code = quantizer.add_to_map(mixed @ quantizer.embedding.weight, k)
+        else:
+            code = quantizer.code(index, k)
         latent = code if latent is None else latent + code
         yield ScaleTokens(k, index, latent)

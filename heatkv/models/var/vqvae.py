@@ -175,8 +175,12 @@ class CodeQuantizer(nn.Module):
 
     def code(self, index_BN: Tensor, scale: int) -> Tensor:
         """What the codes of a scale add to the latent map, ``[B, code_width, H, W]``."""
+        return self.add_to_map(self.embedding(index_BN), scale)
+
+    def add_to_map(self, codes_BNc: Tensor, scale: int) -> Tensor:
+        """The same for codes at hand."""
         h, w = self.scales[scale]
-        x = self.embedding(index_BN).transpose(1, 2).reshape(len(index_BN), -1, h, w)
+        x = codes_BNc.transpose(1, 2).reshape(len(codes_BNc), -1, h, w)
         if (h, w) != self.final_map:
             x = F.interpolate(x, size=self.final_map, mode="bicubic", align_corners=False)
         phi = self.quant_resi.qresi_ls[self.phi_of_scale[scale]]
@@ -200,6 +204,9 @@ class CodeQuantizer(nn.Module):
 
     def quantize(self, latent_BcHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Indices ``[B, N]`` of every scale and the sum of all scales so far after each."""
+        if tuple(latent_BcHW.shape[-2:]) != self.final_map:
+            h, w = self.final_map
+            raise ValueError(f"the latent map is {tuple(latent_BcHW.shape[-2:])}, not {h} x {w}: encode {h}:{w} images")
         residual, total = latent_BcHW, torch.zeros_like(latent_BcHW)
         indices, totals = [], []
         for k in range(len(self.scales)):
