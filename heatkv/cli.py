@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from heatkv import __version__
 from heatkv.files import check_writable, one_line, program_root, read_bytes, shown, write_atomic
 from heatkv.models.base import Sampling
 from heatkv.threads import keep_to_own_cores
@@ -376,6 +377,7 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="python -m heatkv", description="Head-specific KV-cache budgets for visual autoregressive models."
     )
+    parser.add_argument("--version", action="version", version=f"heatkv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Any, what: str, *, model: bool = True) -> OneLineParser:
