@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import official_files as files
 import pytest
 import torch
 
-from heatkv.models import CheckpointError, Sampling, load
+import heatkv
+from heatkv.cache import full_cache
+from heatkv.models import CheckpointError, Sampling, find_geometry, load, seeded_noise
 from heatkv.models.bundled import save_folder
 from heatkv.models.infinity.text import PromptError, Vocabulary, WordEncoder
 from heatkv.models.llamagen.captions import clean_caption
@@ -154,6 +157,7 @@ def bundled(folder: Path) -> LlamaGenModel:
 def test_a_model_folder_brings_back_the_model(tmp_path: Path) -> None:
     model = bundled(tmp_path)
     back = loaded(tmp_path)
+    assert find_geometry(tmp_path) == model.geometry
     assert (back.id, back.sampling, back.geometry) == (model.id, model.sampling, model.geometry)
     assert not hasattr(back.autoencoder, "encoder")
     for part in ("transformer", "autoencoder"):
@@ -190,3 +194,40 @@ def test_images_have_the_official_bytes(conformance: Path, tmp_path: Path) -> No
     model.autoencoder.load_state_dict({k[3:]: v.float() for k, v in vectors.items() if k.startswith("vq.")})
     pixels = model.decode(model.autoencoder.quantize.map(vectors["vq_decode.codes"], (6, 6)))
     assert (pixels.int() - vectors["vq_decode.image_u8"].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("config", [files.LLAMAGEN, files.LLAMAGEN_TEXT], ids=["class", "caption"])
+def test_published_files_generate_calibrate_and_run_compressed(tmp_path: Path, config: LlamaGenConfig) -> None:
+    files.write_llamagen(tmp_path, config=config, t5=True)
+    model = loaded(tmp_path)
+    prompts = ["3", "7"] if model.classes else ["a cat", "a red dog"]
+    full = heatkv.generate(model, prompts[0], 1)
+    assert full.pixels.shape == (8, 8, 3)
+    assert [event.scale for event in full.scales] == [1, 2, 3, 4]
+    scores = heatkv.calibrate(model, prompts)
+    schedule = heatkv.plan(scores, 0.6)
+    pruned = heatkv.generate(model, prompts[0], 1, schedule)
+    assert pruned.kv_bytes_peak <= 0.6 * full.kv_bytes_peak
+    assert np.array_equal(heatkv.generate(model, prompts[0], 1, heatkv.plan(scores, 1.0)).pixels, full.pixels)
+
+
+def test_a_batch_with_captions_of_different_lengths_draws_what_each_draws_alone(tmp_path: Path) -> None:
+    files.write_llamagen(tmp_path, config=files.LLAMAGEN_TEXT, t5=True)
+    model = loaded(tmp_path)
+    sampling = Sampling(guidance=2.5, top_k=12)
+    both = list(model.run(["a", "a red dog"], seeded_noise([4, 5]), full_cache(model.geometry), sampling))
+    alone = list(model.run(["a red dog"], seeded_noise([5]), full_cache(model.geometry), sampling))
+    assert torch.equal(both[-1].latent[1:], alone[-1].latent)
+
+
+def test_a_replay_gives_the_logits_that_tokens_were_drawn_from(tmp_path: Path) -> None:
+    files.write_llamagen(tmp_path)
+    model = loaded(tmp_path)
+    sampling = Sampling(guidance=2.5)
+    greedy = lambda line, shape: torch.zeros(1, *shape)  # noqa: E731
+    lines = list(model.run(["3"], greedy, full_cache(model.geometry), sampling))
+    tokens_BN = torch.cat([line.tokens for line in lines], 1)
+    logits = list(model.replay(["3"], tokens_BN, full_cache(model.geometry), sampling))
+    assert torch.equal(torch.stack(logits, 1).argmax(-1), tokens_BN)
+    other = list(model.replay(["3"], torch.zeros_like(tokens_BN), full_cache(model.geometry), sampling))
+    assert torch.equal(other[0], logits[0]) and not torch.allclose(other[5], logits[5])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from heatkv.models import hub
 from heatkv.models.checkpoint import CheckpointError, load_state, place
@@ -45,7 +46,7 @@ def build(preset: Preset, files: Files, device: torch.device, dtype: torch.dtype
     transformer = load_transformer(preset, files.transformer, home, dtype)
     stages = None
     if offload:
-        parts = {"transformer": transformer, "decoder": autoencoder.decoder}
+        parts: dict[str, nn.Module] = {"transformer": transformer, "decoder": autoencoder.decoder}
         if isinstance(reader, T5Encoder):
             parts = {"text": reader, **parts}
         stages = Stages(parts, device)
