@@ -23,13 +23,14 @@ from app.inputs import MAX_PROMPTS, InputError, read_prompt, read_prompts
 from heatkv.cache.probe import MAX_ENTRIES, ProbeCache
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import calibrate_steps
+from heatkv.formats import COMPUTE
 from heatkv.generate import Generation, ScaleEvent, collect, generate_events
 from heatkv.models.base import GenerativeModel
 from heatkv.models.var.classes import Classes
 from heatkv.policies import REGISTRY, cache_factory, usable
 from heatkv.policies.base import Policy
 from heatkv.policies.headkv import HeadKVCache
-from heatkv.schedule import Schedule, Storage, bytes_per_token
+from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 from heatkv.views import explore
 
@@ -230,8 +231,8 @@ class Workbench:
         return {
             **budgets.to_json(),
             **explore.cells_json(profiles, ranks),
-            "bytesPerToken": self.bytes_per_token("compute"),
-            "heldBytesPerToken": self.bytes_per_token(budgets.storage),
+            "bytesPerToken": self.bytes_per_token,
+            "heldBytesPerToken": budgets.unit_bytes(self._rows, self.model.dtype.itemsize),
             "fixed": uploaded is not None,
         }
 
@@ -253,10 +254,15 @@ class Workbench:
         assert self.bundled.scores is not None
         return explore.head_profiles(self.bundled.scores, self.sink_scales)
 
-    def bytes_per_token(self, storage: Storage) -> int:
-        """Keys and values of one cached token of one head, for one image, guidance rows included."""
-        rows = 2 if self.model.sampling.guided else 1
-        return bytes_per_token(storage, self.geometry, rows, self.model.dtype.itemsize)
+    @property
+    def _rows(self) -> int:
+        """Batch rows of one image, that of guidance included."""
+        return 2 if self.model.sampling.guided else 1
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of one cached token of one head as computed, for one image."""
+        return COMPUTE.cell_bytes(1, self.geometry.head_dim, self.model.dtype.itemsize) * self._rows
 
     # --- long jobs -------------------------------------------------------------------------------------------------
 

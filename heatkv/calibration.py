@@ -6,7 +6,8 @@ no array grows with queries x keys. A tile's probabilities p tell
 
 - the mass m that each query puts on a source scale, summed into S-CAS;
 - what the layer's output o would be without a source scale: its share of the output is u = p v over
-  the scale's keys, and the change is (u - m o) / (1 - m);
+  the scale's keys, and the change is (u - m o) / (1 - m); and what it would be with the scale in 4 bits
+  (``rounding``);
 - at the last scale, whether a head's queries all read the same keys (see ``HeadScores``).
 
 The mass is exact: where a scale has more queries than that, it is taken of all of them by the
@@ -27,6 +28,7 @@ from torch import Tensor
 from heatkv.cache.attention import PartialAttention, partial_attention, partial_weights
 from heatkv.cache.seam import Entries, ScheduleCache, full_schedule
 from heatkv.files import shown
+from heatkv.formats import FORMATS, ranges_around
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.models.memory import check_batch
 from heatkv.scales import Geometry
@@ -34,6 +36,8 @@ from heatkv.scores import HeadScores
 
 SAMPLE_QUERIES = 256  # of a scale, spread over its map
 TILE_PRODUCTS = 1 << 18  # probabilities at a time: what fits the cache of a processor
+EVERY = 4  # of these queries, for what rounding changes
+ROUNDED_TO = FORMATS["int4"]
 LEAST_REST = 1e-4  # a source scale with more mass than 1 - LEAST_REST is taken as having that much
 
 
@@ -42,13 +46,14 @@ class Observation:
     """One layer at one target scale, summed over rows, float64.
 
     ``mass_HS`` is the mean mass of the queries on each source scale, its own last; ``change_HS`` the share
-    of the layer's output that changes without an earlier source scale; ``spread_H`` the variance over
-    queries of what a key receives, summed over keys.
+    of the layer's output that changes without an earlier source scale, ``rounding_HS`` with it in 4 bits;
+    ``spread_H`` the variance over queries of what a key receives, summed over keys.
     """
 
     mass_HS: Tensor
     change_HS: Tensor
-    spread_H: Tensor | None
+    rounding_HS: Tensor | None = None
+    spread_H: Tensor | None = None
 
 
 def observe(
@@ -59,20 +64,24 @@ def observe(
     *,
     unseen_BNM: Tensor | None = None,
     spread: bool = True,
+    rounded: bool = True,
 ) -> Observation:
     """What the queries of a scale do with the keys of the source scales at ``bounds``, the last of them their own.
 
-    ``unseen_BNM``: keys that a query may not read (of one line's queries, ``B`` may be 1). ``spread``: whether to
-    measure that too.
+    ``unseen_BNM``: keys that a query may not read (of one line's queries, ``B`` may be 1). ``spread``, ``rounded``:
+    whether to measure these too.
     """
     batch, heads, queries, dim = q_BHND.shape
     sources, keys = len(bounds), k_BHMD.shape[2]
     if sources == 1 and not spread:  # a scale that is alone reads itself
-        return Observation(torch.full((heads, 1), batch, dtype=torch.float64), torch.empty(heads, 0), None)
+        return Observation(torch.full((heads, 1), batch, dtype=torch.float64), torch.empty(heads, 0))
     # One dimension R for the heads of all batch rows, which takes fewer operations.
     q_RND = q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float().flatten(0, 1)
     k_RDM, v_RMD = k_BHMD.float().flatten(0, 1).transpose(1, 2), v_BHMD.float().flatten(0, 1)
     of_source_SM = keys_of_sources(tuple(bounds), q_RND.device)
+    if rounded:
+        with_square_RME = torch.cat([v_RMD, v_RMD.square().sum(-1, True), torch.ones_like(v_RMD[..., :1])], -1)
+        variance_RS2D = rounding_variance(torch.stack([k_RDM.transpose(1, 2), v_RMD], 2), bounds)
     sums: list[Tensor] = []
     for tile_RND in q_RND.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=1):
         p_RNM = torch.bmm(tile_RND, k_RDM).softmax(-1)
@@ -84,7 +93,10 @@ def observe(
         earlier_SRN1 = mass_RSN[:, :-1].transpose(0, 1).unsqueeze(-1)
         lost_SRN = torch.addcmul(share_SRND[:-1], earlier_SRN1, out_RND, value=-1).square_().sum(-1)
         rest_SRN = (1 - earlier_SRN1.squeeze(-1)).clamp_min_(LEAST_REST)
-        of_tile = [mass_RSN.sum(2), out_RND.square_().sum((1, 2)), (lost_SRN / rest_SRN.square_()).sum(2)]
+        change_SR = (lost_SRN / rest_SRN.square_()).sum(2)
+        of_tile = [mass_RSN.sum(2), out_RND.square().sum((1, 2)), change_SR]
+        if rounded:
+            of_tile.append(rounding(tile_RND, p_RNM, out_RND, with_square_RME, variance_RS2D, bounds))
         if spread:
             of_tile += [p_RNM.sum(1), p_RNM.square_().sum((1, 2))]
         sums = [a + b for a, b in zip(sums, of_tile, strict=True)] if sums else of_tile
@@ -95,14 +107,50 @@ def observe(
         pieces = [PartialAttention(*partial_attention(q_BHND, k_BHMD[:, :, a:b], v_BHMD[:, :, a:b])) for a, b in bounds]
         mass_BHS = torch.stack([weight_BHN.sum(2) for weight_BHN in partial_weights(pieces)], -1)
     energy_B = energy_R.view(batch, heads).sum(1).clamp_min(1e-30)
-    change_BHS = change_SR.T.view(batch, heads, -1) / energy_B[:, None, None]
+
+    def share_of_output(sum_SR: Tensor) -> Tensor:
+        return (sum_SR.T.view(batch, heads, -1) / energy_B[:, None, None]).sum(0, dtype=torch.float64)
+
     mass_HS = mass_BHS.sum(0, dtype=torch.float64) / queries
     spread_H = None
     if spread:
-        received_RM, square_R = sums[3:]
+        received_RM, square_R = sums[-2:]
         spread_R = (square_R / n - (received_RM / n).square().sum(1)).clamp_min(0)
         spread_H = spread_R.view(batch, heads).sum(0, dtype=torch.float64)
-    return Observation(mass_HS, change_BHS.sum(0, dtype=torch.float64), spread_H)
+    rounding_HS = share_of_output(sums[3]) if rounded else None
+    return Observation(mass_HS, share_of_output(change_SR), rounding_HS, spread_H)
+
+
+def rounding_variance(kv_RM2D: Tensor, bounds: Sequence[tuple[int, int]]) -> Tensor:
+    """Variance of the error of keys and values of the earlier source scales in `ROUNDED_TO`, ``[R, S, 2, D]``."""
+    ends = [kv_RM2D[:, start:end].aminmax(dim=1) for start, end in bounds[:-1]]
+    if not ends:
+        return kv_RM2D.new_empty(len(kv_RM2D), 0, *kv_RM2D.shape[2:])
+    _, _, width = ranges_around(torch.stack([e.min for e in ends], 1), torch.stack([e.max for e in ends], 1))
+    return (width * 0.5**ROUNDED_TO.bits).square_() / 12
+
+
+def rounding(
+    q_RND: Tensor, p_RNM: Tensor, out_RND: Tensor, with_square_RME: Tensor, variance_RS2D: Tensor,
+    bounds: Sequence[tuple[int, int]],
+) -> Tensor:  # fmt: skip
+    """Expected squared change of the output with each earlier source scale rounded, summed over queries, ``[S, R]``.
+
+    To first order: the logit of a key is off by a variance of sum_d q_d^2 var_d, which moves the output by p (v - o),
+    and a value is off by p times its own error. Errors of different tokens are independent. Of every `EVERY`-th query.
+    """
+    q_RND, p_RNM, out_RND = (x[:, ::EVERY] for x in (q_RND, p_RNM, out_RND))
+    square_RNM, dim = p_RNM.square(), q_RND.shape[-1]
+    logits_RNS = torch.bmm(q_RND.square(), variance_RS2D[:, :, 0].transpose(1, 2))
+    values_RS = variance_RS2D[:, :, 1].sum(-1)
+    changes = []
+    for s, (start, end) in enumerate(bounds[:-1]):
+        moments_RNE = torch.bmm(square_RNM[:, :, start:end], with_square_RME[:, start:end])
+        square_RN = moments_RNE[..., dim + 1]
+        cross_RN = (moments_RNE[..., :dim] * out_RND).sum(-1)
+        away_RN = moments_RNE[..., dim] - 2 * cross_RN + square_RN * out_RND.square().sum(-1)
+        changes.append((away_RN.clamp_min_(0) * logits_RNS[..., s] + square_RN * values_RS[:, s, None]).sum(1))
+    return torch.stack(changes) * EVERY if changes else q_RND.new_empty(0, len(q_RND))
 
 
 @lru_cache(maxsize=64)
@@ -130,13 +178,17 @@ class CalibratingCache(ScheduleCache):
         K = len(geometry.scales)
         self._mass_LHTS = torch.zeros(geometry.layers, geometry.heads, K, K, dtype=torch.float64)
         self._change_LHTS = torch.zeros_like(self._mass_LHTS)
+        self._rounding_LHTS = torch.zeros_like(self._mass_LHTS)
         self._spread_LH = self._mass_LHTS.new_zeros(geometry.layers, geometry.heads)
         self._pending: list[tuple[int, int, Observation]] = []
 
     def look(self, layer: int, q_BHND: Tensor, entries: Entries) -> None:
         q, k, v = (x[: self.rows] for x in (q_BHND, *entries.all_heads()))
         bounds = self.geometry.scales.bounds[: self.scale + 1]
-        seen = observe(q, k, v, bounds, unseen_BNM=self._unseen(len(q), q.device), spread=self.last_scale)
+        seen = observe(
+            q, k, v, bounds, unseen_BNM=self._unseen(len(q), q.device), spread=self.last_scale,
+            rounded=not self.geometry.scales.by_line,
+        )  # fmt: skip
         self._pending.append((layer, self.scale, seen))
 
     def _unseen(self, rows: int, device: torch.device) -> Tensor | None:
@@ -156,6 +208,8 @@ class CalibratingCache(ScheduleCache):
         for layer, t, seen in self._pending:
             self._mass_LHTS[layer, :, t, : t + 1] += seen.mass_HS.cpu()
             self._change_LHTS[layer, :, t, :t] += seen.change_HS.cpu()
+            if seen.rounding_HS is not None:
+                self._rounding_LHTS[layer, :, t, :t] += seen.rounding_HS.cpu()
             if seen.spread_H is not None:
                 self._spread_LH[layer] += seen.spread_H.cpu()
         self._pending.clear()
@@ -170,6 +224,14 @@ class CalibratingCache(ScheduleCache):
     def change_LHTS(self) -> np.ndarray:
         """Sum over rows of the share of the layer's output that changes at t without source scale s, float64."""
         return self._flushed(self._change_LHTS)
+
+    @property
+    def rounding_LHTS(self) -> np.ndarray | None:
+        """Sum over rows of the share of the layer's output that changes at t with source scale s in 4 bits, float64.
+
+        None for lines, which are not stored so.
+        """
+        return None if self.geometry.scales.by_line else self._flushed(self._rounding_LHTS)
 
     @property
     def spread_LH(self) -> np.ndarray:
@@ -194,18 +256,20 @@ def calibrate_steps(
     for prompt in prompts:
         model.check_prompt(prompt)
     sampling = sampling or model.sampling
-    sums = [np.zeros(())] * 3
+    sums: list[np.ndarray | None] = [None] * 4
     for first in range(0, len(prompts), batch):
         chunk = prompts[first : first + batch]
         cache = CalibratingCache(model.geometry, rows=len(chunk))
         noise = seeded_noise([seed + first + i for i in range(len(chunk))])
         for _ in model.run(chunk, noise, cache, sampling):
             pass
-        sums = [a + b for a, b in zip(sums, (cache.mass_LHTS, cache.change_LHTS, cache.spread_LH), strict=True)]
-        mass, change, spread_sum = sums
+        measured = cache.mass_LHTS, cache.change_LHTS, cache.spread_LH, cache.rounding_LHTS
+        sums = [None if b is None else b if a is None else a + b for a, b in zip(sums, measured, strict=True)]
+        mass, *extras = sums
+        assert mass is not None
         done = first + len(chunk)
         settings = {"seed": seed, "dtype": str(model.dtype), **asdict(sampling)}
-        yield HeadScores(model.id, model.geometry, mass, tuple(prompts[:done]), done, settings, change, spread_sum)
+        yield HeadScores(model.id, model.geometry, mass, tuple(prompts[:done]), done, settings, *extras)
 
 
 def calibrate(

@@ -220,12 +220,12 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     schedule = plan(
         source, arguments.budget, arguments.policy, arguments.sink_scales,
-        model=model, geometry=geometry, seed=arguments.seed,
+        model=model, geometry=geometry, seed=arguments.seed, storage=arguments.storage,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     schedule.save(out)
     if not arguments.json:
-        compact = f", in 8 bits: {schedule.peak_share:.1%} of the bytes in 16" if schedule.storage == "int8" else ""
+        compact = f", {schedule.storage}: {schedule.peak_share:.1%} of the bytes in 16" if schedule.encoded else ""
         print(f"{out}: {schedule.peak_tokens} of {geometry.full_peak_tokens} cached tokens at the peak{compact}")
     return {
         "model": schedule.model,
@@ -424,6 +424,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--budget", type=float, required=True)
     sub.add_argument("--policy", default="heatkv")
     sub.add_argument("--sink-scales", type=int, help="leading segments that always stay (default: 3; by lines 1)")
+    sub.add_argument("--storage", help="how cells are stored: compute, int8, int4, int2 (default: as the policy does)")
     sub.add_argument("--seed", type=int, default=0, help="for policies that roll dice")
     sub.add_argument("--out", type=Path, required=True, help="schedule file to write (JSON)")
 

@@ -11,6 +11,9 @@ A line (`heatkv.scales.ScaleSchedule`) is drawn token by token and is cache from
 with ``drop_at == s + 1`` go when the next line begins, in all layers at once, like any cell whose time has come. The
 condition is handed over whole, like a scale.
 
+A cell is stored in one format (formats.py) from when it comes until it goes; which, is the same for all cells or a
+table of its own.
+
 The cache is therefore largest after some layer of some scale, and how large is known before anything runs.
 """
 
@@ -19,9 +22,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,15 +44,15 @@ from heatkv.files import (
     shown,
     write_atomic,
 )
+from heatkv.formats import COMPUTE, FORMATS, Format, FormatError, find_format
 from heatkv.scales import Geometry, ScaleSchedule
 
 FORMAT = "heatkv-schedule"
 VERSION = 1
 MAX_FILE_BYTES = 4 << 20  # the largest published model takes 60 kB; parsing takes 20 times the size
 
-# How cached keys and values are stored: as the model computes them, or as 8-bit numbers with a 16-bit factor a token.
-Storage = Literal["compute", "int8"]
-INT8_FACTOR_BYTES = 2
+MIXED = "mixed"  # the storage of a schedule that gives every cell a format of its own
+_FORMAT_NAMES = list(FORMATS)
 
 _SLACK = 1e-12  # in budgets: what rounding may cost, and what printing with 12 decimals does
 
@@ -73,15 +76,17 @@ class Schedule:
     policy
         Name of the policy that planned it.
     budget
-        Peak of the cache as a share of the full cache's peak, in (0, 1]. The table keeps to it. A token stored in
-        ``int8`` counts as its share of one stored in 16 bits (`token_cost`), whatever the model computes in.
+        Peak of the cache as a share of the full cache's peak, in (0, 1]. The table keeps to it. What is stored in fewer
+        bits counts with all of its bytes, against a full cache in 16 bits, whatever the model computes in.
     drop_at_LHS
         The table described above, shape ``(layers, heads, scales)``; the last scale's own cells hold K.
         Copied, and read-only from then on.
     provenance
         How it came about: plain JSON values.
     storage
-        How what is kept is stored.
+        How what is kept is stored: the name of a format (`heatkv.formats`), or ``mixed``.
+    stored_as_LHS
+        For ``mixed`` the format of every cell, as its place in `heatkv.formats.FORMATS`; ``compute`` is none of them.
 
     Raises
     ------
@@ -94,25 +99,28 @@ class Schedule:
     sink_scales: int
     policy: str
     budget: float
-    drop_at_LHS: npt.NDArray[np.int16]
+    drop_at_LHS: npt.NDArray[np.integer]
     provenance: dict[str, Any] = field(default_factory=dict)
-    storage: Storage = "compute"
+    storage: str = "compute"
+    stored_as_LHS: npt.NDArray[np.integer] | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.model, what="model", error=ScheduleError)
         checked_name(self.policy, what="policy", error=ScheduleError)
-        scales = self.geometry.scales
-        check_budget(self.budget, scales, self.sink_scales, model=self.model)
+        object.__setattr__(self, "stored_as_LHS", _checked_formats(self.storage, self.stored_as_LHS, self.geometry))
+        scales, share = counted(self.geometry, self.storage).scales, counted_share(self.geometry, self.storage)
+        check_budget(self.budget, scales, self.sink_scales, model=self.model, share=share)
         object.__setattr__(self, "budget", float(self.budget))
         object.__setattr__(self, "sink_scales", int(self.sink_scales))
         provenance = plain_json(self.provenance, what="provenance", error=ScheduleError)
         object.__setattr__(self, "provenance", provenance)
         object.__setattr__(self, "drop_at_LHS", _checked_table(self.drop_at_LHS, self.geometry, self.sink_scales))
-        limit = token_limit(self.budget, self.geometry, self.storage)
-        if self.peak_tokens > limit:
+        limit = cost_limit(self.budget, self.geometry, self.storage)
+        if self._peak_cost > limit:
             raise ScheduleError(
-                f"drop_at caches {self.peak_tokens} tokens at its peak, more than the {limit} that budget "
-                f"{self.budget:g} allows; state a budget of {self.peak_share:.6f} or drop cells earlier"
+                f"drop_at caches {self._peak_cost} {'bytes' if self.encoded else 'tokens'} at its peak, more than the "
+                f"{limit} that budget {self.budget:g} allows; state a budget of {self.peak_share:.6f} or drop cells "
+                f"earlier"
             )
 
     @classmethod
@@ -160,9 +168,47 @@ class Schedule:
     @property
     def peak_share(self) -> float:
         """The cache's peak as a share of the full cache's, both as if the model computed in 16 bits."""
-        if not self.peak_tokens:
-            return 0.0
-        return self.peak_tokens * token_cost(self.storage, self.geometry) / self.geometry.full_peak_tokens
+        full = full_cost(self.geometry, self.storage)
+        return self._peak_cost / full if full else 0.0
+
+    @property
+    def encoded(self) -> bool:
+        """Whether anything is stored otherwise than as the model computes it."""
+        return self.storage != COMPUTE.name
+
+    @cached_property
+    def resident_bytes_TL(self) -> npt.NDArray[np.int64]:
+        """Bytes of one batch row that all layers hold after layer l of scale t has run, if it is `encoded`."""
+        return resident_cost(self.drop_at_LHS, self._cost_LHS, self.geometry.scales)
+
+    def resident_bytes(self, itemsize: int) -> npt.NDArray[np.int64]:
+        """The same for any schedule, ``itemsize`` bytes a computed number."""
+        if self.encoded:
+            return self.resident_bytes_TL
+        return self.resident_tokens_TL * COMPUTE.cell_bytes(1, self.geometry.head_dim, itemsize)
+
+    def peak_bytes(self, rows: int, itemsize: int) -> int:
+        """The most bytes that the cache ever holds for so many batch rows, ``itemsize`` bytes a computed number."""
+        return rows * int(self.resident_bytes(itemsize).max())
+
+    @cached_property
+    def formats_LHS(self) -> npt.NDArray[np.integer]:
+        """The format of every cell, as its place in `heatkv.formats.FORMATS`."""
+        if self.stored_as_LHS is not None:
+            return self.stored_as_LHS
+        return np.full(self.drop_at_LHS.shape, _FORMAT_NAMES.index(self.storage), np.int8)
+
+    @cached_property
+    def _cost_LHS(self) -> npt.NDArray[np.int64]:
+        """What every cell takes, see `cell_cost`."""
+        if self.stored_as_LHS is None:
+            return np.broadcast_to(cell_cost(self.geometry, self.storage), self.drop_at_LHS.shape)
+        cost_FS = np.stack([cell_cost(self.geometry, name) for name in _FORMAT_NAMES])
+        return cost_FS[self.stored_as_LHS, np.arange(cost_FS.shape[1])]
+
+    @property
+    def _peak_cost(self) -> int:
+        return int(self.resident_bytes_TL.max()) if self.encoded else self.peak_tokens
 
     def check_matches(self, geometry: Geometry) -> None:
         """Raise `ScheduleError` unless the schedule was planned for ``geometry``."""
@@ -186,10 +232,15 @@ class Schedule:
                     "provenance": self.provenance,
                     "storage": self.storage,
                     "drop_at": self.drop_at_LHS.tolist(),
+                    **({} if self.stored_as_LHS is None else self._formats_json()),
                 }
             )
             + "\n"
         )
+
+    def _formats_json(self) -> dict[str, Any]:
+        assert self.stored_as_LHS is not None
+        return {"formats": _FORMAT_NAMES, "stored_as": self.stored_as_LHS.tolist()}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Schedule:
@@ -211,6 +262,7 @@ class Schedule:
             drop_at_LHS=_table_from_lists(fields.sequence("drop_at"), geometry),
             provenance=fields.mapping("provenance"),
             storage=value.get("storage", "compute"),
+            stored_as_LHS=_formats_from_lists(fields, geometry) if value.get("storage") == MIXED else None,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -229,11 +281,11 @@ class Schedule:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):
             return NotImplemented
-        mine = (self.model, self.geometry, self.sink_scales, self.policy, self.budget, self.provenance, self.storage)
-        theirs = (
-            other.model, other.geometry, other.sink_scales, other.policy, other.budget, other.provenance, other.storage
-        )  # fmt: skip
-        return mine == theirs and np.array_equal(self.drop_at_LHS, other.drop_at_LHS)
+        mine, theirs = (
+            (a.model, a.geometry, a.sink_scales, a.policy, a.budget, a.provenance, a.storage) for a in (self, other)
+        )
+        same_formats = np.array_equal(self.stored_as_LHS, other.stored_as_LHS)  # type: ignore[arg-type]
+        return mine == theirs and same_formats and np.array_equal(self.drop_at_LHS, other.drop_at_LHS)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -249,6 +301,51 @@ def check_sinks(scales: ScaleSchedule, sink_scales: int) -> None:
         )
 
 
+def counted(geometry: Geometry, storage: str) -> Geometry:
+    """The geometry in what its cells take: with bytes for tokens, where cells take other than so much a token.
+
+    A plan for it is a plan in bytes, so that whoever plans in tokens plans for every storage; for a budget over
+    `counted_share`.
+    """
+    if storage == MIXED or _format(storage, geometry).ranges != "channel":
+        return geometry
+    sizes = tuple((1, int(cost)) for cost in cell_cost(geometry, storage))
+    return replace(geometry, scales=replace(geometry.scales, sizes=sizes))
+
+
+def cell_cost(geometry: Geometry, storage: str) -> npt.NDArray[np.int64]:
+    """What a cell of each scale takes: in tokens as computed; else in bytes, keys and values of one batch row."""
+    if storage == COMPUTE.name:
+        return np.array(geometry.scales.tokens)
+    form = _format(storage, geometry)
+    return np.array([form.cell_bytes(tokens, geometry.head_dim) for tokens in geometry.scales.tokens])
+
+
+def full_cost(geometry: Geometry, storage: str) -> int:
+    """What the full cache takes at its peak, in the unit in which ``storage`` counts; bytes are those of 16 bits."""
+    tokens = geometry.full_peak_tokens
+    return tokens if storage == COMPUTE.name else tokens * COMPUTE.cell_bytes(1, geometry.head_dim)
+
+
+def cost_limit(budget: float, geometry: Geometry, storage: str) -> int:
+    """The most that ``budget`` lets the cache hold of one batch row, summed over heads: tokens, or bytes if encoded."""
+    return int((budget + _SLACK) * full_cost(geometry, storage))
+
+
+def token_limit(budget: float, geometry: Geometry) -> int:
+    """The most tokens that ``budget`` lets the cache hold, summed over heads, for one batch row."""
+    return cost_limit(budget, geometry, COMPUTE.name)
+
+
+def counted_share(geometry: Geometry, storage: str) -> float:
+    """What the full cache takes in ``storage``, as a share of what it takes in 16 bits (mixed: at most, 1)."""
+    full = full_cost(geometry, storage)
+    if storage == MIXED or not full:
+        return 1.0
+    costs = cell_cost(geometry, storage)
+    return geometry.head_count * int(costs.sum() if geometry.scales.by_line else costs[:-1].sum()) / full
+
+
 def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
     """The share of the full peak that sinks, and a line while it is drawn, take at most: no budget can be below it."""
     check_sinks(scales, sink_scales)
@@ -256,9 +353,14 @@ def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
     return max(held) / scales.full_peak if scales.full_peak else 0.0
 
 
-def check_budget(budget: float, scales: ScaleSchedule, sink_scales: int, *, model: str = "this model") -> None:
-    """Raise `ScheduleError` unless ``budget`` is a feasible share of the full cache's peak."""
-    least = least_budget(scales, sink_scales)
+def check_budget(
+    budget: float, scales: ScaleSchedule, sink_scales: int, *, model: str = "this model", share: float = 1.0
+) -> None:
+    """Raise `ScheduleError` unless ``budget`` is a feasible share of the full cache's peak.
+
+    For encoded cells ``scales`` are `counted`, and ``share`` is what they take in all (`counted_share`).
+    """
+    least = least_budget(scales, sink_scales) * share
     if not is_number(budget) or not 0 < budget <= 1:
         raise ScheduleError(
             f"budget {shown(budget)} is not a share of the full cache's peak; choose a number above 0 and up to 1"
@@ -270,75 +372,51 @@ def check_budget(budget: float, scales: ScaleSchedule, sink_scales: int, *, mode
         )
 
 
-def token_cost(storage: Storage, geometry: Geometry) -> float:
-    """Bytes of a cached token over those of one in 16 bits: 1, or a little over a half for ``int8``.
+def stored_cost(drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """What each layer holds once target scale t is through it: of cells s <= t those with ``drop_at > t + 1``.
 
-    Raises `ScheduleError` for another storage, and for ``int8`` where the geometry's ``head_dim`` is not stated or odd.
-    """
-    if storage == "compute":
-        return 1.0
-    if storage not in get_args(Storage):
-        raise ScheduleError(f"storage is {shown(storage)}: it must be one of {', '.join(get_args(Storage))}")
-    if not geometry.head_dim:
-        raise ScheduleError("storage int8 needs a geometry that states its head_dim: it tells what a token takes")
-    if geometry.head_dim % 2:
-        raise ScheduleError(f"storage int8 needs an even head_dim, not {geometry.head_dim}: its factors take two bytes")
-    return (geometry.head_dim + INT8_FACTOR_BYTES) / (2 * geometry.head_dim)
-
-
-def bytes_per_token(storage: Storage, geometry: Geometry, rows: int, itemsize: int) -> int:
-    """Keys and values of a cached token of one head in ``rows`` batch rows, ``itemsize`` bytes a computed number."""
-    numbers = geometry.head_dim * itemsize if storage == "compute" else geometry.head_dim + INT8_FACTOR_BYTES
-    return 2 * rows * numbers
-
-
-def token_limit(budget: float, geometry: Geometry, storage: Storage = "compute") -> int:
-    """The most tokens that ``budget`` lets the cache hold, summed over heads, for one batch row."""
-    return int((budget + _SLACK) * geometry.full_peak_tokens / token_cost(storage, geometry))
-
-
-def stored_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
-    """Tokens that each layer holds once target scale t is through it: cells s <= t with ``drop_at > t + 1``.
-
-    Shape ``(targets, layers)``; the last target, which stores nothing, repeats the row before it.
+    In the unit of ``cost_LHS``, which says what each cell takes. Shape ``(targets, layers)``; the last target, which
+    stores nothing, repeats the row before it.
     """
     L, _, K = drop_at_LHS.shape
     if K == 1:
         return np.zeros((1, L), np.int64)
-    tokens_S = np.array(scales.tokens[:-1])
-    drop_at_LHS = drop_at_LHS[:, :, :-1]
+    drop_at_LHS, cost_LHS = drop_at_LHS[:, :, :-1], cost_LHS[:, :, :-1]
     # A cell of scale s comes with scale s and is gone once scale drop_at - 1 is through. The last row, K - 1, only
     # collects the cells that are never dropped. Sums stay far below 2**53, so doubles count exactly.
     end_LHS = (drop_at_LHS.astype(np.int64) - 1) * L + np.arange(L)[:, None, None]
-    weights_LHS = np.broadcast_to(tokens_S.astype(np.float64), drop_at_LHS.shape)
-    ended_TL = np.bincount(end_LHS.ravel(), weights_LHS.ravel(), minlength=K * L).reshape(K, L)[:-1]
-    came_T = tokens_S * drop_at_LHS.shape[1]
-    stored_TL = np.cumsum(came_T[:, None] - ended_TL.astype(np.int64), axis=0)
+    ended_TL = np.bincount(end_LHS.ravel(), cost_LHS.astype(np.float64).ravel(), minlength=K * L).reshape(K, L)[:-1]
+    stored_TL = np.cumsum(cost_LHS.sum(1).T - ended_TL.astype(np.int64), axis=0)
     return np.concatenate([stored_TL, stored_TL[-1:]])
 
 
-def resident_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
-    """Tokens that all layers hold after layer l of target scale t has run, ``(targets, layers)``.
+def resident_cost(
+    drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.integer], scales: ScaleSchedule
+) -> npt.NDArray[np.int64]:
+    """What all layers hold after layer l of target scale t has run, ``(targets, layers)``, see `stored_cost`.
 
     Layers up to l already hold what is left after scale t, the later ones still what was left after t - 1. For a line
     that is after its last token: all layers hold what they read while it is drawn, those after l its tokens but one.
     """
     if scales.by_line:
-        return _resident_by_line(drop_at_LHS, scales)
-    return resident_while_layers_run(stored_tokens(drop_at_LHS, scales))
+        return _resident_by_line(drop_at_LHS, cost_LHS, scales)
+    return resident_while_layers_run(stored_cost(drop_at_LHS, cost_LHS))
 
 
-def held_by_line(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
-    """Tokens of the condition and of earlier lines that each layer holds while a line is drawn, ``(lines, layers)``."""
-    tokens_S, K = np.array(scales.tokens), drop_at_LHS.shape[2]
-    return np.stack([(drop_at_LHS[:, :, :t] > t).sum(1) @ tokens_S[:t] for t in range(1, K)])
+def resident_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
+    """`resident_cost` in tokens."""
+    return resident_cost(drop_at_LHS, np.broadcast_to(np.array(scales.tokens), drop_at_LHS.shape), scales)
 
 
-def _resident_by_line(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
-    L, H, _ = drop_at_LHS.shape
-    held_TL, open_T = held_by_line(drop_at_LHS, scales), np.array(scales.open_tokens)
+def _resident_by_line(
+    drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.integer], scales: ScaleSchedule
+) -> npt.NDArray[np.int64]:
+    L, H, K = drop_at_LHS.shape
+    held_TL = np.stack([((drop_at_LHS[:, :, :t] > t) * cost_LHS[:, :, :t]).sum((1, 2)) for t in range(1, K)])
+    a_token = int(cost_LHS[0, 0, 0]) // scales.tokens[0]  # cells of lines take so much a token
+    open_T = L * H * np.array(scales.open_tokens)[1:]
     in_layers_after_L = H * np.arange(L - 1, -1, -1)
-    drawing_TL = held_TL.sum(1, keepdims=True) + L * H * open_T[1:, None] - in_layers_after_L
+    drawing_TL = held_TL.sum(1, keepdims=True) + a_token * (open_T[:, None] - in_layers_after_L)
     resident_TL: npt.NDArray[np.int64] = np.concatenate([np.cumsum(held_TL[:1], axis=1), drawing_TL])
     return resident_TL
 
@@ -377,6 +455,52 @@ def _checked_table(table: npt.ArrayLike, geometry: Geometry, sink_scales: int) -
     table_LHS: npt.NDArray[np.int16] = array.astype(np.int16)
     table_LHS.setflags(write=False)
     return table_LHS
+
+
+def _format(storage: str, geometry: Geometry) -> Format:
+    """The format of that name, if the geometry's cells can be stored in it."""
+    try:
+        form = find_format(storage)
+        form.check(geometry.head_dim)
+    except FormatError as problem:
+        raise ScheduleError(str(problem)) from problem
+    if form.ranges == "channel" and geometry.scales.by_line:
+        raise ScheduleError(
+            f"storage {form.name} is for whole cells, and a line is cached token by token: choose compute or int8"
+        )
+    return form
+
+
+def _checked_formats(storage: object, table: npt.ArrayLike | None, geometry: Geometry) -> npt.NDArray[np.int8] | None:
+    """The table of a mixed storage as a read-only int8 copy, if it names a format for every cell; else None."""
+    if storage != MIXED:
+        form = _format(storage, geometry)  # type: ignore[arg-type]
+        if table is not None:
+            raise ScheduleError(f"storage {form.name} is the same for all cells: stored_as belongs to storage {MIXED}")
+        return None
+    array = as_array([] if table is None else table, what="stored_as", error=ScheduleError)
+    shape = (geometry.layers, geometry.heads, len(geometry.scales))
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise ScheduleError(
+            f"stored_as is {array.dtype} of shape {array.shape}: storage {MIXED} needs whole numbers of shape {shape}"
+        )
+    if array.min() < 1 or array.max() >= len(_FORMAT_NAMES):
+        raise ScheduleError(f"stored_as must be from 1 to {len(_FORMAT_NAMES) - 1}: {', '.join(_FORMAT_NAMES[1:])}")
+    for i in np.unique(array):
+        _format(_FORMAT_NAMES[i], geometry)
+    table_LHS: npt.NDArray[np.int8] = array.astype(np.int8)
+    table_LHS.setflags(write=False)
+    return table_LHS
+
+
+def _formats_from_lists(fields: Fields, geometry: Geometry) -> npt.NDArray[np.int8]:
+    """The formats of a schedule file, whose numbers count in a list of names of its own."""
+    names = fields.sequence("formats")
+    known = [_FORMAT_NAMES.index(find_format(name).name) for name in names]
+    table = as_array(fields.sequence("stored_as"), what="stored_as", error=ScheduleError)
+    if table.dtype.kind not in "iu" or table.size == 0 or table.min() < 0 or table.max() >= len(known):
+        raise ScheduleError(f"stored_as must be whole numbers from 0 to {len(known) - 1}, which count in formats")
+    return np.array(known, np.int8)[table]
 
 
 def _table_from_lists(layers: list[Any], geometry: Geometry) -> npt.NDArray[np.int16]:

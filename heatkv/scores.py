@@ -39,7 +39,11 @@ MAX_FILE_BYTES = 256 << 20
 MAX_HEADER_BYTES = MAX_ORDERS_BYTES = 4 << 20  # the largest published model's orders take 100 kB
 
 _TENSOR = "mass_sum_LHTS"
-_EXTRAS = ("change_sum_LHTS", "spread_sum_LH")  # in files since they are measured; older files lack them
+_EXTRAS = (
+    "change_sum_LHTS",
+    "spread_sum_LH",
+    "rounding_sum_LHTS",
+)  # in files since they are measured; older files lack them
 _ROW_SLACK = 1e-2  # attention in half precision sums to 1 only so closely
 
 
@@ -78,6 +82,8 @@ class HeadScores:
     spread_sum_LH
         Sum over prompts of the variance, over the queries of the last scale, of what a key receives, summed over keys:
         low where all queries read the same keys, ``(layers, heads)``. None where it was not measured.
+    rounding_sum_LHTS
+        As ``change_sum_LHTS``, with the source scale stored in 4 bits (`heatkv.formats`) instead of gone.
     """
 
     model: str
@@ -88,6 +94,7 @@ class HeadScores:
     metadata: dict[str, Any] = field(default_factory=dict)
     change_sum_LHTS: npt.NDArray[np.float64] | None = None
     spread_sum_LH: npt.NDArray[np.float64] | None = None
+    rounding_sum_LHTS: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         checked_name(self.model, what="model", error=ScoresError)
@@ -112,6 +119,11 @@ class HeadScores:
     def change_LHTS(self) -> npt.NDArray[np.float64] | None:
         """Mean over prompts of `change_sum_LHTS`."""
         return None if self.change_sum_LHTS is None else _mean(self.change_sum_LHTS, self.count)
+
+    @cached_property
+    def rounding_LHTS(self) -> npt.NDArray[np.float64] | None:
+        """Mean over prompts of `rounding_sum_LHTS`."""
+        return None if self.rounding_sum_LHTS is None else self.rounding_sum_LHTS / self.count
 
     @cached_property
     def spread_LH(self) -> npt.NDArray[np.float64] | None:

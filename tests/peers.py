@@ -26,7 +26,10 @@ def scores_of(geometry: Geometry, seed: int = 0) -> HeadScores:
     plain, rng = random_scores(geometry, seed), np.random.default_rng(seed + 1)
     change_LHTS = np.tril(rng.random(plain.mass_sum_LHTS.shape) ** 3, -1)
     spread_LH = rng.random((geometry.layers, geometry.heads))
-    return HeadScores(plain.model, geometry, plain.mass_sum_LHTS, plain.prompts, 1, {}, change_LHTS, spread_LH)
+    rounding_LHTS = None if geometry.scales.by_line else change_LHTS * rng.random(change_LHTS.shape) * 1e-2
+    return HeadScores(
+        plain.model, geometry, plain.mass_sum_LHTS, plain.prompts, 1, {}, change_LHTS, spread_LH, rounding_LHTS
+    )
 
 
 def cache_of(

@@ -1,4 +1,4 @@
-"""HeatKV+: one sequence of evictions, the cheapest cell of the fullest moment first, cut where the budget says."""
+"""HeatKV+: one sequence of steps down, the cheapest of the fullest moment first, cut where the budget says."""
 
 from __future__ import annotations
 
@@ -12,51 +12,91 @@ from peers import LONG, SINKS, scores_of
 from strategies import geometries, ordinary_problem
 
 from heatkv.policies import heatkv_plus, plan
+from heatkv.policies.heatkv_plus import NOISE
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import least_budget, resident_tokens, token_cost
+from heatkv.schedule import MIXED, cell_cost, cost_limit, least_budget, resident_cost
 from heatkv.scores import HeadScores
 
 
-def one_at_a_time(scores: HeadScores, limit: int) -> np.ndarray:
+def one_at_a_time(scores: HeadScores, limit: int, levels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The plan by its definition, every moment counted anew: what the sequence must agree with."""
     geometry = scores.geometry
     L, H, K = geometry.layers, geometry.heads, len(geometry.scales)
-    assert scores.change_LHTS is not None
-    worth_LHTS = scores.change_LHTS / np.array(geometry.scales.tokens)
-    drop_at_LHS = np.full((L, H, K), K)
-    while (resident_TL := resident_tokens(drop_at_LHS, geometry.scales)[: K - 1]).max(initial=0) > limit:
+    assert scores.change_LHTS is not None and scores.rounding_LHTS is not None
+    cost_FS = np.array([cell_cost(geometry, name) for name in levels])
+    drop_at_LHS, level_LHS = np.full((L, H, K), K), np.zeros((L, H, K), int)
+
+    def resident() -> np.ndarray:
+        return resident_cost(drop_at_LHS, cost_FS[level_LHS, np.arange(K)], geometry.scales)
+
+    def loss(cell: tuple[int, int, int], level: int, drop: int) -> float:
+        i, head, s = cell
+        rounded, gone = scores.rounding_LHTS[i, head, :, s], scores.change_LHTS[i, head, :, s]
+        return NOISE[levels[level]] * rounded[:drop].sum() + gone[drop:].sum()
+
+    while (resident_TL := resident()[: None if geometry.scales.by_line else K - 1]).max(initial=0) > limit:
         t, layer = np.unravel_index(resident_TL.argmax(), resident_TL.shape)
-        best = (np.inf, (0, 0, 0), 0)
+        best: tuple[float, tuple[int, int, int], int, int] = (np.inf, (0, 0, 0), 0, 0)
         for cell in np.ndindex(L, H, K - 1):
-            at = int(t) + 1 if cell[0] <= layer else int(t)
-            if cell[2] < at < drop_at_LHS[cell]:
-                loss = worth_LHTS[cell[0], cell[1], at : drop_at_LHS[cell], cell[2]].sum()
-                best = min(best, (loss, cell, at))
-        drop_at_LHS[best[1]] = best[2]
-    return drop_at_LHS
+            at = int(t) if geometry.scales.by_line else int(t) + 1 if cell[0] <= layer else int(t)
+            drop, level = drop_at_LHS[cell], level_LHS[cell]
+            if not cell[2] < at < drop:
+                continue
+            now, cost = loss(cell, level, drop), cost_FS[:, cell[2]]
+            for lower in range(level + 1, len(levels)):
+                if cost[lower] < cost[level]:
+                    rate = (loss(cell, lower, drop) - now) / (cost[level] - cost[lower])
+                    best = min(best, (rate, cell, drop, lower))
+            best = min(best, ((loss(cell, level, at) - now) / cost[level], cell, at, level))
+        drop_at_LHS[best[1]], level_LHS[best[1]] = best[2:]
+    return drop_at_LHS, level_LHS
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_plan_is_the_one_of_its_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("levels", [("compute",), ("int8", "int4", "int2")])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_plan_is_the_one_of_its_definition(
+    seed: int, levels: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(heatkv_plus, "QUANTUM", 0)
     scores = scores_of(Geometry(3, 2, 8, ScaleSchedule.square((1, 2, 3, 4))), seed)
-    for budget in (0.7, 0.4, 0.1):
-        schedule = plan(scores, budget, "heatkv+16")
-        assert (schedule.drop_at_LHS == one_at_a_time(scores, int(budget * scores.geometry.full_peak_tokens))).all()
+    storage = MIXED if len(levels) > 1 else levels[0]
+    for budget in (0.5, 0.3, 0.1):
+        schedule = plan(scores, budget, "heatkv+", storage=storage)
+        drop_at_LHS, level_LHS = one_at_a_time(scores, cost_limit(budget, scores.geometry, storage), levels)
+        assert (schedule.drop_at_LHS == drop_at_LHS).all()
+        assert schedule.stored_as_LHS is None or (schedule.stored_as_LHS - 1 == level_LHS).all()
 
 
+@pytest.mark.parametrize("name", ["heatkv+", "heatkv+16"])
 @given(geometry=geometries, seed=st.integers(0, 99), shares=st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
-def test_plans_are_nested_in_the_budget_and_use_it(geometry: Geometry, seed: int, shares: list[float]) -> None:
+def test_plans_are_nested_in_the_budget_and_use_it(
+    name: str, geometry: Geometry, seed: int, shares: list[float]
+) -> None:
     scores, least = scores_of(geometry, seed), least_budget(geometry.scales, 0)
     budgets = [least + share * (1 - least) for share in shares]
-    plans = [plan(scores, budget, "heatkv+16") for budget in sorted(budgets)]
+    plans = [plan(scores, budget, name) for budget in sorted(budgets)]
     for small, large in itertools.pairwise(plans):
         assert (small.drop_at_LHS <= large.drop_at_LHS).all()
-    largest_cell = max(geometry.scales.tokens[:-1], default=0)
+        assert (small.formats_LHS >= large.formats_LHS).all()  # as many bits, or more
+    tokens = geometry.full_peak_tokens
     for schedule in plans:
-        quantum = heatkv_plus.QUANTUM * geometry.full_peak_tokens
-        spare = schedule.budget * geometry.full_peak_tokens - schedule.peak_tokens
-        assert spare <= 1 + quantum + largest_cell
+        largest_cell = max(geometry.scales.tokens[:-1], default=0) / max(1, tokens)
+        reachable = schedule.budget if name == "heatkv+16" else min(schedule.budget, plan(scores, 1.0, name).peak_share)
+        assert reachable - schedule.peak_share <= heatkv_plus.QUANTUM + largest_cell + 1 / max(1, tokens)
+
+
+def test_what_reads_most_keeps_most_bits_and_what_loses_nothing_goes_first() -> None:
+    """Three heads alike but for what they lose: rounding hardly anything, a lot, and nothing even without its cells."""
+    scores, K = scores_of(LONG), len(LONG.scales)
+    change_LHTS = np.tile(np.tril(np.ones((K, K)), -1), (4, 4, 1, 1))
+    rounding_LHTS = 1e-5 * change_LHTS
+    rounding_LHTS[:, 1] *= 1000
+    change_LHTS[:, 2] = rounding_LHTS[:, 2] = 0
+    free = HeadScores("toy", LONG, scores.mass_sum_LHTS, (), 1, {}, change_LHTS, None, rounding_LHTS)
+    schedule = plan(free, 0.2, "heatkv+")
+    assert (schedule.formats_LHS[:, 0, : K - 1] > schedule.formats_LHS[:, 1, : K - 1]).any()
+    assert (schedule.formats_LHS[:, 0, : K - 1] >= schedule.formats_LHS[:, 1, : K - 1]).all()
+    assert not schedule.keep(K - 1)[:, 2, : K - 1].any() and schedule.keep(K - 1)[:, :2].all()
 
 
 def test_less_of_the_output_is_lost_than_with_heatkv_at_the_same_budget() -> None:
@@ -93,13 +133,22 @@ def test_first_scales_go_where_they_do_not_matter() -> None:
     assert not schedule.keep(6)[0, :, 0].any() and schedule.keep(6)[1:, :, 0].all()
 
 
-def test_eight_bits_make_room_for_nearly_twice_the_tokens() -> None:
+def test_fewer_bits_make_room_for_more_cells() -> None:
     scores = scores_of(LONG)
-    compact, plain = (plan(scores, 0.3, name) for name in ("heatkv+", "heatkv+16"))
-    assert compact.storage == "int8" and plain.storage == "compute"
-    assert token_cost("int8", LONG) == (8 + 2) / 16
-    assert plain.peak_tokens < compact.peak_tokens <= 0.3 * LONG.full_peak_tokens * 16 / 10
-    assert 0.28 < compact.peak_share <= 0.3 and plain.peak_share <= 0.3
+    plans = [plan(scores, 0.2, "heatkv+", storage=storage) for storage in ("compute", "int8", None)]
+    assert [schedule.storage for schedule in plans] == ["compute", "int8", MIXED]
+    assert plans[0].peak_tokens < plans[1].peak_tokens < plans[2].peak_tokens
+    assert all(0.18 < schedule.peak_share <= 0.2 for schedule in plans)
+    assert (plan(scores, 0.2, "heatkv+16").drop_at_LHS == plans[0].drop_at_LHS).all()
+
+
+def test_scores_that_do_not_know_rounding_are_planned_in_eight_bits() -> None:
+    """Of files of before it was measured, and of models that draw by lines."""
+    known = scores_of(LONG)
+    before = HeadScores("toy", LONG, known.mass_sum_LHTS, (), 1, {}, known.change_sum_LHTS)
+    assert plan(before, 0.2, "heatkv+").storage == "int8"
+    with pytest.raises(ValueError, match="with a cell in fewer bits; calibrate again"):
+        plan(before, 0.2, "heatkv+", storage=MIXED)
 
 
 def test_budgets_far_below_the_sinks_of_other_policies_can_be_met() -> None:
@@ -116,7 +165,7 @@ def test_scores_of_attention_alone_are_refused() -> None:
 def test_after_the_first_plan_of_some_scores_others_are_lookups() -> None:
     """The sequence does not depend on the budget: a slider asks for a hundred plans."""
     scores = scores_of(LONG)
-    heatkv_plus.evictions.cache_clear()
+    heatkv_plus.sequence.cache_clear()
     for budget in (0.1, 0.4, 0.8):
         plan(scores, budget, "heatkv+")
-    assert heatkv_plus.evictions.cache_info().misses == 1
+    assert heatkv_plus.sequence.cache_info().misses == 1

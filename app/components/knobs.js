@@ -8,7 +8,7 @@ function draw() {
   find('bytes').textContent = heatkv.showPart(peak, fullPeak);
   find('share').textContent = `(${percent.toFixed(Math.abs(percent - Math.round(percent)) < 0.05 ? 0 : 1)} %)`;
   const compact = heatkv.table.heldBytesPerToken < heatkv.table.bytesPerToken;
-  find('base').textContent = `peak KV cache of one image, ${heatkv.table.model}${compact ? '; 8-bit cells, which the budget counts against 16-bit ones' : ''}`;
+  find('base').textContent = `peak KV cache of one image, ${heatkv.table.model}${compact ? '; cells in 8 bits or fewer, which the budget counts against 16-bit ones' : ''}`;
   element.querySelector('.bar i').style.width = `${percent}%`;
 }
 

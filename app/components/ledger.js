@@ -8,9 +8,9 @@ function draw() {
   const { peak, fullPeak, paperFactor } = heatkv.memory();
   const t = heatkv.table;
   const part = (factor) => `${heatkv.mib(peak * factor, fullPeak * factor)} of ${heatkv.showMib(fullPeak * factor)}`;
-  find('papers').textContent = paperFactor ? part(paperFactor) : 'they know no 8-bit cells';
+  find('papers').textContent = paperFactor ? part(paperFactor) : 'they know no cells in fewer bits';
   find('ours').textContent = part(1);
-  find('dtype').textContent = t.heldBytesPerToken < t.bytesPerToken ? 'keys and values in 8 bits' : `keys and values ${t.dtype}`;
+  find('dtype').textContent = t.heldBytesPerToken < t.bytesPerToken ? 'keys and values in 8 bits or fewer' : `keys and values ${t.dtype}`;
   const percent = (100 * peak) / fullPeak;
   find('base').textContent = `peak KV cache, ${percent.toFixed(1)} % of the full one; ${t.batch} ${t.batch === 1 ? 'image' : 'images'} with guidance, ${t.model}`;
   element.querySelector('.bar i').style.width = `${percent}%`;

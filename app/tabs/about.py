@@ -37,7 +37,7 @@ def facts(bench: Workbench) -> dict[str, Any]:
     """What is loaded, as pairs of words."""
     geometry, model = bench.geometry, bench.model
     known = {key: value for key, value in model.about().items() if isinstance(value, (str, int, float))}
-    full = geometry.full_peak_tokens * bench.bytes_per_token("compute")
+    full = geometry.full_peak_tokens * bench.bytes_per_token
     rows = [
         ("Model", model.id),
         ("Scales", str(geometry.scales)),

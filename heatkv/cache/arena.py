@@ -1,11 +1,9 @@
-"""One block of memory for the cache of all layers, and how an entry of it is stored."""
+"""One block of memory for the cache of all layers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from heatkv.schedule import INT8_FACTOR_BYTES, Storage
 
 
 class Arena:
@@ -47,30 +45,3 @@ class Arena:
 
     def _wrapped(self, entry: int) -> int:
         return entry - len(self.entries) if entry >= len(self.entries) else entry
-
-
-def memory_for(capacity: int, k_BHND: Tensor, storage: Storage) -> Tensor:
-    """Memory for so many entries of such keys, ``[capacity, 2, B, D]``; of bytes, two more a vector, for int8."""
-    batch, _, _, dim = k_BHND.shape
-    if storage == "compute":
-        return k_BHND.new_empty(capacity, 2, batch, dim)
-    return k_BHND.new_empty(capacity, 2, batch, dim + INT8_FACTOR_BYTES, dtype=torch.uint8)
-
-
-def encode(x: Tensor, out: Tensor) -> None:
-    """Write vectors ``[..., D]`` as bytes ``[..., D + 2]``: int8 numbers and the factor that they are multiplied with.
-
-    The factor is bfloat16: of float32's range, and what it rounds is made up for by the numbers it multiplies.
-    """
-    x, dim = x.float(), x.shape[-1]
-    # 126.5, so that the largest number is still below 127.5 where the factor is rounded down.
-    factor = (x.abs().amax(-1, keepdim=True) / 126.5).clamp_min_(1e-30).bfloat16()
-    out[..., :dim].view(torch.int8).copy_((x / factor).round_())
-    out[..., dim:].view(torch.bfloat16).copy_(factor)
-
-
-def decode(stored: Tensor, out: Tensor) -> None:
-    """Write into ``out`` what `encode` made bytes of, off by half a step of 1/126 of each vector's largest number."""
-    dim = out.shape[-1]
-    factor = stored[..., dim:].view(torch.bfloat16).to(out.dtype)
-    torch.mul(stored[..., :dim].view(torch.int8), factor, out=out)

@@ -150,6 +150,12 @@ def keys_and_values(entries_HM2BD: Tensor) -> tuple[Tensor, Tensor]:
     return k_BHMD, v_BHMD
 
 
+def write(entries_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
+    """Write keys and values where entries are wanted."""
+    for out_BHND, x_BHND in zip(keys_and_values(entries_HN2BD), (k_BHND, v_BHND), strict=True):
+        out_BHND.copy_(x_BHND)
+
+
 def ragged_attention(q_BHND: Tensor, entries: Tensor, reading: Reading) -> Tensor:
     """Attention ``[B, H, N, D]`` of every head over entries of its own.
 

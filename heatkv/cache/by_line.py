@@ -23,15 +23,28 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.arena import decode, encode
 from heatkv.cache.attention import attention
+from heatkv.formats import FORMATS, RANGE_BYTES
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import INT8_FACTOR_BYTES, Schedule
+from heatkv.schedule import Schedule
 
 # What costs as much as a product of a query and a key of its own head: a call of the kernel so many, and a product
 # within a group of heads that differ so much.
 CALL_PRODUCTS = 512
 SHARED_PRODUCT = 0.25
+INT8 = FORMATS["int8"]  # the one format that goes token by token
+
+
+def encode(x: Tensor, out: Tensor) -> None:
+    """Write vectors ``[..., D]`` as bytes ``[..., D + 2]``, each with its range."""
+    for part, room in zip(INT8.encode(x), out.split((x.shape[-1], RANGE_BYTES), -1), strict=True):
+        room.copy_(part)
+
+
+def decode(stored: Tensor, out: Tensor) -> None:
+    """Write into ``out`` what `encode` made bytes of."""
+    codes, ranges = stored.split((out.shape[-1], RANGE_BYTES), -1)
+    INT8.decode(codes, INT8.steps(ranges), out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,9 +236,9 @@ class LineMemory:
         self._cuts_L.append(cuts)
         for cut in cuts:
             both = torch.stack((k_BHTD[:, cut], v_BHTD[:, cut])).flatten(2, 3)
-            if self.schedule.storage != "compute":
+            if self.schedule.encoded:
                 plain = both
-                both = plain.new_empty(*plain.shape[:-1], plain.shape[-1] + INT8_FACTOR_BYTES, dtype=torch.uint8)
+                both = plain.new_empty(*plain.shape[:-1], plain.shape[-1] + RANGE_BYTES, dtype=torch.uint8)
                 encode(plain, both)
             plan = self._plan(table_HS[cut], 1, None, k_BHTD.device)
             self._groups_L[layer].append(Group(plan, both, k_BHTD[:, :1, :1], hidden_BT))

@@ -10,15 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.arena import Arena, decode, encode, memory_for
-from heatkv.cache.attention import keys_and_values, ragged_attention, select
+from heatkv.cache.arena import Arena
+from heatkv.cache.attention import keys_and_values, ragged_attention, select, write
 from heatkv.cache.layout import Layout, Step, ranges, scales_at_rest, scales_in_place, step
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 
 
 class ScaleMemory:
-    """Executes a static schedule over scales in exactly the memory that it needs.
+    """Executes a static schedule over scales, cells as computed, in exactly the memory that it needs.
 
     One arena (arena.py), as long as the most tokens that the schedule ever holds, serves all layers.
 
@@ -40,7 +40,6 @@ class ScaleMemory:
     def __init__(self, geometry: Geometry, schedule: Schedule) -> None:
         self.geometry, self.schedule = geometry, schedule
         self.tokens = self.allocated_bytes = self.peak_bytes = 0
-        self._encoded = schedule.storage != "compute"
         self._in_place = scales_in_place(schedule.drop_at_LHS)
         self._at_rest = scales_at_rest(schedule.drop_at_LHS)
         self._tables = [table_HS.tobytes() for table_HS in schedule.drop_at_LHS]
@@ -54,12 +53,13 @@ class ScaleMemory:
     ) -> Tensor:  # fmt: skip
         """Attention of a scale, which is then stored as the schedule says; ``look`` sees what is read."""
         if self._arena is None:
-            self._arena = Arena(memory_for(self.schedule.peak_tokens, k_BHND, self.schedule.storage))
+            batch, _, _, dim = k_BHND.shape
+            self._arena = Arena(k_BHND.new_empty(self.schedule.peak_tokens, 2, batch, dim))
             self.peak_bytes = self._arena.entries.nbytes
         now = self._step(layer, scale, q_BHND)
         in_place = scale < self._in_place
         if in_place:
-            entries = self._append(self._arena, layer, scale, k_BHND, v_BHND, now.layout)
+            entries = self._append(self._arena, layer, scale, k_BHND, v_BHND)
         else:
             stored = now.layout.by_head(self._arena.read(self._start_L[layer], now.layout.held))
             entries_E2BD = self._gather(stored, k_BHND, v_BHND, now.layout)
@@ -87,7 +87,7 @@ class ScaleMemory:
             found = known[key] = step(table, tokens_S, scale, batch, dim, q_BHND.dtype, q_BHND.device)
         return found
 
-    def _append(self, arena: Arena, layer: int, scale: int, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
+    def _append(self, arena: Arena, layer: int, scale: int, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         """Write a leading scale behind the earlier ones; returns the entries of all of them, by head."""
         start, end = self.geometry.scales.bounds[scale]
         if layer not in self._leading:
@@ -96,33 +96,20 @@ class ScaleMemory:
             entries = arena.read(self._start_L[layer], heads * tokens)
             self._leading[layer] = entries.view(heads, tokens, *entries.shape[1:])
         leading = self._leading[layer]
-        if not self._encoded:
-            write(leading[:, start:end], k_BHND, v_BHND)
-            return leading[:, :end]
-        entries_E2BD = self._gather(leading[:, :start], k_BHND, v_BHND, layout)
-        encode(layout.held_and_new(entries_E2BD)[1], leading[:, start:end])
-        return layout.by_head(entries_E2BD)
+        write(leading[:, start:end], k_BHND, v_BHND)
+        return leading[:, :end]
 
     def _gather(self, stored: Tensor, k_BHND: Tensor, v_BHND: Tensor, layout: Layout) -> Tensor:
         """What the layer holds and the new scale, in the compute dtype, numbered as the layout says."""
         entries_E2BD = k_BHND.new_empty(layout.entries, 2, len(k_BHND), k_BHND.shape[3])
         held, new_HN2BD = layout.held_and_new(entries_E2BD)
-        if self._encoded:
-            decode(stored, held)
-        else:
-            held.copy_(stored)
+        held.copy_(stored)
         write(new_HN2BD, k_BHND, v_BHND)
         return entries_E2BD
 
     def _store(self, arena: Arena, layer: int, stored: Tensor, entries_E2BD: Tensor, now: Step) -> None:
         """Let go of what the layer holds and put back what the schedule still needs of all entries."""
         layout = now.layout
-        if self._encoded and now.stored:
-            bytes_E2BY = arena.entries.new_empty(layout.entries, *arena.entries.shape[1:])
-            held, new = layout.held_and_new(bytes_E2BY)
-            held.copy_(stored)
-            encode(layout.held_and_new(entries_E2BD)[1], new)
-            entries_E2BD = bytes_E2BY
         arena.free(layout.held)
         if not now.stored:
             return
@@ -134,12 +121,6 @@ class ScaleMemory:
             else:
                 select(entries_E2BD, 0, now.keep_E[first : first + len(room)], out=room)
             first += len(room)
-
-
-def write(entries_HN2BD: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
-    """Write keys and values where entries are wanted."""
-    for out_BHND, x_BHND in zip(keys_and_values(entries_HN2BD), (k_BHND, v_BHND), strict=True):
-        out_BHND.copy_(x_BHND)
 
 
 @dataclass(frozen=True, eq=False)

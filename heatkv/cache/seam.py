@@ -18,8 +18,9 @@ from torch import Tensor
 from heatkv.cache.attention import attention
 from heatkv.cache.by_line import LineMemory
 from heatkv.cache.by_scale import ScaleMemory
+from heatkv.cache.packed import PackedMemory
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, bytes_per_token
+from heatkv.schedule import Schedule
 
 
 class Attend(Protocol):
@@ -136,13 +137,14 @@ class Entries(Protocol):
 
 
 class ScheduleCache(KVCache):
-    """Executes a static schedule in exactly the memory that it needs (by_scale.py, by_line.py)."""
+    """Executes a static schedule in exactly the memory that it needs (by_scale.py, packed.py, by_line.py)."""
 
     def __init__(self, geometry: Geometry, schedule: Schedule) -> None:
         super().__init__(geometry)
         schedule.check_matches(geometry)
         self.schedule = schedule
-        self._memory = LineMemory(geometry, schedule) if geometry.scales.by_line else ScaleMemory(geometry, schedule)
+        of_scales = PackedMemory if schedule.encoded else ScaleMemory
+        self._memory = LineMemory(geometry, schedule) if geometry.scales.by_line else of_scales(geometry, schedule)
         self._looks = type(self).look is not ScheduleCache.look
         self._queries_L: list[list[Tensor]] = [[] for _ in range(geometry.layers)]
 
@@ -151,7 +153,7 @@ class ScheduleCache(KVCache):
         return self.schedule.peak_tokens
 
     def planned_bytes(self, rows: int, itemsize: int) -> int:
-        return self.planned_tokens * bytes_per_token(self.schedule.storage, self.geometry, rows, itemsize)
+        return self.schedule.peak_bytes(rows, itemsize)
 
     @property
     def planned_share(self) -> float:
@@ -165,7 +167,7 @@ class ScheduleCache(KVCache):
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         memory = self._memory
-        if isinstance(memory, ScaleMemory):
+        if not isinstance(memory, LineMemory):
             look = (lambda q, entries: self.look(layer, q, entries)) if self._looks else None
             out_BHND = memory.attend(layer, self.scale, q_BHND, k_BHND, v_BHND, look)
         else:

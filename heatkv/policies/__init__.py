@@ -7,6 +7,7 @@ policy; `cache_factory` and `make_cache` give a cache that spends the budget, wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ from heatkv.policies import (
     ssd,
     streaming,
 )  # fmt: skip
-from heatkv.policies.base import Needs, PlanInput, Policy
+from heatkv.policies.base import Needs, PlanInput, Policy, Tables
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, check_budget
+from heatkv.schedule import MIXED, Schedule, check_budget, counted, counted_share
 from heatkv.scores import HeadScores, check_orders
 
 REGISTRY: dict[str, Policy] = {
@@ -86,6 +87,7 @@ def plan(
     model: str | None = None,
     geometry: Geometry | None = None,
     seed: int = 0,
+    storage: str | None = None,
     **options: Any,
 ) -> Schedule:
     """Plan when the cache drops every cell.
@@ -106,19 +108,21 @@ def plan(
         What the plan is for. Scores know both, and only orders or None need them.
     seed
         For policies that roll dice.
+    storage
+        How cells are stored: a name of `heatkv.formats.FORMATS`. Default: as the policy does (`Policy.storage`).
     options
         Of the policy, see `Policy.options`.
 
     Raises
     ------
     ValueError
-        An unknown policy or option, an infeasible budget, or a calibration that is missing, of the wrong kind or of
-        another geometry; the message says which and what to do.
+        An unknown policy, storage or option, an infeasible budget, or a calibration that is missing, of the wrong
+        kind or of another geometry; the message says which and what to do.
     """
     chosen = find(policy)
-    if chosen.drop_at is None:
+    if not chosen.static:
         raise ValueError(f"policy {policy!r} decides while it generates and has no schedule; generate with it directly")
-    model, inputs = _plan_input(chosen, scores_or_orders, budget, sink_scales, model, geometry, seed)
+    model, inputs = _plan_input(chosen, scores_or_orders, budget, sink_scales, model, geometry, seed, storage)
     all_options = chosen.with_options(options)
     provenance: dict[str, Any] = {"kind": chosen.provenance_for(inputs.geometry.scales)}
     if chosen.needs == "nothing":
@@ -131,10 +135,23 @@ def plan(
         provenance["seed"] = seed
     if all_options:
         provenance["options"] = all_options
-    drop_at_LHS = chosen.drop_at(inputs, **all_options).astype(np.int16)
+    drop_at_LHS, stored_as_LHS = _tables(chosen, inputs, all_options)
     return Schedule(
-        model, inputs.geometry, inputs.sink_scales, policy, budget, drop_at_LHS, provenance, chosen.storage
+        model, inputs.geometry, inputs.sink_scales, policy, budget, drop_at_LHS, provenance, inputs.storage,
+        stored_as_LHS,
     )  # fmt: skip
+
+
+def _tables(chosen: Policy, inputs: PlanInput, options: dict[str, Any]) -> Tables:
+    if chosen.stored is not None:
+        return chosen.stored(inputs, **options)
+    assert chosen.drop_at is not None
+    share = counted_share(inputs.geometry, inputs.storage)
+    in_cost = replace(
+        inputs, geometry=counted(inputs.geometry, inputs.storage), budget=min(1.0, inputs.budget / share),
+        storage="compute",
+    )  # fmt: skip
+    return chosen.drop_at(in_cost, **options), None
 
 
 def cache_factory(
@@ -146,6 +163,7 @@ def cache_factory(
     *,
     seed: int = 0,
     model: str = "any",
+    storage: str | None = None,
     **options: Any,
 ) -> Callable[[], KVCache]:
     """What makes the caches of one policy and budget, a new one for every batch of images; plans once.
@@ -157,11 +175,11 @@ def cache_factory(
         if isinstance(scores, HeadScores):
             model = scores.model
         schedule = plan(
-            scores, budget, policy, sink_scales, model=model, geometry=geometry, seed=seed, **options
+            scores, budget, policy, sink_scales, model=model, geometry=geometry, seed=seed, storage=storage, **options
         )  # fmt: skip
         return lambda: ScheduleCache(geometry, schedule)
     make = chosen.cache
-    _, inputs = _plan_input(chosen, scores, budget, sink_scales, None, geometry, seed)
+    _, inputs = _plan_input(chosen, scores, budget, sink_scales, None, geometry, seed, storage)
     all_options = chosen.with_options(options)
     make(inputs, **all_options)  # so that what is wrong with the options is said before anything runs
     return lambda: make(inputs, **all_options)
@@ -187,6 +205,7 @@ def _plan_input(
     model: str | None,
     geometry: Geometry | None,
     seed: int,
+    storage: str | None,
 ) -> tuple[str, PlanInput]:
     """What is asked of the policy, checked, and for which model."""
     scores = scores_or_orders if isinstance(scores_or_orders, HeadScores) else None
@@ -204,9 +223,18 @@ def _plan_input(
         sink_scales = geometry.scales.default_sinks
     if not chosen.sinks:
         sink_scales = 0
-    check_budget(budget, geometry.scales, sink_scales, model=model)
+    if storage is None:
+        storage = chosen.storage
+        if storage == MIXED and (scores is None or scores.rounding_LHTS is None):
+            storage = "int8"  # what fewer bits lose was not measured: of lines, and in files of before it was
+    if storage != "compute" and not chosen.static:
+        raise ValueError(f"policy {chosen.name!r} chooses tokens, not cells: its storage can only be compute")
+    if storage == MIXED and chosen.stored is None:
+        raise ValueError(f"policy {chosen.name!r} stores all cells alike: storage {MIXED} is not for it")
+    in_cost = counted(geometry, storage)
+    check_budget(budget, in_cost.scales, sink_scales, model=model, share=counted_share(geometry, storage))
 
-    if chosen.needs in ("scores", "change", "spread") and scores is None:
+    if chosen.needs not in ("orders", "nothing") and scores is None:
         raise ValueError(
             f"policy {chosen.name!r} needs the scores of a calibration; orders alone do not tell it enough"
         )
@@ -217,4 +245,4 @@ def _plan_input(
             raise ValueError(f"policy {chosen.name!r} needs the scores of a calibration, or head orders")
         else:
             orders_SN = check_orders(scores_or_orders, geometry, sink_scales)
-    return model, PlanInput(geometry, float(budget), int(sink_scales), seed, scores, orders_SN, chosen.storage)
+    return model, PlanInput(geometry, float(budget), int(sink_scales), seed, scores, orders_SN, storage)

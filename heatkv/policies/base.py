@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from heatkv.cache.seam import KVCache
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import Storage, token_limit
+from heatkv.schedule import cost_limit
 from heatkv.scores import HeadScores
 
 Provenance = Literal["paper", "re-implementation", "adaptation", "reference", "ours"]
+# When each cell goes and, where cells have formats of their own, which: the tables of `heatkv.schedule.Schedule`.
+Tables = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer] | None]
 Needs = Literal["change", "spread", "scores", "orders", "nothing"]
 
 
@@ -33,12 +35,12 @@ class PlanInput:
     seed: int
     scores: HeadScores | None = None
     orders_SN: npt.NDArray[np.int64] | None = None
-    storage: Storage = "compute"
+    storage: str = "compute"
 
     @property
     def limit(self) -> int:
-        """The most tokens that the cache may hold for one batch row, summed over heads."""
-        return token_limit(self.budget, self.geometry, self.storage)
+        """The most that the cache may hold of one batch row, summed over heads: tokens, or bytes for encoded cells."""
+        return cost_limit(self.budget, self.geometry, self.storage)
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,20 @@ class Policy:
         What calibration it reads: ``scores`` (attention mass by target scale), ``change`` or ``spread`` (scores that
         have measured these too, see `HeadScores`), ``orders`` (rankings, which scores give too) or ``nothing``.
     drop_at
-        For a static policy: the table of `heatkv.schedule`, ``(layers, heads, scales)``, from a `PlanInput`.
+        For a static policy: the table of `heatkv.schedule`, ``(layers, heads, scales)``, from a `PlanInput`. It plans
+        in tokens; for encoded cells its geometry has bytes for tokens (`heatkv.schedule.counted`).
+    stored
+        For a static policy that gives cells formats of their own: both tables of `heatkv.schedule`, from a `PlanInput`
+        in bytes. Asked for another storage it makes do with that one. A policy has one of the three.
     cache
         For a dynamic policy, which decides while it generates and has no schedule: the cache for one batch of images,
-        from a `PlanInput`. A policy has either of the two.
+        from a `PlanInput`.
     seeded
         Whether the plan depends on ``seed``.
     sinks
         Whether the first scales always stay; a policy that ranks them like any other scale plans with none.
     storage
-        How what it keeps is stored (`heatkv.schedule.Storage`; static policies only).
+        How what it keeps is stored unless asked otherwise (`heatkv.schedule.Schedule.storage`; static policies only).
     options
         What may be asked of it beside the `PlanInput`, with defaults; passed to ``drop_at`` or ``cache`` by name.
     """
@@ -81,16 +87,17 @@ class Policy:
     provenance: Provenance
     needs: Needs
     drop_at: Callable[..., npt.NDArray[np.integer]] | None = None
+    stored: Callable[..., Tables] | None = None
     cache: Callable[..., KVCache] | None = None
     provenance_by_line: Provenance | None = None
     seeded: bool = False
     sinks: bool = True
-    storage: Storage = "compute"
+    storage: str = "compute"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.drop_at is None) == (self.cache is None):
-            raise TypeError(f"policy {self.name!r} must define either drop_at or cache")
+        if sum(way is not None for way in (self.drop_at, self.stored, self.cache)) != 1:
+            raise TypeError(f"policy {self.name!r} must define one of drop_at, stored and cache")
 
     def with_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options, those ``given`` and the defaults of the others; ``ValueError`` for one that there is not."""
@@ -111,4 +118,4 @@ class Policy:
     @property
     def static(self) -> bool:
         """Whether `heatkv.plan` can plan it ahead of generation."""
-        return self.drop_at is not None
+        return self.cache is None

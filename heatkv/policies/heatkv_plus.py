@@ -1,22 +1,23 @@
-"""HeatKV+ (ours): let go, one by one, of the cells whose loss changes the model's layers least, wherever memory peaks.
+"""HeatKV+ (ours): wherever memory peaks, spend fewer bits on the cell that loses least by it, and in the end none.
 
-Three things differ from HeatKV.
+A cell, the keys and values of one head and scale, can be stored in 8, 4 or 2 bits (formats.py) or be gone. For each of
+these steps down calibration tells the loss, and the format tells the bytes. So:
 
-**What a cell is worth.** Not how much attention it gets but how much the attention output of its layer would change
-without it: ``(o - m o_s) / (1 - m)`` in closed form, squared, as a share of the output of all heads
-(`HeadScores.change_LHTS`). Values that agree with the rest of what a head reads can go at no cost, whatever attention
-they get; and some heads say little whatever they read.
+**Plan.** Start with every cell in 8 bits. Look for the moment (after some layer of some scale) at which the cache holds
+most bytes. Of all steps that the cells held at that moment could take, to fewer bits for as long as they are held or to
+nothing from then on, take the one that loses least per byte; repeat. The steps are one sequence, the same for every
+budget: a budget says how far along it to go. So plans are nested in the budget, and they keep to it after every layer,
+not only between scales. No scale is a sink by decree: the first ones stay where they matter.
 
-**What competes.** All cells of all heads, layers and scales with each other, by worth per token to the scales still to
-come; not equally many heads a scale. No scale is a sink by decree: the first ones stay where they matter.
+**Loss.** How much the attention output of a cell's layer changes, squared, as a share of the output of all heads,
+summed over the scales that read the cell. Without the cell that is ``(o - m o_s) / (1 - m)`` in closed form
+(`HeadScores.change_LHTS`): values that agree with the rest of what a head reads can go at no cost, whatever attention
+they get. With the cell in 4 bits it is measured as well (`HeadScores.rounding_LHTS`); other formats lose in proportion
+(`NOISE`), as an error of rounding is squared.
 
-**How it is planned.** Start from the full cache and look for the moment (after some layer of some scale) at which it
-holds most. Of the cells held at that moment, let the one go whose reading from then on loses least per token; repeat.
-The evictions are one sequence, the same for every budget: a budget says how far along it to go. So plans are nested in
-the budget, and they keep to it after every layer, not only between scales.
-
-What stays is stored in 8 bits (`heatkv.cache.seam`), which leaves room for nearly twice the cells; ``heatkv+16`` does
-without. Static and monotone; calibration is HeatKV's. Provenance: this repository, with its evidence in LOG.md.
+Asked for a storage, it drops cells and leaves their bits alone: ``heatkv+16`` is the plan of cells as computed. All
+cells are in 8 bits where calibration has not measured what fewer bits lose, as for models that draw by lines. Static
+and monotone. Provenance: this repository, with its evidence in LOG.md.
 """
 
 from __future__ import annotations
@@ -27,104 +28,146 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.policies.base import PlanInput, Policy
+from heatkv.formats import FORMATS
+from heatkv.policies.base import PlanInput, Policy, Tables
 from heatkv.scales import Geometry
+from heatkv.schedule import MIXED, cell_cost
 from heatkv.scores import HeadScores
 
-# Evictions of one moment go together up to this share of the full peak: a bound on the memory left unused.
+LEVELS = ("int8", "int4", "int2")
+# Loss of a format as a multiple of that of int4: measured on the bundled model, where cells differ little in it.
+NOISE = {"compute": 0.0, "int8": 1 / 57, "int4": 1.0, "int2": 17.0}
+# Steps of one moment are taken together up to this share of the peak: a bound on the memory left unused.
 QUANTUM = 1 / 256
+TOGETHER = 256  # and so many at most
 
-Evictions = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Sequence = tuple[Ints, Ints, Ints, Ints]
 
 
-def drop_at(inputs: PlanInput) -> npt.NDArray[np.int64]:
+def stored(inputs: PlanInput) -> Tables:
     assert inputs.scores is not None
-    cells, times, peaks = evictions(inputs.scores)
+    mixed = inputs.storage == MIXED
+    levels = LEVELS if mixed else (inputs.storage,)
+    cells, times, steps, peaks = sequence(inputs.scores, levels)
     L, H, K = inputs.geometry.layers, inputs.geometry.heads, len(inputs.geometry.scales)
-    drop_at_LHS = np.full((L, H, K), K)
     # Peaks fall along the sequence; the first one within the limit ends it.
     taken = np.searchsorted(-peaks, -inputs.limit)
-    prunable_N = np.full(L * H * (K - 1), K)
-    np.minimum.at(prunable_N, cells[:taken], times[:taken])
-    drop_at_LHS[:, :, : K - 1] = prunable_N.reshape(L, H, K - 1)
-    return drop_at_LHS
+    drop_N, level_N = np.full(L * H * (K - 1), K), np.zeros(L * H * (K - 1), np.int64)
+    np.minimum.at(drop_N, cells[:taken], times[:taken])
+    np.maximum.at(level_N, cells[:taken], steps[:taken])
+    drop_at_LHS, level_LHS = np.full((L, H, K), K), np.zeros((L, H, K), np.int64)
+    drop_at_LHS[:, :, : K - 1] = drop_N.reshape(L, H, K - 1)
+    level_LHS[:, :, : K - 1] = level_N.reshape(L, H, K - 1)
+    return drop_at_LHS, np.array([list(FORMATS).index(name) for name in levels])[level_LHS] if mixed else None
 
 
 @lru_cache(maxsize=8)
-def evictions(scores: HeadScores) -> Evictions:
-    """The whole sequence, from the full cache to an empty one.
+def sequence(scores: HeadScores, levels: tuple[str, ...]) -> Sequence:
+    """All steps down, from every cell in the first of ``levels`` to an empty cache.
 
     Returns
     -------
-    cells, times, peaks
+    cells, times, steps, peaks
         Cell ``(layer * heads + head) * (scales - 1) + source`` is dropped at target scale ``times`` (an earlier one
-        each time that it comes up again); ``peaks`` has an entry more: the peak in tokens before every eviction, and
-        after the last.
+        each time that it comes up again; K: it is not), and is stored in level ``steps`` from its start. ``peaks``, in
+        the unit of `heatkv.schedule.cell_cost`, has an entry more: the peak before every step, and after the last.
     """
-    if scores.change_LHTS is None:
-        raise ValueError("these scores do not say how outputs change without a cell; calibrate again")
     geometry = scores.geometry
     L, H, K = geometry.layers, geometry.heads, len(geometry.scales)
-    source_N = np.tile(np.arange(K - 1), L * H)
-    layer_N = np.repeat(np.arange(L), H * (K - 1))
-    tokens_N = np.array(geometry.scales.tokens[:-1])[source_N]
-    # Worth per token up to and without target scale d, [K + 1, N]: differences say what dropping earlier loses.
-    worth_TN = np.moveaxis(scores.change_LHTS[..., : K - 1], 2, 0).reshape(K, -1) / tokens_N
-    read_TN = np.concatenate([np.zeros_like(worth_TN[:1]), np.cumsum(worth_TN, axis=0)])
-    drop_N = np.full(len(source_N), K)
-    now_N = read_TN[K].copy()
+    source_N, layer_N = np.tile(np.arange(K - 1), L * H), np.repeat(np.arange(L), H * (K - 1))
+    cost_FN = np.stack([cell_cost(geometry, name)[source_N] for name in levels])
+    gone_TN, round_TN = losses(scores, levels)
+    noise_F1 = np.array([NOISE[name] for name in levels])[:, None]
+    drop_N, level_N, all_N = np.full(len(source_N), K), np.zeros(len(source_N), np.int64), np.arange(len(source_N))
 
-    own_M = lines_being_drawn(geometry)
-    came_M = np.bincount(gone(source_N + 1, layer_N, geometry), tokens_N, minlength=len(own_M))
-    resident_M = own_M + np.cumsum(came_M.astype(np.int64))
-    quantum = max(1, int(QUANTUM * geometry.full_peak_tokens))
-    cells: list[npt.NDArray[np.int64]] = []
-    times: list[npt.NDArray[np.int64]] = []
+    own_M = lines_being_drawn(geometry, levels[0])
+    came_N = gone(source_N + 1, layer_N, geometry)
+    resident_M = own_M + np.cumsum(np.bincount(came_N, cost_FN[0], minlength=len(own_M)).astype(np.int64))
+    quantum = int(QUANTUM * resident_M.max(initial=0))
+    found: list[tuple[Ints, Ints, Ints]] = []
     peaks: list[int] = []
     while (peak := int(resident_M.max(initial=0))) > 0:
         at_N = next_reader(int(resident_M.argmax()), layer_N, geometry)
-        before_N = read_TN[at_N, np.arange(len(at_N))]
-        loss_N = np.where((drop_N > at_N) & (source_N < at_N), now_N - before_N, np.inf)
-        few = np.argpartition(loss_N, min(quantum, len(loss_N) - 1))[: quantum + 1]
-        chosen = few[np.argsort(loss_N[few], kind="stable")]
-        chosen = chosen[np.isfinite(loss_N[chosen])]
+        cost_N, noise_N = cost_FN[level_N, all_N], noise_F1[level_N, 0]
+        until_N, before_N = round_TN[drop_N, all_N], round_TN[at_N, all_N]
+        # What each step loses and saves: the levels below, and to go.
+        loss_FN = (noise_F1 - noise_N) * until_N
+        loss_gone_N = gone_TN[drop_N, all_N] - gone_TN[at_N, all_N] - noise_N * (until_N - before_N)
+        loss_FN = np.concatenate([loss_FN[1:], loss_gone_N[None]])
+        save_FN = np.concatenate([cost_N - cost_FN[1:], cost_N[None]])
+        held_N = (drop_N > at_N) & (source_N < at_N)
+        rate_FN = np.where(held_N & (save_FN > 0), loss_FN / np.maximum(save_FN, 1), np.inf)
+        best_N = rate_FN.argmin(0)
+        chosen = cheapest(rate_FN[best_N, all_N], save_FN[best_N, all_N], quantum)
         if not len(chosen):  # what is left is the line that is being drawn
             break
-        fits = np.cumsum(tokens_N[chosen]) <= quantum
-        fits[0] = True
-        chosen = chosen[fits]
-        freed_M = np.zeros_like(resident_M)
-        np.add.at(freed_M, gone(at_N[chosen], layer_N[chosen], geometry), tokens_N[chosen])
-        again = chosen[drop_N[chosen] < K]  # the others would have been held until the end
-        np.subtract.at(freed_M, gone(drop_N[again], layer_N[again], geometry), tokens_N[again])
-        resident_M -= np.cumsum(freed_M)
-        drop_N[chosen] = at_N[chosen]
-        now_N[chosen] = before_N[chosen]
-        cells.append(chosen)
-        times.append(at_N[chosen])
+        goes = best_N[chosen] == len(levels) - 1
+        time, level = np.where(goes, at_N[chosen], K), np.where(goes, level_N[chosen], best_N[chosen] + 1)
+        before, after = drop_N[chosen], np.minimum(drop_N[chosen], time)
+        changed_M = np.zeros(len(own_M) + 1, np.int64)
+        np.add.at(changed_M, came_N[chosen], cost_FN[level, chosen] - cost_N[chosen])
+        for drop, cost in ((before, cost_N[chosen]), (after, -cost_FN[level, chosen])):
+            np.add.at(changed_M, np.minimum(gone(drop, layer_N[chosen], geometry), len(own_M)), cost)
+        resident_M += np.cumsum(changed_M[:-1])
+        drop_N[chosen], level_N[chosen] = after, level
+        found.append((chosen, time, level))
         peaks += [peak] * len(chosen)
-    nothing: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-    return np.concatenate([nothing, *cells]), np.concatenate([nothing, *times]), np.array([*peaks, peak])
+    nothing = np.zeros(0, np.int64)
+    cells, times, steps = (np.concatenate(parts) for parts in zip((nothing,) * 3, *found, strict=True))
+    return cells, times, steps, np.array([*peaks, peak])
+
+
+def losses(scores: HeadScores, levels: tuple[str, ...]) -> tuple[Floats, Floats]:
+    """What is lost, over all target scales before each, of every cell that is gone, or stored in 4 bits.
+
+    Each ``[scales + 1, cells]``: differences say what it costs from one target scale to another.
+    """
+    if scores.change_LHTS is None:
+        raise ValueError("these scores do not say how outputs change without a cell; calibrate again")
+    rounding_LHTS = scores.rounding_LHTS
+    if rounding_LHTS is None:
+        if len(levels) > 1:
+            raise ValueError("these scores do not say how outputs change with a cell in fewer bits; calibrate again")
+        rounding_LHTS = np.zeros_like(scores.change_LHTS)  # one level: what it loses decides nothing
+    K = len(scores.geometry.scales)
+    sums = []
+    for change_LHTS in (scores.change_LHTS, rounding_LHTS):
+        change_TN = np.moveaxis(change_LHTS[..., : K - 1], 2, 0).reshape(K, -1)
+        sums.append(np.concatenate([np.zeros_like(change_TN[:1]), np.cumsum(change_TN, axis=0)]))
+    return sums[0], sums[1]
+
+
+def cheapest(rate_N: Floats, save_N: Ints, quantum: int) -> Ints:
+    """The cells whose steps lose least, one or as many as free ``quantum`` together."""
+    few = np.argpartition(rate_N, min(TOGETHER, len(rate_N) - 1))[: TOGETHER + 1]
+    chosen = few[np.argsort(rate_N[few], kind="stable")]
+    chosen = chosen[np.isfinite(rate_N[chosen])]
+    fits = np.cumsum(save_N[chosen]) <= quantum
+    fits[:1] = True
+    return chosen[fits]
 
 
 # Moments of a run at which the cache may be fullest: with scales number t * L + l is after layer l of scale t, with
 # lines number t is the end of line t, as cells go between lines.
 
 
-def lines_being_drawn(geometry: Geometry) -> npt.NDArray[np.int64]:
+def lines_being_drawn(geometry: Geometry, storage: str) -> Ints:
     """What is held at every moment beside cells of earlier segments."""
     scales = geometry.scales
     if scales.by_line:
-        return geometry.head_count * np.array(scales.open_tokens)
+        a_token = int(cell_cost(geometry, storage)[0]) // scales.tokens[0]
+        return a_token * geometry.head_count * np.array(scales.open_tokens)
     return np.zeros((len(scales) - 1) * geometry.layers, np.int64)
 
 
-def gone(drop_N: npt.NDArray[np.int64], layer_N: npt.NDArray[np.int64], geometry: Geometry) -> npt.NDArray[np.int64]:
+def gone(drop_N: Ints, layer_N: Ints, geometry: Geometry) -> Ints:
     """The first moment at which a cell that is dropped at a target is no longer held (source + 1: at which it came)."""
     return drop_N if geometry.scales.by_line else (drop_N - 1) * geometry.layers + layer_N
 
 
-def next_reader(moment: int, layer_N: npt.NDArray[np.int64], geometry: Geometry) -> npt.NDArray[np.int64]:
+def next_reader(moment: int, layer_N: Ints, geometry: Geometry) -> Ints:
     """The target for which layers hold their cells at a moment: layers that a scale has passed, for the next one."""
     if geometry.scales.by_line:
         return np.full(len(layer_N), moment)
@@ -135,17 +178,17 @@ def next_reader(moment: int, layer_N: npt.NDArray[np.int64], geometry: Geometry)
 POLICY = Policy(
     name="heatkv+",
     title="HeatKV+",
-    summary="Lets go of the cells, of any scale, that change the layers' output least; keeps the rest in 8 bits.",
+    summary="Takes bits, and in the end the cell, where the layers' output changes least: 8, 4, 2 bits or none.",
     provenance="ours",
     needs="change",
-    drop_at=drop_at,
+    stored=stored,
     sinks=False,
-    storage="int8",
+    storage=MIXED,
 )
 POLICY_16 = replace(
     POLICY,
     name="heatkv+16",
-    title="HeatKV+ without 8 bits",
-    summary="The plan of HeatKV+ with keys and values stored as they are: what the ranking alone gains.",
+    title="HeatKV+ without fewer bits",
+    summary="HeatKV+ with keys and values stored as they are: what its choice of cells gains by itself.",
     storage="compute",
 )

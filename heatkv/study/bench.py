@@ -26,7 +26,7 @@ from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.models.memory import check_batch
 from heatkv.policies import plan
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, bytes_per_token, check_budget
+from heatkv.schedule import Schedule, check_budget
 from heatkv.scores import HeadScores
 
 
@@ -81,13 +81,9 @@ def bytes_read(model: GenerativeModel, schedule: Schedule | None, rows: int) -> 
     geometry: Geometry = model.geometry
     blocks = model.transformer.blocks  # type: ignore[attr-defined]
     weights = sum(p.numel() * p.element_size() for p in blocks.parameters())
-    tokens_S = np.array(geometry.scales.tokens)
-    cached = 0
-    for t in range(1, len(tokens_S)):
-        held = schedule.keep(t)[:, :, :t].sum((0, 1)) if schedule else np.full(t, geometry.head_count)
-        cached += int(held @ tokens_S[:t])
-    storage = schedule.storage if schedule else "compute"
-    return weights * len(tokens_S) + cached * bytes_per_token(storage, geometry, rows, model.dtype.itemsize)
+    held = schedule or Schedule.full(geometry, "any")
+    cached = rows * int(held.resident_bytes(model.dtype.itemsize)[:-1, -1].sum())
+    return weights * len(geometry.scales) + cached
 
 
 def bench(

@@ -18,7 +18,7 @@ from heatkv.models.presets import PRESETS, Preset, find_preset
 from heatkv.policies import plan, usable
 from heatkv.policies.base import Policy
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, bytes_per_token
+from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores, load_orders
 from heatkv.views import explore
 
@@ -154,8 +154,8 @@ def table_json(
         **table.to_json(),
         **explore.cells_json(profiles, ranks),
         "bytesPerToken": OURS[dtype].bytes_per_token(geometry, batch),
-        "heldBytesPerToken": bytes_per_token(table.storage, geometry, GUIDED_ROWS * batch, OURS[dtype].key_bytes),
-        # The papers know no 8-bit cells.
+        "heldBytesPerToken": table.unit_bytes(GUIDED_ROWS * batch, OURS[dtype].key_bytes),
+        # The papers know no encoded cells.
         "paperBytesPerToken": PAPERS.bytes_per_token(geometry, batch) if table.storage == "compute" else 0,
         "model": preset.id,
         "batch": batch,

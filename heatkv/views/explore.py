@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.formats import COMPUTE
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import Schedule, Storage, least_budget
+from heatkv.schedule import Schedule, least_budget
 from heatkv.scores import HeadScores
 
 # A head has a type if it spends this much more of its attention on one group of scales than a head would that spreads
@@ -53,12 +54,13 @@ class BudgetTable:
     kept_PLHS
         Whether the last target scale still reads a prunable cell (sources ``sink_scales .. K - 2``).
     resident_PT
-        The most tokens that are cached at any time while target scale t runs, one batch row.
+        The most that is cached at any time while target scale t runs, one batch row: tokens, or bytes where cells are
+        stored in fewer bits than the model computes in.
     static
         False for a policy that chooses tokens while it draws: no cell is given up as a whole, ``kept_PLHS`` holds
         nothing but true, and ``resident_PT`` is the most that it can be.
     storage
-        How what is kept is stored.
+        How what is kept is stored (`heatkv.schedule.Schedule.storage`).
     """
 
     geometry: Geometry
@@ -68,12 +70,16 @@ class BudgetTable:
     kept_PLHS: npt.NDArray[np.bool_]
     resident_PT: npt.NDArray[np.int64]
     static: bool = True
-    storage: Storage = "compute"
+    storage: str = "compute"
 
     @cached_property
     def peak_P(self) -> npt.NDArray[np.int64]:
         peak_P: npt.NDArray[np.int64] = self.resident_PT.max(axis=1)
         return peak_P
+
+    def unit_bytes(self, rows: int, itemsize: int) -> int:
+        """What one of ``resident_PT`` takes in so many batch rows, ``itemsize`` bytes a computed number."""
+        return rows * (COMPUTE.cell_bytes(1, self.geometry.head_dim, itemsize) if self.storage == COMPUTE.name else 1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a browser; about a bit a cell and budget."""
@@ -86,6 +92,7 @@ class BudgetTable:
             "sinkScales": self.sink_scales,
             "policy": self.policy,
             "static": self.static,
+            "storage": self.storage,
             "percents": list(self.percents),
             "kept": packed(bits, "u1"),
             "resident": packed(self.resident_PT, "u4"),
@@ -129,7 +136,7 @@ def _table(schedules: list[Schedule], percents: Sequence[float]) -> BudgetTable:
     first = schedules[0]
     last = len(first.geometry.scales) - 1
     kept = [schedule.keep(last)[:, :, first.sink_scales : last] for schedule in schedules]
-    resident = [schedule.resident_tokens_TL.max(axis=1) for schedule in schedules]
+    resident = [(s.resident_bytes_TL if s.encoded else s.resident_tokens_TL).max(axis=1) for s in schedules]
     return BudgetTable(
         first.geometry, first.sink_scales, first.policy, tuple(percents), np.stack(kept), np.stack(resident),
         storage=first.storage,

@@ -1,0 +1,248 @@
+"""The memory of schedules that store cells in fewer bits than the model computes in, each in the format it was given.
+
+One ring of bytes serves all layers, exactly as long as the most that the schedule ever holds. What a layer holds lies
+in it as one block, format by format: the codes of all tokens, oldest scale first and head by head, then their ranges.
+Each layer in turn decodes its block, attends, and puts back what the schedule keeps of it and, encoded, of the new
+scale. Codes are never encoded twice.
+
+As in by_scale.py, what the running layer needs is no part of the cache: its own keys and values, and what it reads,
+decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heatkv.cache.arena import Arena
+from heatkv.cache.attention import Reading, on_host, plan_reading, ragged_attention, select, write
+from heatkv.cache.by_scale import ScaleEntries
+from heatkv.cache.layout import Layout, scales_at_rest
+from heatkv.formats import FORMATS, Format
+from heatkv.scales import Geometry
+from heatkv.schedule import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Cells of one format in one layer while target scale t runs.
+
+    Parameters
+    ----------
+    entries, ranges
+        How many tokens of a head are held, and how many ranges they have.
+    range_of_E
+        The range of each entry, where a cell has one for all of its tokens; else None.
+    keep_E, keep_R
+        Which of them stay once t has run; None: all.
+    kept_entries, kept_ranges
+        How many those are.
+    heads_H
+        The heads whose cells of t are stored in this format, and how many: None for all of them.
+    """
+
+    form: Format
+    entries: int
+    ranges: int
+    range_of_E: Tensor | None
+    keep_E: Tensor | None
+    keep_R: Tensor | None
+    kept_entries: int
+    kept_ranges: int
+    heads_H: Tensor | None
+    heads: int
+    tokens: int
+
+    def sizes(self, stored: bool, dim: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Codes and ranges, held or to be stored: how many, and the bytes of each (keys or values of a batch row)."""
+        a_range = 2 * (dim if self.form.ranges == "channel" else 1)
+        entries, count = self.entries, self.ranges
+        if stored:
+            entries = self.kept_entries + self.heads * self.tokens
+            count = self.kept_ranges + self.heads * (1 if self.form.ranges == "channel" else self.tokens)
+        return (entries, self.form.code_bytes(dim)), (count, a_range)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStep:
+    """What a layer does at one scale: its sections, and how heads read the held entries and, behind them, the new."""
+
+    sections: tuple[Section, ...]
+    layout: Layout
+    reading: Reading
+    stored: int  # tokens after it
+
+    def views(self, block: Tensor, stored: bool, batch: int, dim: int) -> Iterator[tuple[Section, Tensor, Tensor]]:
+        """The codes ``[entries, 2, B, bytes]`` and ranges of every section of a block that is held or to be stored."""
+        first = 0
+        for section in self.sections:
+            parts = []
+            for count, size in section.sizes(stored, dim):
+                end = first + count * 2 * batch * size
+                parts.append(block[first:end].view(count, 2, batch, size))
+                first = end
+            yield section, parts[0], parts[1]
+
+    def block_bytes(self, stored: bool, batch: int, dim: int) -> int:
+        return sum(count * 2 * batch * size for s in self.sections for count, size in s.sizes(stored, dim))
+
+
+def packed_step(
+    drop_at: bytes, stored_as: bytes, tokens_S: tuple[int, ...], t: int, batch: int, dim: int, dtype: torch.dtype,
+    device: torch.device,
+) -> PackedStep:  # fmt: skip
+    """The step of a layer, from its rows of a schedule's int16 and int8 tables."""
+    drop_at_HS = np.frombuffer(drop_at, np.int16).reshape(-1, len(tokens_S))
+    stored_as_HS = np.frombuffer(stored_as, np.int8).reshape(-1, len(tokens_S))
+    heads, new = len(drop_at_HS), tokens_S[t]
+    held_HS, stays_HS = drop_at_HS[:, : t + 1] > t, drop_at_HS[:, : t + 1] > t + 1
+    held_HS[:, t] = False
+    sections: list[Section] = []
+    start_HS = np.zeros((heads, t + 1), np.int64)
+    length_HS = held_HS * np.array(tokens_S[: t + 1])
+    first = 0
+    for i, form in enumerate(FORMATS.values()):
+        own_HS = held_HS & (stored_as_HS[:, : t + 1] == i)
+        s, head = np.nonzero(own_HS.T)  # oldest scale first, head by head
+        count = np.array(tokens_S)[s]
+        start_HS[head, s] = first + count.cumsum() - count
+        heads_H = np.nonzero((stored_as_HS[:, t] == i) & stays_HS[:, t])[0]
+        if not len(s) and not len(heads_H):
+            continue
+        stays_C = stays_HS[head, s]
+        stays_E = np.repeat(stays_C, count)
+        by_cell = form.ranges == "channel"
+        stays_R = stays_C if by_cell else stays_E
+        sections.append(
+            Section(
+                form, int(count.sum()), len(stays_R),
+                on_host(np.repeat(np.arange(len(s)), count), device) if by_cell else None,
+                None if stays_E.all() else on_host(np.nonzero(stays_E)[0], device),
+                None if stays_R.all() else on_host(np.nonzero(stays_R)[0], device),
+                int(stays_E.sum()), int(stays_R.sum()),
+                None if len(heads_H) == heads else on_host(heads_H, device), len(heads_H), new,
+            )
+        )  # fmt: skip
+        first += int(count.sum())
+    start_HS[:, t], length_HS[:, t] = first + new * np.arange(heads), new
+    layout = Layout(start_HS, length_HS, first, False, stays_HS)
+    read = plan_reading(
+        [layout.entries_of(head) for head in range(heads)], layout.entries, batch * new, dim, dtype, device
+    )  # fmt: skip
+    return PackedStep(tuple(sections), layout, read, int(stays_HS @ np.array(tokens_S[: t + 1]) @ np.ones(heads)))
+
+
+class PackedMemory:
+    """Executes a static schedule over scales whose cells are encoded, in exactly the bytes that it needs.
+
+    ``allocated_bytes`` counts what is held; ``peak_bytes`` is the ring.
+    """
+
+    def __init__(self, geometry: Geometry, schedule: Schedule) -> None:
+        self.geometry, self.schedule = geometry, schedule
+        self.tokens = self.allocated_bytes = self.peak_bytes = 0
+        self._at_rest = scales_at_rest(schedule.drop_at_LHS)
+        tables = zip(schedule.drop_at_LHS, schedule.formats_LHS, strict=True)
+        self._tables = [(drop_at_HS.tobytes(), form_HS.tobytes()) for drop_at_HS, form_HS in tables]
+        self._arena: Arena | None = None
+        self._block_L = [(0, 0)] * geometry.layers  # where the block of each layer starts, and its bytes
+
+    def attend(
+        self, layer: int, scale: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor,
+        look: Callable[[Tensor, ScaleEntries], None] | None,
+    ) -> Tensor:  # fmt: skip
+        """Attention of a scale, which is then stored as the schedule says; ``look`` sees what is read."""
+        batch, heads, _, dim = q_BHND.shape
+        if self._arena is None:
+            self.peak_bytes = self.schedule.peak_bytes(batch, q_BHND.element_size())
+            self._arena = Arena(q_BHND.new_empty(self.peak_bytes, dtype=torch.uint8))
+        tokens_S = self.geometry.scales.tokens
+        now = self._step(layer, scale, q_BHND)
+        start, size = self._block_L[layer]
+        block = self._arena.read(start, size)
+        entries_E2BD = k_BHND.new_empty(now.layout.entries, 2, batch, dim)
+        decode_block(now, block, entries_E2BD[: now.layout.held])
+        _, new_HN2BD = now.layout.held_and_new(entries_E2BD)
+        write(new_HN2BD, k_BHND, v_BHND)
+        by_head = entries_E2BD.unflatten(0, (heads, -1)) if now.reading.index_E is None else entries_E2BD
+        if look is not None:
+            look(q_BHND, ScaleEntries(by_head, now.layout, self.geometry.scales.bounds[: scale + 1]))
+        out_BHND = ragged_attention(q_BHND, by_head, now.reading)
+        if scale == len(tokens_S) - 1:
+            self._arena.free(size)
+        elif scale not in self._at_rest:
+            self._put(layer, encode_block(now, block, new_HN2BD))
+        self.tokens += now.stored - now.layout.held
+        self.allocated_bytes = self._arena.used
+        if scale == len(tokens_S) - 1 and layer == self.geometry.layers - 1:
+            self._arena = None
+        return out_BHND
+
+    def _step(self, layer: int, scale: int, q_BHND: Tensor) -> PackedStep:
+        """What is worked out once a schedule; layers that store the same share it."""
+        batch, _, _, dim = q_BHND.shape
+        known, key = self.schedule.worked_out, (*self._tables[layer], scale, batch, q_BHND.dtype, q_BHND.device)
+        found: PackedStep | None = known.get(key)
+        if found is None:
+            tokens_S = self.geometry.scales.tokens
+            found = known[key] = packed_step(
+                *self._tables[layer], tokens_S, scale, batch, dim, q_BHND.dtype, q_BHND.device
+            )
+        return found
+
+    def _put(self, layer: int, block: Tensor) -> None:
+        """Let go of what a layer holds and put ``block`` in its place."""
+        assert self._arena is not None
+        self._arena.free(self._block_L[layer][1])
+        start = self._arena.room(len(block))
+        self._block_L[layer] = start, len(block)
+        first = 0
+        for room in self._arena.runs(start, len(block)):
+            room.copy_(block[first : first + len(room)])
+            first += len(room)
+
+
+def decode_block(now: PackedStep, block: Tensor, out_E2BD: Tensor) -> None:
+    """All that a layer holds, in the compute dtype, as its layout numbers it."""
+    _, _, batch, dim = out_E2BD.shape
+    first = 0
+    for section, codes, own in now.views(block, False, batch, dim):
+        if not section.entries:
+            continue
+        steps = section.form.steps(own)
+        if section.range_of_E is not None:
+            step, low = (select(x, 0, section.range_of_E) for x in steps)
+            steps = step, low
+        section.form.decode(codes, steps, out_E2BD[first : first + section.entries])
+        first += section.entries
+
+
+def encode_block(now: PackedStep, block: Tensor, new_HN2BD: Tensor) -> Tensor:
+    """What a layer holds next: of ``block`` what stays, and the new cells that are kept."""
+    _, _, _, batch, dim = new_HN2BD.shape
+    out = block.new_empty(now.block_bytes(True, batch, dim))
+    for (section, codes, own), (_, next_codes, next_own) in zip(
+        now.views(block, False, batch, dim), now.views(out, True, batch, dim), strict=True
+    ):
+        keep(codes, section.keep_E, next_codes[: section.kept_entries])
+        keep(own, section.keep_R, next_own[: section.kept_ranges])
+        if section.heads:
+            new = new_HN2BD if section.heads_H is None else select(new_HN2BD, 0, section.heads_H)
+            parts = section.form.encode(new.permute(0, 2, 3, 1, 4))  # [heads, 2, B, tokens, D]
+            rooms = next_codes[section.kept_entries :], next_own[section.kept_ranges :]
+            for part, room in zip(parts, rooms, strict=True):
+                by_token = part.permute(0, 3, 1, 2, 4)
+                room.view(by_token.shape).copy_(by_token)
+    return out
+
+
+def keep(rows: Tensor, which: Tensor | None, out: Tensor) -> None:
+    """Write into ``out`` those that stay; None: all."""
+    if which is None:
+        out.copy_(rows)
+    elif len(out):
+        select(rows, 0, which, out=out)

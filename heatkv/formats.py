@@ -1,0 +1,155 @@
+"""How cached keys and values are stored: a format is a name, what a cell takes, and how it is written and read.
+
+``compute`` leaves the numbers as the model computes them. The others round them to ``bits`` bits between the ends of a
+range, of which there is one a token (``int8``), or one a channel over the tokens of a cell (``int4``, ``int2``): what a
+channel of keys has in common, its mean and its spread, is then told once and not rounded with every token, which is
+worth two bits and more (KIVI, arXiv 2402.02750; VAR-Q takes factors by channel too). For a few bits the range of a
+token is too wide; for a few tokens a range a channel takes more than it saves.
+
+A range takes two bytes: its width in eighths of an octave, and its centre in 32nds of that width. It always covers the
+numbers that it was made for. All bytes count, those of ranges too.
+
+Keys and values of one head and scale are a cell. Tensors hold them by token, ``[..., N, D]``, codes as ``[..., N, Y]``
+and ranges as ``[..., N, 2]`` (a token) or ``[..., 1, 2 * D]`` (a channel).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from heatkv.files import shown
+
+OCTAVES, LEAST_OCTAVE = 8, -16  # steps of width in an octave, and the octave of the smallest width
+CENTRES = 32  # steps of centre in a width
+RANGE_BYTES = 2
+
+
+class FormatError(ValueError):
+    """A storage that there is not, or that does not fit a model's heads; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to store cells.
+
+    Parameters
+    ----------
+    name
+        What schedules and commands call it.
+    words
+        What people read.
+    bits
+        Of a number; 0: as computed.
+    ranges
+        What a range is for: the numbers of a token, or a channel of a cell.
+    """
+
+    name: str
+    words: str
+    bits: int = 0
+    ranges: Literal["", "token", "channel"] = ""
+
+    def check(self, head_dim: int) -> None:
+        """Raise `FormatError` unless heads of that size can be stored so (0: size not stated)."""
+        if not self.bits:
+            return
+        if not head_dim:
+            raise FormatError(f"storage {self.name} needs a geometry that states its head_dim: sizes follow from it")
+        unit = 2 if self.bits == 8 else 8 // self.bits
+        if head_dim % unit:
+            raise FormatError(f"storage {self.name} needs a head_dim that {unit} divides, not {head_dim}")
+
+    def code_bytes(self, head_dim: int, itemsize: int = 2) -> int:
+        """Bytes of the numbers of one vector; ``itemsize`` is what a computed number takes."""
+        return head_dim * self.bits // 8 if self.bits else head_dim * itemsize
+
+    def range_bytes(self, tokens: int, head_dim: int) -> int:
+        """Bytes of the ranges of so many vectors of a cell."""
+        return RANGE_BYTES * {"": 0, "token": tokens, "channel": head_dim if tokens else 0}[self.ranges]
+
+    def cell_bytes(self, tokens: int, head_dim: int, itemsize: int = 2) -> int:
+        """Bytes of keys and values of a cell of so many tokens, of one batch row."""
+        return 2 * (tokens * self.code_bytes(head_dim, itemsize) + self.range_bytes(tokens, head_dim))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and ranges (uint8) of cells ``[..., N, D]``."""
+        x = x.float()
+        low, high = x.aminmax(dim=-1 if self.ranges == "token" else -2, keepdim=True)
+        octave, centre, width = ranges_around(low, high)
+        step, first = self._steps(width, centre)
+        codes = ((x - first) / step).round_().clamp_(0, 2**self.bits - 1).to(torch.uint8)
+        told = (octave - OCTAVES * LEAST_OCTAVE).to(torch.uint8), centre.to(torch.int8).view(torch.uint8)
+        return self._packed(codes), torch.cat(told, -1)
+
+    def steps(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every range the distance of neighbouring numbers, and the one that code 0 stands for (float32)."""
+        octave, centre = ranges.chunk(2, -1)
+        width = octave.float().add_(OCTAVES * LEAST_OCTAVE).mul_(1 / OCTAVES).exp2_()
+        return self._steps(width, centre.view(torch.int8).float())
+
+    def decode(self, codes: Tensor, steps: tuple[Tensor, Tensor], out: Tensor) -> None:
+        """Write into ``out`` ``[..., N, D]`` what `encode` made codes of: off by half a step at most.
+
+        ``steps``: of the ranges, of any shape that fits ``out``.
+        """
+        wide = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        shares = 8 // self.bits
+        size = out.shape[-1] // shares
+        for i in range(shares):
+            numbers = codes if shares == 1 else codes >> (self.bits * i)
+            if i < shares - 1:
+                numbers = numbers & (2**self.bits - 1)
+            wide[..., i * size : (i + 1) * size].copy_(numbers)
+        torch.addcmul(steps[1], wide, steps[0], out=wide)
+        if wide is not out:
+            out.copy_(wide)
+
+    def _steps(self, width: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance of neighbouring numbers of ranges, and the number that code 0 stands for."""
+        step = width * 0.5**self.bits
+        return step, width * (centre / CENTRES - 0.5 + 0.5 ** (self.bits + 1))
+
+    def _packed(self, codes: Tensor) -> Tensor:
+        """Codes ``[..., D]`` as bytes: the first share of the channels in the lowest bits."""
+        if self.bits == 8:
+            return codes
+        parts = codes.chunk(8 // self.bits, -1)
+        packed = parts[0].clone()
+        for i, part in enumerate(parts[1:], start=1):
+            packed |= part << (self.bits * i)
+        return packed
+
+
+def ranges_around(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The smallest ranges that cover what lies between: octave and centre, whole numbers, and the width they give."""
+    middle = (low + high) * 0.5
+    # Wide enough with its centre rounded, and for a centre that 7 bits can tell.
+    width = torch.maximum((high - low) * (CENTRES / (CENTRES - 1)), middle.abs() * (CENTRES / 127))
+    octave = width.clamp_min_(2.0**LEAST_OCTAVE).log2_().mul_(OCTAVES).ceil_()
+    octave.clamp_max_(255 + OCTAVES * LEAST_OCTAVE)
+    width = (octave / OCTAVES).exp2_()
+    return octave, (middle * CENTRES / width).round_().clamp_(-128, 127), width
+
+
+COMPUTE = Format("compute", "as computed")
+FORMATS: dict[str, Format] = {
+    form.name: form
+    for form in (
+        COMPUTE,
+        Format("int8", "8 bits", 8, "token"),
+        Format("int4", "4 bits", 4, "channel"),
+        Format("int2", "2 bits", 2, "channel"),
+    )
+}
+
+
+def find_format(name: object) -> Format:
+    """The format of that name, or `FormatError` with the names there are."""
+    form = FORMATS.get(name) if isinstance(name, str) else None
+    if form is None:
+        raise FormatError(f"storage is {shown(name)}: it must be one of {', '.join(FORMATS)}")
+    return form
