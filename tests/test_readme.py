@@ -11,6 +11,7 @@ import pytest
 
 from heatkv.cli import make_parser
 from heatkv.policies import REGISTRY
+from heatkv.scales import ScaleSchedule
 from heatkv.study.compare import summary_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,11 +34,14 @@ def test_the_policy_it_shows_is_the_one_that_is_tested() -> None:
     assert ("python", (ROOT / "tests" / "example_policy.py").read_text()) in BLOCKS
 
 
-def test_it_lists_every_policy_with_its_provenance() -> None:
+def test_it_lists_every_policy_with_its_provenance_in_both_drawings() -> None:
+    drawings = (ScaleSchedule.square((1, 2, 3)), ScaleSchedule.lines(1, 2, 2))
     listed = {}
-    for names, provenance in re.findall(r"^\| ((?:`[\w+-]+`,? ?)+)\| ([\w-]+) \|", README, re.MULTILINE):
-        listed |= dict.fromkeys(re.findall(r"`([\w+-]+)`", names), provenance)
-    assert listed == {name: policy.provenance for name, policy in REGISTRY.items()}
+    for names, *provenance in re.findall(r"^\| ((?:`[\w+-]+`,? ?)+)\| ([\w-]+) \| ([\w-]+) \|", README, re.MULTILINE):
+        listed |= dict.fromkeys(re.findall(r"`([\w+-]+)`", names), tuple(provenance))
+    assert listed == {
+        name: tuple(policy.provenance_for(scales) for scales in drawings) for name, policy in REGISTRY.items()
+    }
 
 
 def test_the_table_of_results_is_the_bundled_comparisons() -> None:
