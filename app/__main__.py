@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
     from app.demo import create_demo, launch_options
+    from app.lessons import Chosen
+    from app.strips import bundled_fingerprint, read_strips
     from heatkv.models import find_folder, is_bundled, load
     from heatkv.scores import HeadScores
     from heatkv.threads import keep_to_own_cores
@@ -45,7 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     prompts = read_prompts() if is_bundled(options.model) else []
     path = folder / "comparison.json"
-    demo = create_demo(model, scores, read_references(path), prompts, label, read_comparison(path))
+    fingerprint = bundled_fingerprint(options.model) if is_bundled(options.model) and not options.scores else ""
+    strips = read_strips(folder, fingerprint) if fingerprint else []
+    demo = create_demo(
+        model,
+        scores,
+        read_references(path),
+        prompts,
+        label,
+        read_comparison(path),
+        strips,
+        Chosen.read(folder, fingerprint),
+    )
     demo.launch(server_name=options.host, server_port=options.port, **launch_options())
 
 

@@ -14,13 +14,16 @@ import gradio as gr
 from app.inputs import MAX_PROMPTS, InputError, read_policy, read_seed
 from app.page import MODEL_JOB, problem
 from app.pictures import png
+from app.recipes import FULL, Plan, Recipe
 from app.report import scorecard
-from app.workbench import Choice, Workbench
+from app.turns import Waiting
+from app.workbench import Workbench
 from heatkv.scores import HeadScores, orders_to_json
+from heatkv.views.knockout import KnockOut
 
 
 class Api:
-    """``/generate``, ``/calibrate`` and ``/plan`` on the bundled calibration."""
+    """``/generate``, ``/compare``, ``/knockout``, ``/calibrate`` and ``/plan`` on the bundled calibration."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
@@ -29,6 +32,8 @@ class Api:
         gr.api(self.generate, api_name="generate", **MODEL_JOB)
         gr.api(self.calibrate, api_name="calibrate", **MODEL_JOB)
         gr.api(self.plan, api_name="plan")
+        gr.api(self.compare, api_name="compare", **MODEL_JOB)
+        gr.api(self.knockout, api_name="knockout", **MODEL_JOB)
 
     def plan(self, budget: float, policy: str = "heatkv") -> dict[str, Any]:
         """Plan a schedule for a budget.
@@ -40,10 +45,10 @@ class Api:
             The schedule in the heatkv-schedule format.
         """
         try:
-            choice = self._choice(budget, policy)
-            if choice.schedule is None:
-                raise InputError(f"Policy {choice.policy!r} decides while it draws and has no schedule.")
-            found: dict[str, Any] = json.loads(choice.schedule.to_json())
+            schedule = self._plan(policy, budget).schedule
+            if schedule is None:
+                raise InputError(f"Policy {policy!r} decides while it draws and has no schedule.")
+            found: dict[str, Any] = json.loads(schedule.to_json())
         except Exception as error:
             raise gr.Error(problem(error)) from error
         return found
@@ -62,20 +67,63 @@ class Api:
             After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics and bytes.
         """
         try:
-            text, number, choice = self.bench.read_prompt(prompt), read_seed(seed), self._choice(budget, policy)
-            of = len(self.bench.geometry.scales)
-            for step in self.bench.compare(text, number, choice):
-                at: dict[str, Any] = {"scale": step.less_event.scale + 1, "of": of}
-                if step.full is not None and step.less is not None:
-                    card = scorecard(step.full, step.less, self.bench.geometry, self.bench.references)
-                    at |= {
-                        "model": step.less.model, "prompt": text, "seed": number, "policy": policy, "budget": budget,
-                        "full_png": _text(png(step.full.pixels)), "compressed_png": _text(png(step.less.pixels)),
-                        "psnr": card["psnr"], "psnr_foreground": card["psnr_foreground"], "ssim": card["ssim"],
-                        "bit_agreement": card["bits"], "kv_bytes_peak": step.less.kv_bytes_peak,
-                        "kv_bytes_full": step.less.kv_bytes_full, "seconds": step.less.seconds, "note": step.less.note,
-                    }  # fmt: skip
+            plans = [self._plan(FULL, 1.0), self._plan(policy, budget)]
+            for at, card in self._draw(prompt, seed, plans):
+                if card:
+                    at |= {"policy": policy, "budget": budget, "full_png": at.pop("a_png")}
+                    at |= {"compressed_png": at.pop("b_png"), "kv_bytes_peak": at.pop("kv_bytes_b")}
+                    del at["kv_bytes_a"]
                 yield at
+        except Exception as error:
+            raise gr.Error(problem(error)) from error
+
+    def compare(
+        self, prompt: str, seed: int = 0, policy_a: str = "full", budget_a: float = 1.0, forget_a: str = "",
+        policy_b: str = "heatkv", budget_b: float = 0.35, forget_b: str = "",
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """Draw one image by recipe A and one by recipe B, with the same noise.
+
+        Parameters:
+            prompt: What to draw; of a class-conditional model a class, by name or number.
+            seed: Seed of the sampling noise, which both images share.
+            policy_a: Name of a policy, or "full" for the full cache.
+            budget_a: Peak cached tokens as a share of the full cache's peak.
+            forget_a: Cells forgotten by hand on top: "6" layer 6, "6.3" its head 3, "6.3.2" a cell, "s4" scale 4.
+            policy_b: As policy_a.
+            budget_b: As budget_a.
+            forget_b: As forget_a.
+        Returns:
+            After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics of B against A, bytes.
+        """
+        try:
+            plans = [self._plan(policy_a, budget_a, forget_a), self._plan(policy_b, budget_b, forget_b)]
+            for at, _ in self._draw(prompt, seed, plans):
+                yield at
+        except Exception as error:
+            raise gr.Error(problem(error)) from error
+
+    def knockout(self, prompt: str, seed: int = 0) -> Iterator[dict[str, Any]]:
+        """Measure on one image how far it moves when a single head may remember nothing, head by head.
+
+        Parameters:
+            prompt: What to draw; of a class-conditional model a class, by name or number.
+            seed: Seed of the sampling noise.
+        Returns:
+            After every head {"heads", "of"}; at the end also "moved" (root mean square difference, 0 to 255) and
+            "psnr" (dB), both [layer][head].
+        """
+        try:
+            text, number, geometry = self.bench.read_prompt(prompt), read_seed(seed), self.bench.geometry
+            found: dict[tuple[int, int], KnockOut] = {}
+            for step in self.bench.jobs.knock_out(text, number):
+                if isinstance(step, KnockOut):
+                    found[step.layer, step.head] = step
+                    at: dict[str, Any] = {"heads": len(found), "of": geometry.head_count}
+                    if len(found) == geometry.head_count:
+                        rows = [[found[i, j] for j in range(geometry.heads)] for i in range(geometry.layers)]
+                        at["moved"] = [[one.moved for one in row] for row in rows]
+                        at["psnr"] = [[one.psnr for one in row] for row in rows]
+                    yield at
         except Exception as error:
             raise gr.Error(problem(error)) from error
 
@@ -92,7 +140,9 @@ class Api:
             if not isinstance(prompts, list) or not 1 <= len(prompts) <= MAX_PROMPTS:
                 raise InputError(f"Pass a list of 1 to {MAX_PROMPTS} prompts.")
             chosen = [self.bench.read_prompt(prompt) for prompt in prompts]
-            for scores in self.bench.calibrate(chosen, read_seed(seed)):
+            for scores in self.bench.jobs.calibrate(chosen, read_seed(seed)):
+                if isinstance(scores, Waiting):
+                    continue
                 at: dict[str, Any] = {"prompts": scores.count, "of": len(chosen)}
                 if scores.count == len(chosen):
                     orders = scores.orders(self.bench.sink_scales)
@@ -102,10 +152,39 @@ class Api:
         except Exception as error:
             raise gr.Error(problem(error)) from error
 
-    def _choice(self, budget: Any, policy: Any) -> Choice:
+    def _draw(
+        self, prompt: Any, seed: Any, plans: list[Plan]
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+        """What a program hears while two pictures grow; with the last step the scorecard."""
+        text, number = self.bench.read_prompt(prompt), read_seed(seed)
+        of = len(self.bench.geometry.scales.drawn)
+        for step in self.bench.jobs.draw(text, number, plans):
+            if isinstance(step, Waiting):
+                yield {"scale": 0, "of": of, "before": step.before}, None
+            elif step.drawings is not None:
+                a, b = (drawing.run for drawing in step.drawings)
+                card = scorecard(a, b, self.bench.geometry, self.bench.references)
+                at = {
+                    "scale": of, "of": of, "model": b.model, "prompt": text, "seed": number,
+                    "a_png": _text(png(a.pixels)), "b_png": _text(png(b.pixels)),
+                    "psnr": card["psnr"], "psnr_foreground": card["psnr_foreground"], "ssim": card["ssim"],
+                    "bit_agreement": card["bits"], "kv_bytes_a": a.kv_bytes_peak, "kv_bytes_b": b.kv_bytes_peak,
+                    "kv_bytes_full": b.kv_bytes_full, "seconds": b.seconds, "note": b.note,
+                }  # fmt: skip
+                yield at, card
+            elif step.step < of - 1:
+                yield {"scale": step.step + 1, "of": of}, None
+
+    def _plan(self, policy: Any, budget: Any, forget: Any = "") -> Plan:
         if isinstance(budget, bool) or not isinstance(budget, (int, float)):
             raise InputError("The budget must be a number above 0 and up to 1.")
-        return self.bench.choose(None, float(budget), read_policy(policy, self.bench.policies()))
+        if policy != FULL:
+            read_policy(policy, self.bench.policies())
+        if not isinstance(forget, str):
+            raise InputError("The list of forgotten cells must be a text, for example 6.3,s4.")
+        plan = self.bench.plan_of(Recipe(policy, 100 * float(budget), forget=forget))
+        plan.make_cache()  # says what is wrong with it before anybody waits
+        return plan
 
 
 def scores_bytes(scores: HeadScores) -> bytes:

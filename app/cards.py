@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.jobs import Probe
 from app.pictures import data_url
-from app.workbench import Probe, Workbench
+from app.workbench import Workbench
 from heatkv.views.explore import GROUPS, TYPE_EXCESS, TYPES, HeadProfiles, attention_view
 
 NAMES = {
@@ -26,9 +27,13 @@ WORDS = {
 
 
 def head_card(
-    bench: Workbench, profiles: HeadProfiles | None, label: str, head: tuple[int, int], probe: Probe | None = None
-) -> dict[str, Any]:
-    """The value of the ``headcard`` part; without a probe it says that the maps are still to come."""
+    bench: Workbench, profiles: HeadProfiles | None, label: str, head: tuple[int, int], probe: Probe | None = None,
+    target: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The value of the ``headcard`` part; without a probe it says that the maps are still to come.
+
+    ``target`` is the scale whose queries are shown, the last one unless it is a number of another.
+    """
     layer, number = head
     card: dict[str, Any] = {
         "layer": layer,
@@ -37,7 +42,9 @@ def head_card(
         "text": "Head orders alone do not tell where a head looks; its attention maps do, for one image.",
         "source": f"From: {label}.",
         "evidence": [],
-        "message": "" if probe else "Drawing the image to see what this head reads …",
+        "message": ""
+        if probe
+        else "What it reads in this picture comes once the picture is drawn with the full cache.",
         "failed": False,
     }
     if profiles is not None:
@@ -51,8 +58,13 @@ def head_card(
             f"{100 * TYPE_EXCESS:.0f} points above it make a type."
         )
     if probe is not None:
-        view = attention_view(probe.attention[head], bench.geometry.scales)
+        scales = bench.geometry.scales
+        targets = len(probe.attention[head])
+        at = target if type(target) is int and 0 <= target < targets else targets - 1
+        view = attention_view(probe.attention[head][at], scales, target=at)
         card |= {
+            "target": at,
+            "targets": targets,
             "image": data_url(probe.pixels),
             "view": view.to_json(),
             "about": f"“{probe.prompt}”, seed {probe.seed}, full cache",

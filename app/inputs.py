@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from heatkv.files import shown
 from heatkv.models.prompts import MAX_PROMPT_CHARACTERS
-from heatkv.policies import REGISTRY
 from heatkv.scales import Geometry
 
 MAX_PROMPT = MAX_PROMPT_CHARACTERS
 MAX_PROMPTS = 64
 MAX_PROMPTS_TEXT = 20_000
 MAX_SEED = 2**32 - 1
-TABS = ("tour", "heads", "compare", "methods", "calibrate", "budgets", "about")
 
 
 class InputError(ValueError):
@@ -89,55 +87,6 @@ def read_head(value: Any, geometry: Geometry) -> tuple[int, int]:
     return layer, head
 
 
-@dataclass(frozen=True)
-class Link:
-    """What an address asks for; None where it asks for nothing, or for something that there is not."""
-
-    percent: float | None = None
-    policy: str | None = None
-    prompt: str | None = None
-    seed: int | None = None
-    tab: str | None = None
-    head: tuple[int, int] | None = None
-    tour: int | None = None
-
-
-def read_link(
-    query: Mapping[str, Any], geometry: Geometry, percents: Callable[[str], Sequence[float]], policy: str, steps: int
-) -> Link:
-    """Read the query of an address, leniently: what is wrong is left out, the rest still counts.
-
-    ``percents`` gives a policy's budgets, ``policy`` is the one where the address names none, ``steps`` the tour's.
-    """
-
-    def attempt(key: str, read: Any) -> Any:
-        value = query.get(key)
-        if not isinstance(value, str) or not value or len(value) > MAX_PROMPT:
-            return None
-        try:
-            return read(value)
-        except (ValueError, OverflowError):
-            return None
-
-    def head(text: str) -> tuple[int, int]:
-        layer, number = text.split(".")
-        return read_head({"layer": int(layer) - 1, "head": int(number) - 1}, geometry)
-
-    def step(text: str) -> int | None:
-        return int(text) - 1 if 1 <= int(text) <= steps else None
-
-    named = attempt("policy", lambda text: read_policy(text, REGISTRY))
-    return Link(
-        percent=attempt("budget", lambda text: read_percent(text, percents(named or policy))),
-        policy=named,
-        prompt=attempt("prompt", read_prompt),
-        seed=attempt("seed", read_seed),
-        tab=attempt("tab", lambda text: text if text in TABS else None),
-        head=attempt("head", head),
-        tour=attempt("tour", step),
-    )
-
-
 def _number(value: Any) -> float | None:
     if (
         isinstance(value, bool)
@@ -155,3 +104,9 @@ def _number(value: Any) -> float | None:
 def _whole(value: Any) -> int | None:
     number = _number(value)
     return int(number) if number is not None and number == int(number) else None
+
+
+def without_folder(text: str, path: str) -> str:
+    """A message about an uploaded file, without where this machine put it."""
+    folder = os.path.dirname(path)
+    return text.replace(folder + os.sep, "") if folder else text

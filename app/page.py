@@ -12,9 +12,12 @@ import gradio as gr
 from app.components import Component
 from app.workbench import Workbench
 
-# The model does one job at a time, whoever asks.
-MODEL_JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+# Whose turn it is with the model is settled by `app.turns`, which tells people their place; Gradio only bounds how many
+# may wait at a time.
+MODEL_JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 60}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# Put in front of a handler: what the page shows now takes the place of the argument that stands for it.
+WISH = "(...values) => values.map((value) => (value && value.wish ? window.heatkv.wish() : value))"
 
 
 @dataclass
@@ -22,15 +25,16 @@ class Page:
     """Components that more than one tab reads or writes; tabs add theirs as they are built."""
 
     bench: Workbench
-    budget: gr.Slider
-    policy: gr.Radio
-    knobs: Component
+    dial: Component  # budget and policy
+    table: Component  # the table of budgets, for the page's store
+    wish: (
+        Component  # stands for what the page shows: {prompt, seed, policy, percent}, with WISH in front of the handler
+    )
+    mail: Component  # hands messages to the parts of the page
     tabs: gr.Tabs
     calibration: gr.State  # Calibration of this session, or None for the bundled one
     uploaded: gr.State  # Schedule to use instead of a plan, or None
-    head: gr.State  # (layer, head) in view
-    prompt: gr.Textbox | gr.Dropdown = field(init=False)
-    seed: gr.Number = field(init=False)
+    map: Component = field(init=False)
 
 
 def notice(text: str, kind: str = "info") -> dict[str, str]:

@@ -17,8 +17,14 @@ REFERENCE_NAMES = {
 }
 
 
-def scorecard(full: Generation, less: Generation, geometry: Geometry, references: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of the ``scorecard`` part."""
+SHORT_NAMES = {"dtype_noise": "rounding to 16 bits", "other_seed": "another seed", "sinks_only": "the sinks alone"}
+
+
+def scorecard(
+    full: Generation, less: Generation, geometry: Geometry, references: Mapping[str, Any], a: str = "full cache",
+    b: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """The value of the ``scorecard`` part: ``less``, called ``b``, measured against ``full``, called ``a``."""
     agreement = metrics.bit_agreement(full.bits, less.bits)
     mean = metrics.mean_agreement(agreement, geometry.scales.tokens)
     this = {
@@ -33,11 +39,12 @@ def scorecard(full: Generation, less: Generation, geometry: Geometry, references
     rows = 2 if less.kv_bytes_full > geometry.kv_bytes(geometry.full_peak_tokens) else 1
     bitwise = full.bits[0].ndim == 2
     return {
-        "run": f"“{less.prompt}”, seed {less.seed}, {less.policy} at {100 * less.budget:g} %",
+        "run": f"“{less.prompt}”, seed {less.seed}: {b or f'{less.policy} at {100 * less.budget:g} %'}",
+        "against": a,
         "difference": data_url(heat(difference)),
-        "difference_note": f"Difference. Brightest: {int(difference.max())} of 255; mean {difference.mean():.1f}.",
+        "difference_note": f"brightest {int(difference.max())} of 255, mean {difference.mean():.1f}",
         "headline": [
-            [_db(this["psnr"]), "PSNR against the full cache"],
+            [_db(this["psnr"]), f"PSNR against {a}"],
             [_db(this["psnr_foreground"]), "PSNR of the foreground"],
             [f"{this['ssim']:.3f}", "SSIM"],
             [f"{100 * mean:.1f} %", "bits that agree" if bitwise else "tokens that agree"],
@@ -75,7 +82,7 @@ def _references(references: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, name in REFERENCE_NAMES.items():
         found = references.get(key)
         if isinstance(found, Mapping) and isinstance(found.get("psnr"), (int, float)):
-            rungs.append(_rung(name, found))
+            rungs.append({**_rung(name, found), "short": SHORT_NAMES[key]})
     return rungs
 
 

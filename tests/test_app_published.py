@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ gr = pytest.importorskip("gradio")
 from app.__main__ import calibrated, own_scores  # noqa: E402
 from app.demo import _Demo  # noqa: E402
 from app.prompts import class_choices  # noqa: E402
+from app.recipes import Recipe  # noqa: E402
 from app.tabs.budgets import BudgetsTab  # noqa: E402
 from app.workbench import Workbench  # noqa: E402
 
@@ -69,26 +71,34 @@ def test_prompts_become_classes_everywhere(demo: _Demo) -> None:
     assert bench.prompts[0] == "207 golden retriever" and bench.prompts[-1] == "8 hen"
     blocks = [block for block in demo.build().blocks.values() if getattr(block, "elem_id", None)]
     pickers = {block.elem_id: block for block in blocks if isinstance(block, gr.Dropdown)}
-    assert {"prompt", "heads-prompt", "calibrate-prompts"} <= set(pickers)
-    assert pickers["calibrate-prompts"].multiselect and len(pickers["prompt"].choices) == 1000
-    assert not any("{" in step["text"] for step in demo.tour.steps)
-    assert "classes" in demo.tour.steps[-1]["text"]
+    assert {"methods-prompt", "calibrate-prompts"} <= set(pickers)
+    assert pickers["calibrate-prompts"].multiselect and len(pickers["methods-prompt"].choices) == 1000
+    assert len(demo.ask()["examples"]) == 1000
+
+
+def asked(prompt: Any, seed: int = 0, **more: Any) -> Any:
+    data = {"id": 1, "layer": 0, "head": 0, "prompt": prompt, "seed": seed, **more}
+    return SimpleNamespace(_data=data, session_hash=f"{prompt}{seed}")
+
+
+def drawn(demo: _Demo, prompt: Any, seed: int = 0) -> list[Any]:
+    wanted = asked(prompt, seed, a={"policy": "full"}, b={"policy": "heatkv", "percent": 60})
+    return list(demo.explore.draw(None, None, wanted, wanted))
 
 
 @pytest.mark.parametrize("prompt", ["207 golden retriever", "golden retriever", "207", 207])
 def test_a_class_is_drawn_by_title_name_or_number(demo: _Demo, prompt: Any) -> None:
-    steps = list(demo.compare.compare(prompt, 3, 60, "heatkv", None, None))
-    wipe, card, note, (run, schedule), *_ = steps[-1]
-    assert run.prompt == "207 golden retriever" and note["text"] == ""
-    assert len(wipe["frames"]) == len(demo.bench.geometry.scales) and schedule.budget == 0.6
+    value, card = drawn(demo, prompt, 3)[-1]
+    assert value["prompt"] == "207 golden retriever" and value["note"] == ""
+    assert len(value["b"]["frames"]) == len(demo.bench.geometry.scales)
     assert [rung["name"] for rung in card["ladder"]] == ["this pair"], "references are absent"
     assert any(words == "tokens that agree" for _, words in card["headline"])
-    direct = heatkv.generate(demo.bench.model, "207", 3, schedule.schedule)
-    assert (run.pixels == direct.pixels).all()
+    plan = demo.bench.plan_of(Recipe("heatkv", 60))
+    assert value["b"]["peak"] == heatkv.generate(demo.bench.model, "207", 3, plan.schedule).kv_bytes_peak
 
 
 def test_an_ambiguous_name_is_drawn_and_said(demo: _Demo) -> None:
-    assert "517 crane" in last(demo.compare.compare("crane", 0, 60, "heatkv", None, None))[2]["text"]
+    assert "517 crane" in drawn(demo, "crane")[-1][0]["note"]
 
 
 @pytest.mark.parametrize(
@@ -96,28 +106,21 @@ def test_an_ambiguous_name_is_drawn_and_said(demo: _Demo) -> None:
                           ("goldn retriever", "did you mean"), (["1"], "empty"), ("<b>", "none of them")],
 )  # fmt: skip
 def test_what_is_no_class_is_said(demo: _Demo, prompt: Any, words: str) -> None:
-    steps = list(demo.compare.compare(prompt, 0, 60, "heatkv", None, None))
-    assert len(steps) == 1 and words in said(steps[0][2]).lower() and steps[0][0] == gr.skip()
-    assert demo.heads.show((0, 0), prompt, 0, None, None)[0]["failed"]
+    steps = drawn(demo, prompt)
+    assert len(steps) == 1 and words in steps[0][0]["error"].lower() and steps[0][1] == gr.skip()
+    assert demo.explore.show(None, asked(prompt)) == gr.skip()
 
 
 def test_heads_are_probed_and_classes_calibrated(demo: _Demo) -> None:
-    card, probe = last(demo.heads.draw_card((1, 1), "macaw", 0, None, None))
-    assert probe.prompt == "88 macaw" and card["view"] and "88 macaw" in card["about"]
-    assert last(demo.heads.draw_card((0, 0), "88", 0, None, probe)) == (gr.skip(), gr.skip()), "the same class"
+    card = last(demo.explore.draw_card(None, asked("macaw")))
+    assert card["view"] and "88 macaw" in card["about"]
+    assert list(demo.explore.draw_card(None, asked("88"))) == [], "the same class"
     found = last(demo.calibrate.calibrate(["macaw", "volcano", "7"], 1))[0]
     assert found.scores.prompts == ("88 macaw", "980 volcano", "7 cock")
     assert "3 classes" in demo.calibrate.in_use(found)["text"]
     for wrong in ([], "macaw", ["macaw"] * 65, ["nonsense"]):
         steps = list(demo.calibrate.calibrate(wrong, 1))
         assert len(steps) == 1 and said(steps[0][2])
-
-
-def test_an_address_may_name_a_class(demo: _Demo) -> None:
-    from types import SimpleNamespace
-
-    opened = demo.open_address(SimpleNamespace(query_params={"prompt": "macaw"}))
-    assert opened[2] == "88 macaw"
 
 
 # --- an Infinity model ------------------------------------------------------------------------------------------------
@@ -131,10 +134,9 @@ def test_an_infinity_model_from_published_files_runs_in_the_app(
     model = load(tmp_path)
     made = _Demo(Workbench(model, calibrated(model)))
     assert made.bench.classes is None and made.bench.prompts == ("a cat",)
-    steps = list(made.compare.compare("a red fox", 1, 60, "heatkv", None, None))
-    run = steps[-1][3][0]
-    assert run.kv_bytes_peak <= 0.6 * run.kv_bytes_full
-    assert last(made.heads.draw_card((0, 0), "a red fox", 1, None, None))[0]["view"]
+    value = drawn(made, "a red fox", 1)[-1][0]
+    assert value["b"]["peak"] <= 0.6 * value["b"]["full"]
+    assert last(made.explore.draw_card(None, asked("a red fox", 1)))["view"]
     assert last(made.calibrate.calibrate("a cat\na dog", 2))[0].scores.count == 2
 
 

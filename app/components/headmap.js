@@ -1,104 +1,94 @@
-/* The two-level head map: all layers, then the heads of one layer; and the memory that the kept cells take.
+/* The two-level head map: all layers, then the heads of one layer. Cells can be forgotten by hand.
  *
- * Draws from the store of its tab alone. Triggers 'open' with {layer, head} when a head is chosen. value: {layer, head}, the
- * head that Python has opened.
+ * Draws from the store of its tab alone; what colours say is in static/colours.js. Triggers 'open' and 'probe' with a head
+ * when one is chosen, 'knock' and 'halt' for the knock-out. value: {layer, head}, the head that Python wants in view.
  */
 const heatkv = window.heatkvOf(element);
+const colours = heatkv.colours;
+const mine = heatkv === window.heatkv; // the published models' map is to look at
 const find = (path) => element.querySelector(path);
 const overview = find('.overview .field');
 const detail = find('.detail .field');
-const range = (n) => Array.from({ length: n }, (_, i) => i);
-const WORDS = { itself: 'itself', previous: 'previous', between: 'earlier', sinks: 'coarsest', spread: 'spread' };
-const OCTAVES = 2; // the colours end at a quarter of even attention and at four times
-
-const mix = (a, b, t) => a.map((v, i) => Math.round(v + (b[i] - v) * t));
-const css = (rgb) => `rgb(${rgb.join(',')})`;
-function palette() {
-  return heatkv.dark
-    ? { low: [88, 166, 255], mid: [62, 64, 72], high: [255, 158, 61], gone: [24, 25, 31], line: [84, 86, 98], ink: '#d6d3d1' }
-    : { low: [33, 102, 172], mid: [231, 229, 228], high: [214, 96, 22], gone: [250, 250, 249], line: [190, 186, 182], ink: '#57534e' };
-}
-/** Colour at -1 (much less than even) .. 1 (much more). */
-const shade = (p, at) => (at < 0 ? mix(p.mid, p.low, Math.min(1, -at)) : mix(p.mid, p.high, Math.min(1, at)));
-const score = (l, h, s) => heatkv.table.cells[(l * heatkv.table.heads + h) * heatkv.table.cached + s] / 65535;
-function level(l, h, s) {
-  const t = heatkv.table;
-  if (t.kind === 'none') return 0;
-  if (t.kind === 'rank') return 2 * score(l, h, s) - 1;
-  return Math.log2(Math.max(score(l, h, s), 1e-6) / t.even[s]) / OCTAVES;
-}
+const { range } = heatkv;
+let running = null; // the knock-out's number while it is being measured
+const WORDS = { itself: 'itself', previous: 'previous', between: 'earlier', sinks: 'coarsest', spread: 'spread', local: 'near', far: 'far', condition: 'prompt' };
 
 function surface(field) {
   const canvas = field.querySelector('canvas');
-  const width = field.clientWidth;
-  const height = field.clientHeight;
-  const ratio = window.devicePixelRatio || 1;
+  const [width, height, ratio] = [field.clientWidth, field.clientHeight, window.devicePixelRatio || 1];
   canvas.width = Math.max(1, Math.round(width * ratio));
   canvas.height = Math.max(1, Math.round(height * ratio));
   const pen = canvas.getContext('2d');
   pen.scale(ratio, ratio);
   return { pen, width, height };
 }
-
 function box(pen, x, y, w, h, gap) {
   pen.beginPath();
   pen.roundRect(x + gap / 2, y + gap / 2, Math.max(1, w - gap), Math.max(1, h - gap), Math.min(3, h / 5));
 }
-
-function drawOverview() {
-  const t = heatkv.table;
-  const p = palette();
-  const at = heatkv.step();
-  const { pen, width, height } = surface(overview);
-  const w = width / t.cached;
-  const h = height / t.layers;
-  for (const l of range(t.layers)) {
-    for (const s of range(t.cached)) {
-      const share = heatkv.dynamic ? 0.01 : range(t.heads).filter((head) => heatkv.kept(l, head, s, at)).length / t.heads;
-      box(pen, s * w, l * h, w, h, h > 8 ? 2 : 1);
-      pen.fillStyle = share ? css(mix(p.mid, p.high, share)) : css(p.gone);
-      pen.fill();
-      if (!share) hatch(pen, s * w, l * h, w, h, p);
-    }
-  }
-  divide(pen, w, height, p);
-}
-
-/** A line between the scales that always stay and those that may go. */
-function divide(pen, w, height, p) {
-  if (!heatkv.table.sinkScales || !heatkv.table.prunable) return;
-  pen.fillStyle = p.ink;
-  pen.fillRect(heatkv.table.sinkScales * w - 0.75, 0, 1.5, height);
-}
-
 function hatch(pen, x, y, w, h, p) {
   pen.save();
   box(pen, x, y, w, h, h > 8 ? 2 : 1);
   pen.clip();
-  pen.strokeStyle = css(p.line);
+  pen.strokeStyle = colours.css(p.line);
   pen.lineWidth = 1.5;
   pen.beginPath();
   for (let d = -h; d < w; d += 6) { pen.moveTo(x + d, y + h); pen.lineTo(x + d + h, y); }
   pen.stroke();
   pen.restore();
 }
+function cross(pen, x, y, w, h, p) {
+  const r = Math.min(w, h) * 0.24;
+  pen.strokeStyle = p.ink;
+  pen.lineWidth = 2;
+  pen.beginPath();
+  pen.moveTo(x + w / 2 - r, y + h / 2 - r); pen.lineTo(x + w / 2 + r, y + h / 2 + r);
+  pen.moveTo(x + w / 2 + r, y + h / 2 - r); pen.lineTo(x + w / 2 - r, y + h / 2 + r);
+  pen.stroke();
+}
+/** A line between what always stays and what may go. */
+function divide(pen, w, height, p) {
+  if (!heatkv.table.sinkScales || !heatkv.table.prunable || heatkv.dynamic) return;
+  pen.fillStyle = p.ink;
+  pen.fillRect(heatkv.table.sinkScales * w - 0.75, 0, 1.5, height);
+}
+const byHead = () => colours.kind() === 'knockout'; // then the overview's columns are heads
+
+function drawOverview() {
+  const t = heatkv.table;
+  const p = colours.palette();
+  const at = heatkv.step();
+  const { pen, width, height } = surface(overview);
+  const columns = byHead() ? t.heads : t.cached;
+  const [w, h] = [width / columns, height / t.layers];
+  for (const l of range(t.layers)) {
+    for (const c of range(columns)) {
+      box(pen, c * w, l * h, w, h, h > 8 ? 2 : 1);
+      const share = byHead() ? colours.level(l, c, 0) : heatkv.dynamic ? 0.01 : range(t.heads).filter((head) => heatkv.kept(l, head, c, at)).length / t.heads;
+      pen.fillStyle = share ? colours.css(colours.mix(p.mid, p.high, share)) : colours.css(share === null || !byHead() ? p.gone : p.mid);
+      pen.fill();
+      if (!share && !byHead()) hatch(pen, c * w, l * h, w, h, p);
+    }
+  }
+  if (!byHead()) divide(pen, w, height, p);
+}
 
 function drawDetail() {
   const t = heatkv.table;
-  const p = palette();
+  const p = colours.palette();
   const at = heatkv.step();
   const { layer } = heatkv.cell;
   const { pen, width, height } = surface(detail);
-  const w = width / t.cached;
-  const h = height / t.heads;
+  const [w, h] = [width / t.cached, height / t.heads];
   for (const head of range(t.heads)) {
     for (const s of range(t.cached)) {
-      const colour = shade(p, level(layer, head, s));
+      const colour = colours.shade(p, colours.level(layer, head, s));
       const kept = heatkv.kept(layer, head, s, at);
+      const forgotten = heatkv.edits.has(layer, head, s);
       box(pen, s * w, head * h, w, h, 2);
-      pen.fillStyle = css(kept ? colour : mix(p.gone, colour, 0.22)); // what was given up stays visible, faintly
+      pen.fillStyle = colours.css(kept ? colour : colours.mix(p.gone, colour, 0.22)); // what was given up stays visible, faintly
       pen.fill();
-      if (!kept) hatch(pen, s * w, head * h, w, h, p);
+      if (forgotten) cross(pen, s * w, head * h, w, h, p); else if (!kept) hatch(pen, s * w, head * h, w, h, p);
     }
   }
   divide(pen, w, height, p);
@@ -106,25 +96,27 @@ function drawDetail() {
 
 function drawNames() {
   const t = heatkv.table;
-  const columns = () => range(t.cached).map((s) => {
-    const label = document.createElement('span');
-    label.append(Object.assign(document.createElement('b'), { textContent: s + 1 }));
-    if (t.cached <= 8) label.append(t.sizes[s].join('×'));
-    return label;
-  });
-  for (const row of element.querySelectorAll('.heads-row')) row.replaceChildren(...columns());
-  find('.overview .heads-row').classList.toggle('many', t.cached > 9);
-  find('.overview .heads-row').querySelectorAll('span').forEach((label) => label.replaceChildren(label.firstChild));
+  const label = (k, more) => { const made = document.createElement('span'); made.append(Object.assign(document.createElement('b'), { textContent: k }), more || ''); return made; };
+  const [left, right] = element.querySelectorAll('.heads-row');
+  left.replaceChildren(...range(byHead() ? t.heads : t.cached).map((s) => label(s + 1)));
+  left.classList.toggle('many', (byHead() ? t.heads : t.cached) > 9);
+  right.replaceChildren(...range(t.cached).map((s) => label(s + 1, t.cached <= 8 && t.word === 'scale' ? t.sizes[s].join('×') : '')));
+  find('.overview h3').textContent = byHead() ? 'All heads' : 'All layers';
+  find('.overview').title = byHead() ? 'A row a layer, a column a head' : `A row a layer, a column a ${t.word}: share of heads that keep it`;
   find('.title').textContent = `Layer ${heatkv.cell.layer + 1}`;
-  find('.title').append(Object.assign(document.createElement('small'), { textContent: ` of ${t.layers}: ${t.heads} heads × scales 1 to ${t.cached}; scale ${t.cached + 1} is drawn last and never cached` }));
+  find('.title').append(Object.assign(document.createElement('small'), { textContent: ` of ${t.layers}: a row a head, a column a ${t.word} it may remember` }));
   find('.names').replaceChildren(...range(t.heads).map((head) => {
     const name = document.createElement('span');
     name.append(`${head + 1}`, Object.assign(document.createElement('em'), { textContent: WORDS[heatkv.typeOf(heatkv.cell.layer, head)] || '' }));
     if (head === heatkv.cell.head) name.className = 'on';
     return name;
   }));
-  const side = Math.max(170, Math.min(420, Math.max(t.heads, t.layers / 2) * 34));
-  for (const field of [overview, detail]) field.style.minHeight = `${side}px`;
+  const side = Math.max(292, Math.min(420, t.heads * 22));
+  element.style.setProperty('--map-height', `${side}px`);
+  const kind = heatkv.typeOf(heatkv.cell.layer, heatkv.cell.head);
+  const button = find('[data-forget="type"]');
+  button.disabled = !kind;
+  button.title = kind ? `All heads of this type: ${WORDS[kind] || kind}` : '';
 }
 
 function drawCursor() {
@@ -137,111 +129,146 @@ function drawCursor() {
 
 function say(layer, head, scale) {
   const t = heatkv.table;
-  const name = `Layer ${layer + 1}, head ${head + 1}, scale ${scale + 1} (${t.sizes[scale].join('×')}): `;
-  const value = t.kind === 'none' ? 0 : score(layer, head, scale);
-  const reads = t.kind === 'none' ? '' : t.kind === 'rank'
-    ? scale < t.sinkScales ? '' : `ranked ${Math.round(100 * value)} of 100 for this scale. `
-    : `${(100 * value).toFixed(1)} % of its later attention, ${(value / t.even[scale]).toFixed(value < 2 * t.even[scale] ? 2 : 1)} times the even share. `;
   const from = heatkv.keptFrom(layer, head, scale);
   const fate = heatkv.dynamic ? 'What stays of it is decided token by token.'
-    : scale < t.sinkScales ? 'A sink scale, always kept.'
-    : `${heatkv.kept(layer, head, scale) ? 'Kept' : 'Not in the cache'} at ${heatkv.budget} %${heatkv.fixed ? ' (uploaded schedule)' : from === null ? '' : `; always kept from ${from} % upwards`}.`;
-  find('.readout').textContent = name + reads + fate;
-}
-
-function drawMemory() {
-  const t = heatkv.table;
-  const { held, full, peak, fullPeak, paperFactor } = heatkv.memory();
-  const highest = fullPeak * Math.max(1, paperFactor);
-  const show = paperFactor ? heatkv.showMib : heatkv.showBytes;
-  const svg = find('.memory svg');
-  const width = Math.max(240, svg.clientWidth);
-  const [left, right, top, bottom] = [paperFactor ? 74 : 58, 8, 8, 128];
-  const x = (k) => left + ((width - left - right) * k) / Math.max(1, full.length - 1);
-  const y = (v) => bottom - ((bottom - top) * v) / highest;
-  const node = (name, attributes, text) => {
-    const made = document.createElementNS('http://www.w3.org/2000/svg', name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
-  const path = (values) => values.map((v, k) => `${k ? 'L' : 'M'}${x(k).toFixed(1)} ${y(v).toFixed(1)}`).join('');
-  const parts = [];
-  for (const share of [0, 0.5, 1]) {
-    parts.push(node('line', { class: 'grid', x1: left, x2: width - right, y1: y(share * highest), y2: y(share * highest) }));
-    parts.push(node('text', { x: left - 6, y: y(share * highest) + 4, 'text-anchor': 'end' }, share ? show(share * highest, highest) : '0'));
-  }
-  full.forEach((_, k) => parts.push(node('text', { x: x(k), y: bottom + 16, 'text-anchor': 'middle' }, k + 1)));
-  parts.push(node('path', { class: 'area', d: `${path(held)}L${x(held.length - 1)} ${bottom}L${left} ${bottom}Z` }));
-  parts.push(node('path', { class: 'full', d: path(full) }), node('path', { class: 'kept', d: path(held) }));
-  if (paperFactor) {
-    for (const [kind, values] of [['full', full], ['kept', held]]) parts.push(node('path', { class: `paper ${kind}`, d: path(values.map((v) => v * paperFactor)) }));
-  }
-  held.forEach((v, k) => parts.push(node('circle', { cx: x(k), cy: y(v), r: 3 })));
-  svg.setAttribute('viewBox', `0 0 ${width} 150`);
-  svg.replaceChildren(...parts);
-  const figure = paperFactor
-    ? `at most ${heatkv.showMib(peak, fullPeak)}; as the papers count ${heatkv.showMib(peak * paperFactor, fullPeak)}`
-    : `at most ${heatkv.showPart(peak, fullPeak)}`;
-  find('.keys .paper-key').hidden = !paperFactor;
-  find('.sinks-key').hidden = !heatkv.table.sinkScales;
-  find('.figure').textContent = figure;
-  svg.setAttribute('aria-label', `KV cache while scales 1 to ${t.sizes.length} are drawn: ${figure}`);
+    : heatkv.edits.has(layer, head, scale) ? 'Forgotten by hand.'
+    : scale < t.sinkScales ? 'Always kept.'
+    : `${heatkv.kept(layer, head, scale) ? 'Kept' : 'Not in the cache'} at ${heatkv.budget} %${heatkv.fixed ? ' (your schedule)' : from === null ? '' : `; kept from ${from} % on`}.`;
+  find('.readout').textContent = `Layer ${layer + 1}, head ${head + 1}, ${heatkv.nameOf(scale)} (${t.sizes[scale].join('×')}): ${colours.says(layer, head, scale)}${fate}`;
 }
 
 function drawLegend() {
-  const p = palette();
+  const p = colours.palette();
   const pen = find('.legend canvas').getContext('2d');
-  for (const i of range(160)) { pen.fillStyle = css(shade(p, i / 79.5 - 1)); pen.fillRect(i, 0, 1, 1); }
-  const rank = heatkv.table.kind === 'rank';
-  find('.legend .scale').hidden = heatkv.table.kind === 'none';
-  find('.less').textContent = rank ? 'first to go' : 'read ¼ of even';
-  find('.more').textContent = rank ? 'last to go' : '4 × even';
+  for (const i of range(120)) { pen.fillStyle = colours.css(colours.shade(p, colours.two() ? i / 59.5 - 1 : i / 119)); pen.fillRect(i, 0, 1, 1); }
+  find('.legend .scale').hidden = heatkv.table.kind === 'none' && colours.kind() === 'attention';
+  [find('.less').textContent, find('.more').textContent] = colours.ends();
+  find('.gone-key').hidden = heatkv.dynamic;
+  find('.sinks-key').hidden = !heatkv.table.sinkScales || heatkv.dynamic;
+  for (const button of find('.choice').children) {
+    const { colour } = button.dataset;
+    button.setAttribute('aria-pressed', String(colour === colours.kind()));
+    button.hidden = (colour === 'change' && !heatkv.table.change.length) || (colour === 'kept' && !heatkv.dynamic) || (colour === 'knockout' && !mine);
+  }
+  find('.top').hidden = !mine;
 }
 
-function drawKind() {
+function drawTools() {
+  find('.forget').hidden = !mine || heatkv.dynamic;
   find('.dynamic').hidden = !heatkv.dynamic;
-  find('.overview h3 small').textContent = heatkv.dynamic ? 'no schedule' : 'share of heads that keep a scale';
+  find('.undo').disabled = !heatkv.edits.canUndo;
+  find('.redo').disabled = !heatkv.edits.canRedo;
+  find('.clear').disabled = !heatkv.edits.count;
+  find('[data-forget="source"]').replaceChildren(Object.assign(document.createElement('u'), { textContent: 's' }), heatkv.table.word === 'scale' ? 'cale' : ` ${heatkv.table.word}`);
 }
 
 const drawCells = () => { drawOverview(); drawDetail(); };
-const drawBudget = () => { const start = performance.now(); drawCells(); drawMemory(); drawCursor(); heatkv.lastDraw = performance.now() - start; };
-const drawAll = () => { drawKind(); drawNames(); drawLegend(); drawBudget(); };
-heatkv.follow(element, ['table'], drawAll);
+const drawBudget = () => { const start = performance.now(); drawCells(); drawCursor(); heatkv.lastDraw = performance.now() - start; };
+const drawAll = () => { drawNames(); drawLegend(); drawTools(); drawKnock(); drawBudget(); };
+heatkv.follow(element, ['table', 'colours', 'look'], drawAll);
 heatkv.follow(element, ['budget'], drawBudget);
+heatkv.follow(element, ['edits'], () => { drawTools(); drawBudget(); });
 heatkv.follow(element, ['cell'], () => { drawNames(); drawDetail(); drawCursor(); });
 const redraw = () => { if (heatkv.table) drawAll(); };
-new ResizeObserver(redraw).observe(find('.map'));
+new ResizeObserver(redraw).observe(find('.levels'));
 new MutationObserver(redraw).observe(document.body, { attributes: true, attributeFilter: ['class'] });
 
-function place(field, event, rows) {
+// --- choosing --------------------------------------------------------------------------------------------------------
+
+function place(field, event, rows, columns) {
   const area = field.getBoundingClientRect();
-  const at = (part, n) => heatkv.clamp(Math.floor(part * n), n);
-  return [at((event.clientY - area.top) / area.height, rows), at((event.clientX - area.left) / area.width, heatkv.table.cached)];
+  return [heatkv.clamp(Math.floor(((event.clientY - area.top) / area.height) * rows), rows), heatkv.clamp(Math.floor(((event.clientX - area.left) / area.width) * columns), columns)];
 }
-const open = () => { heatkv.set('head', `${heatkv.cell.layer + 1}.${heatkv.cell.head + 1}`); trigger('open', { layer: heatkv.cell.layer, head: heatkv.cell.head }); };
+function open() {
+  if (!mine) return;
+  const ask = { layer: heatkv.cell.layer, head: heatkv.cell.head, prompt: heatkv.view.prompt, seed: heatkv.view.seed };
+  trigger('open', ask);
+  trigger('probe', ask);
+}
 const move = (dl, dh, ds) => heatkv.look(...[[heatkv.cell.layer + dl, heatkv.table.layers], [heatkv.cell.head + dh, heatkv.table.heads], [heatkv.cell.scale + ds, heatkv.table.cached]].map(([v, n]) => Math.max(0, Math.min(n - 1, v))));
 
-overview.addEventListener('click', (event) => { const [layer, scale] = place(overview, event, heatkv.table.layers); heatkv.look(layer, heatkv.cell.head, scale); });
-detail.addEventListener('pointermove', (event) => { if (event.pointerType === 'mouse') { const [head, scale] = place(detail, event, heatkv.table.heads); say(heatkv.cell.layer, head, scale); } });
+overview.addEventListener('click', (event) => {
+  const [layer, column] = place(overview, event, heatkv.table.layers, byHead() ? heatkv.table.heads : heatkv.table.cached);
+  if (byHead()) { heatkv.look(layer, column, heatkv.cell.scale); open(); } else heatkv.look(layer, heatkv.cell.head, column);
+});
+detail.addEventListener('pointermove', (event) => { if (event.pointerType === 'mouse') { const [head, scale] = place(detail, event, heatkv.table.heads, heatkv.table.cached); say(heatkv.cell.layer, head, scale); } });
 detail.addEventListener('pointerleave', () => { if (heatkv.table) drawCursor(); });
-detail.addEventListener('click', (event) => { const [head, scale] = place(detail, event, heatkv.table.heads); heatkv.look(heatkv.cell.layer, head, scale); open(); });
+
+// A long press forgets the cell under the finger; the click that follows it is none.
+let pressed = null;
+let held = false;
+detail.addEventListener('pointerdown', (event) => {
+  held = false;
+  clearTimeout(pressed);
+  pressed = setTimeout(() => {
+    const [head, scale] = place(detail, event, heatkv.table.heads, heatkv.table.cached);
+    held = true;
+    heatkv.look(heatkv.cell.layer, head, scale);
+    forget('cell');
+  }, 550);
+});
+for (const name of ['pointerup', 'pointercancel', 'pointerleave']) detail.addEventListener(name, () => clearTimeout(pressed));
+detail.addEventListener('contextmenu', (event) => { if (held) event.preventDefault(); });
+detail.addEventListener('click', (event) => {
+  if (held) return;
+  const [head, scale] = place(detail, event, heatkv.table.heads, heatkv.table.cached);
+  heatkv.look(heatkv.cell.layer, head, scale);
+  open();
+});
+
+// --- forgetting ------------------------------------------------------------------------------------------------------
+
+function cellsOf(what) {
+  const { layer, head, scale } = heatkv.cell;
+  if (what === 'cell') return [[layer, head, scale]];
+  if (what === 'head') return heatkv.edits.headCells(layer, head);
+  if (what === 'layer') return heatkv.edits.layerCells(layer);
+  if (what === 'source') return heatkv.edits.sourceCells(scale);
+  const kind = heatkv.typeOf(layer, head);
+  return kind ? range(heatkv.table.layers).flatMap((l) => range(heatkv.table.heads).filter((h) => heatkv.typeOf(l, h) === kind).flatMap((h) => heatkv.edits.headCells(l, h))) : [];
+}
+const forget = (what) => { if (mine) heatkv.forget(cellsOf(what)); };
+for (const button of element.querySelectorAll('[data-forget]')) button.addEventListener('click', () => forget(button.dataset.forget));
+find('.undo').addEventListener('click', () => heatkv.undo());
+find('.redo').addEventListener('click', () => heatkv.redo());
+find('.clear').addEventListener('click', () => heatkv.setEdits(''));
+
+const FORGET = { x: 'cell', h: 'head', l: 'layer', s: 'source', t: 'type', Delete: 'cell' };
 function keys(field, moves, enter) {
   field.addEventListener('keydown', (event) => {
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const go = moves[event.key];
-    if (!go && event.key !== 'Enter' && event.key !== ' ') return;
+    if (mine && (event.ctrlKey || event.metaKey) && 'zy'.includes(key)) { event.preventDefault(); if (key === 'y' || event.shiftKey) heatkv.redo(); else heatkv.undo(); return; }
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (go) move(...go); else if (event.key === 'Enter' || event.key === ' ') enter(); else if (FORGET[key] && mine) forget(FORGET[key]); else return;
     event.preventDefault();
-    if (go) move(...go); else enter();
   });
 }
 keys(overview, { ArrowUp: [-1, 0, 0], ArrowDown: [1, 0, 0], ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1] }, () => detail.focus());
 keys(detail, { ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1], PageUp: [-1, 0, 0], PageDown: [1, 0, 0] }, open);
 
-const follow = () => {
-  const v = props.value;
-  if (!v || !heatkv.table || !Number.isInteger(v.layer)) return;
-  heatkv.set('head', `${v.layer + 1}.${v.head + 1}`);
-  heatkv.look(v.layer, v.head, heatkv.cell.scale);
-};
+// --- colours and the knock-out ---------------------------------------------------------------------------------------
+
+for (const button of find('.choice').children) button.addEventListener('click', () => heatkv.set({ colour: button.dataset.colour }, 'look'));
+function drawKnock() {
+  const here = colours.knockedHere();
+  find('.knock').hidden = !mine || colours.kind() !== 'knockout' || (Boolean(here) && here.done === here.of);
+  find('.measure').hidden = running !== null;
+  find('.stop').hidden = running === null;
+  find('.knock i').style.width = here ? `${(100 * here.done) / here.of}%` : '0';
+  find('.knock .text').textContent = !running ? '' : here && Number.isInteger(here.waiting) ? `${here.waiting} before you` : here ? `${here.done} of ${here.of} heads` : 'starting …';
+}
+find('.measure').addEventListener('click', () => { running = Date.now(); trigger('knock', { id: running, prompt: heatkv.view.prompt, seed: heatkv.view.seed }); drawKnock(); });
+find('.stop').addEventListener('click', () => { trigger('halt', { id: Date.now(), kind: 'knock' }); running = null; drawKnock(); });
+heatkv.bus.addEventListener('mail-knocked', (event) => {
+  if (!element.isConnected || event.detail.id !== running) return;
+  if (event.detail.error) { running = null; drawKnock(); find('.knock .text').textContent = event.detail.error; return; }
+  if (event.detail.done === event.detail.of) running = null;
+  colours.take({ knocked: event.detail });
+});
+heatkv.bus.addEventListener('drawn', (event) => { if (element.isConnected) colours.take({ kept: event.detail.b.kept ? heatkv.unpack(event.detail.b.kept, Uint16Array) : null }); });
+heatkv.bus.addEventListener('save', (event) => { if (element.isConnected && mine) window.heatkvSaves[event.detail]?.(heatkv); });
+
+const follow = () => { const v = props.value; if (v && heatkv.table && Number.isInteger(v.layer)) heatkv.look(v.layer, v.head, heatkv.cell.scale); };
 watch('value', follow);
-follow();
+heatkv.bus.addEventListener('open-head', () => { if (element.isConnected && mine) open(); });

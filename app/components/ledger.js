@@ -16,7 +16,11 @@ function draw() {
   element.querySelector('.bar i').style.width = `${percent}%`;
 }
 
-const take = () => heatkv.load(props.value);
+function take() {
+  const first = !heatkv.table;
+  heatkv.load(props.value);
+  if (first && props.value && props.value.defaults) heatkv.setBudget(props.value.defaults.budget);
+}
 watch('value', take);
 take();
 heatkv.follow(element, ['table', 'budget'], draw);

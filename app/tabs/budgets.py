@@ -7,10 +7,9 @@ from typing import Any
 import gradio as gr
 
 from app.components import Component
-from app.inputs import InputError, read_batch, read_percent, read_policy
+from app.inputs import InputError, read_batch, read_percent, read_policy, without_folder
 from app.page import PRIVATE, notice, problem, saved_file
 from app.pictures import file_name
-from app.tabs.compare import without_folder
 from heatkv.models.infinity.scales import FULL, SIZES
 from heatkv.models.presets import PRESETS, Preset
 from heatkv.policies import REGISTRY
@@ -71,6 +70,7 @@ class BudgetsTab:
             self.choices(None), value=policy, label="Policy", info=REGISTRY[policy].summary, elem_id="published-policy"
         )
         self.map = Component("headmap", elem_id="published-map")
+        Component("memory", elem_id="published-memory")
         self.ranking = gr.State(None)
         self.saver = Component("saver", elem_id="pub-saver")
 
@@ -78,7 +78,7 @@ class BudgetsTab:
         of = [self.model, self.size, self.ratio, self.batch, self.dtype, self.policy]
         shown = [self.size, self.ratio, self.policy, self.budget, self.ledger, self.notice, self.remove]
         how: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **PRIVATE}
-        self.budget.change(None, self.budget, None, js="(value) => { window.heatkvPublished.set('budget', value); }")
+        self.budget.change(None, self.budget, None, js="(value) => { window.heatkvPublished.setBudget(value); }")
         self.model.input(self.choose, [self.model, *of[3:], self.budget, self.ranking], shown, **how)
         for trigger in (self.size.input, self.ratio.input, self.batch.input, self.dtype.input, self.policy.input):
             trigger(self.show, [*of, self.budget, self.ranking], shown, **how)

@@ -11,11 +11,12 @@ import gradio as gr
 
 from app.api import scores_bytes
 from app.components import Component
-from app.inputs import MAX_PROMPTS
+from app.inputs import MAX_PROMPTS, without_folder
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
 from app.prompts import prompts_field
-from app.tabs.compare import without_folder
-from app.workbench import Calibration, Workbench
+from app.recipes import Calibration
+from app.turns import Waiting
+from app.workbench import Workbench
 from heatkv.scores import HeadScores, load_orders, orders_to_json
 
 
@@ -53,8 +54,9 @@ class CalibrateTab:
                     )  # fmt: skip
                     self.reset = gr.Button("Back to the first one", size="sm", min_width=140, elem_id="calibrate-reset")
                 gr.Markdown(
-                    "Scores (safetensors) hold attention shares for every head and pair of scales; orders (JSON, the "
-                    "format of the published head orders) only rank the heads of every scale.",
+                    "While you calibrate, others may draw in between. Scores (safetensors) hold attention shares for "
+                    "every head and pair of scales; orders (JSON, the format of the published "
+                    "head orders) only rank the heads of every scale.",
                     elem_classes="plain-hint",
                 )
         self.saver = Component("saver", elem_id="calibrate-saver")
@@ -96,11 +98,17 @@ class CalibrateTab:
         except Exception as error:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
             return
-        progress = {"done": 0, "of": len(chosen), "text": "Waiting for the model …"}
+        done, progress = 0, {"done": 0, "of": len(chosen), "text": "Starting …"}
         yield gr.skip(), progress, gr.skip(), *busy
         started = time.perf_counter()
         try:
-            for scores in self.bench.calibrate(chosen):
+            for scores in self.bench.jobs.calibrate(chosen):
+                if isinstance(scores, Waiting):
+                    if done < len(chosen):
+                        said = f"{done} of {len(chosen)}; in the queue, {scores.before} before you"
+                        yield gr.skip(), {**progress, "done": done, "text": said}, gr.skip(), *busy
+                    continue
+                done = scores.count
                 each = (time.perf_counter() - started) / scores.count
                 text = f"{scores.count} of {len(chosen)} {self.bench.nouns}, {each:.1f} s each"
                 progress = {"done": scores.count, "of": len(chosen), "text": text}
@@ -113,7 +121,6 @@ class CalibrateTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
     def cancelled(self, calibration: Calibration | None) -> tuple[Any, ...]:
-        self.bench.wait_until_idle()
         said = notice("Cancelled. " + self.in_use(calibration)["text"])
         return None, said, gr.update(interactive=True), gr.update(interactive=False)
 

@@ -10,10 +10,12 @@ import gradio as gr
 from app.charts import METRICS, PROVENANCE, curves, rows_of, table
 from app.components import Component
 from app.inputs import read_percent, read_seed
-from app.page import MODEL_JOB, PRIVATE, Page, notice, problem
+from app.page import MODEL_JOB, PRIVATE, WISH, Page, notice, problem
 from app.pictures import data_url
 from app.prompts import prompt_field
-from app.workbench import Calibration, Workbench
+from app.recipes import Calibration
+from app.turns import Waiting
+from app.workbench import Workbench
 from heatkv.generate import Generation
 from heatkv.policies import REGISTRY
 from heatkv.study import metrics
@@ -50,7 +52,7 @@ class MethodsTab:
             )
             self.draw = gr.Button("Draw all", variant="primary", scale=2, min_width=110, elem_id="methods-draw")
             self.cancel = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="methods-cancel")
-        gr.Markdown("At the budget above, with the seed of the Compare tab.", elem_classes="plain-hint")
+        gr.Markdown("At the budget above, with the seed of the Explore tab.", elem_classes="plain-hint")
         self.progress = Component("progress", elem_id="methods-progress")
         self.notice = Component("notice", elem_id="methods-notice")
         self.sheet = Component("sheet")
@@ -58,28 +60,29 @@ class MethodsTab:
 
     def wire(self, page: Page) -> None:
         self.metric.change(self.curves, self.metric, self.plot, queue=False, **PRIVATE)
-        inputs = [self.prompt, page.seed, page.budget, page.calibration]
+        inputs = [self.prompt, page.wish, page.calibration]
         outputs = [self.sheet, self.progress, self.notice, self.draw, self.cancel]
         submits = [self.prompt.submit] if isinstance(self.prompt, gr.Textbox) else []
         runs: list[Any] = [
-            trigger(self.draw_all, inputs, outputs, **MODEL_JOB, **PRIVATE) for trigger in (self.draw.click, *submits)
+            trigger(self.draw_all, inputs, outputs, js=WISH, **MODEL_JOB, **PRIVATE)
+            for trigger in (self.draw.click, *submits)
         ]
         self.cancel.click(None, None, None, cancels=runs).then(
             self.cancelled, None, outputs[1:], queue=False, **PRIVATE
         )
-        page.prompt.change(None, page.prompt, self.prompt, js="(text) => text")
 
     # --- handlers --------------------------------------------------------------------------------------------------
 
     def curves(self, metric: Any) -> Any:
         return curves(self.comparison, METRICS[metric]) if metric in METRICS else gr.skip()
 
-    def draw_all(self, prompt: Any, seed: Any, percent: Any, calibration: Calibration | None) -> Iterator[Any]:
+    def draw_all(self, prompt: Any, wish: Any, calibration: Calibration | None) -> Iterator[Any]:
         """Picture by picture; what is wrong is said and leaves what was there."""
         idle = gr.update(interactive=True), gr.update(interactive=False)
         try:
-            text, number = self.bench.read_prompt(prompt), read_seed(seed)
-            share = read_percent(percent, self.bench.percents()) / 100
+            wish = wish if isinstance(wish, Mapping) else {}
+            text, number = self.bench.read_prompt(prompt), read_seed(wish.get("seed"))
+            share = read_percent(wish.get("percent"), self.bench.percents()) / 100
             self.bench.model.check_prompt(text)
         except Exception as error:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
@@ -89,9 +92,14 @@ class MethodsTab:
         tiles: list[dict[str, Any]] = []
         head = f"“{text}”, seed {number}, {100 * share:g} %"
         full: Generation | None = None
-        yield None, {"done": 0, "of": of, "text": "Waiting for the model …"}, notice(""), *busy
+        yield None, {"done": 0, "of": of, "text": "Starting …"}, notice(""), *busy
         try:
-            for step in self.bench.sheet(text, number, calibration, share):
+            for step in self.bench.jobs.sheet(text, number, calibration, share):
+                if isinstance(step, Waiting):
+                    if len(tiles) < of:
+                        words = f"{len(tiles)} of {of} drawn; in the queue, {step.before} before you"
+                        yield gr.skip(), {"done": len(tiles), "of": of, "text": words}, gr.skip(), *busy
+                    continue
                 if step.run is None and not step.reason:
                     continue
                 full = full or step.run
@@ -103,7 +111,6 @@ class MethodsTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
     def cancelled(self) -> tuple[Any, ...]:
-        self.bench.wait_until_idle()
         return None, notice("Cancelled."), gr.update(interactive=True), gr.update(interactive=False)
 
 

@@ -81,6 +81,13 @@ class BudgetTable:
         """What one of ``resident_PT`` takes in so many batch rows, ``itemsize`` bytes a computed number."""
         return rows * (COMPUTE.cell_bytes(1, self.geometry.head_dim, itemsize) if self.storage == COMPUTE.name else 1)
 
+    @property
+    def most_percent(self) -> float:
+        """The budget from which on nothing is given up: more changes nothing. 100 where something always is."""
+        everything = self.kept_PLHS.reshape(len(self.percents), -1).all(axis=1) & (self.peak_P == self.peak_P.max())
+        least = len(self.percents) - int(np.argmin(everything[::-1])) if not everything.all() else 0
+        return self.percents[least] if self.static and everything[-1] else 100
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for a browser; about a bit a cell and budget."""
         scales = self.geometry.scales
@@ -230,6 +237,21 @@ def _later_mean(mass_TS: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.stack([mass_TS[..., s + 1 :, s].mean(axis=-1) for s in range(K - 1)], axis=-1)
 
 
+def change_ranks(scores: HeadScores) -> npt.NDArray[np.float64] | None:
+    """Where every cell stands by how much outputs change without it, a token: 0 the least of all cells, 1 the most.
+
+    Summed over the later target scales, which is what HeatKV+ weighs; ``(layers, heads, K - 1)``. None where the
+    calibration did not measure it.
+    """
+    change_LHTS = scores.change_LHTS
+    if change_LHTS is None:
+        return None
+    tokens_S = np.array(scores.geometry.scales.tokens[:-1])
+    loss_LHS = change_LHTS.sum(axis=2)[..., : len(tokens_S)] / tokens_S
+    rank_N = loss_LHS.ravel().argsort().argsort()
+    return (rank_N / max(1, rank_N.size - 1)).reshape(loss_LHS.shape)
+
+
 def rank_share(orders_SN: npt.NDArray[np.integer], geometry: Geometry, sink_scales: int) -> npt.NDArray[np.float64]:
     """What orders alone tell of a cell, ``(layers, heads, K - 1)``: its rank in its source scale, 0 to 1 (sinks: 1)."""
     rank_SN = np.empty(orders_SN.shape)
@@ -273,35 +295,42 @@ class AttentionView:
         The maps, one after the other: attention of a row on every (pooled) token.
     share_QS
         Share of a row's attention on every source scale; sums to 1.
+    pooled
+        How many tokens one place of every map stands for, on average.
     """
 
     queries: tuple[int, int]
     sizes: tuple[tuple[int, int], ...]
     map_QC: npt.NDArray[np.float64]
     share_QS: npt.NDArray[np.float64]
+    pooled: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Every map is scaled to its own maximum, in 8 bits; how much a map counts is in ``shares``."""
+        """Every map is scaled to its own maximum, in 8 bits; ``peaks`` says what that is, as attention on one token, so
+        that maps can be shaded alike, and ``shares`` how much a map counts as a whole."""
         starts = np.cumsum([0, *(h * w for h, w in self.sizes)])
-        peak_QC = np.repeat(np.maximum.reduceat(self.map_QC, starts[:-1], axis=1), np.diff(starts), axis=1)
+        peak_QS = np.maximum.reduceat(self.map_QC, starts[:-1], axis=1)
+        peak_QC = np.repeat(peak_QS, np.diff(starts), axis=1)
         return {
             "queries": list(self.queries),
             "sizes": [list(size) for size in self.sizes],
             "maps": packed(np.rint(255 * self.map_QC / np.maximum(peak_QC, 1e-12)), "u1"),
+            "peaks": packed(peak_QS / np.array(self.pooled), "f4"),
             "shares": packed(np.rint(self.share_QS * 65535), "u2"),
         }
 
 
 def attention_view(
-    attention_NC: npt.NDArray[np.floating], scales: ScaleSchedule, max_side: int = MAX_SIDE
+    attention_NC: npt.NDArray[np.floating], scales: ScaleSchedule, max_side: int = MAX_SIDE, target: int | None = None
 ) -> AttentionView:
-    """Pool the attention of the last scale's queries, ``(queries, all tokens)``.
+    """Pool the attention of one target scale's queries, ``(queries, tokens so far)``; the last scale's unless told.
 
     Every n-th query is enough (`heatkv.cache.probe.ProbeCache` thins them out where they are many): the grid of
     positions becomes coarser until every position has a query.
     """
     attention_NC = attention_NC.astype(np.float64)
-    height, width = scales[-1]
+    target = len(scales) - 1 if target is None else target
+    height, width = scales[target]
     step = -(-height * width // len(attention_NC))
     row_N, col_N = np.divmod(np.arange(len(attention_NC)) * step, width)
     side = max_side
@@ -317,14 +346,15 @@ def attention_view(
     rows_QC = np.concatenate([attention_NC.mean(axis=0, keepdims=True), pooled_QC / count_Q[:, None]])
 
     maps, shares, sizes = [], [], []
-    for (h, w), (start, end) in zip(scales, scales.bounds, strict=True):
+    for (h, w), (start, end) in list(zip(scales, scales.bounds, strict=True))[: target + 1]:
         scale_QHW = rows_QC[:, start:end].reshape(-1, h, w)
         shares.append(scale_QHW.sum(axis=(1, 2)))
         size = min(h, max_side), min(w, max_side)
         small_QHW = np.einsum("yh,qhw,xw->qyx", _pooling(h, size[0]), scale_QHW, _pooling(w, size[1]))
         maps.append(small_QHW.reshape(len(rows_QC), -1))
         sizes.append(size)
-    return AttentionView(grid, tuple(sizes), np.concatenate(maps, axis=1), np.stack(shares, axis=1))
+    pooled = tuple(h * w / (a * b) for (h, w), (a, b) in zip(list(scales)[: target + 1], sizes, strict=True))
+    return AttentionView(grid, tuple(sizes), np.concatenate(maps, axis=1), np.stack(shares, axis=1), pooled)
 
 
 def _pooling(length: int, pooled: int) -> npt.NDArray[np.float64]:

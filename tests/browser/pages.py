@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from tiny import tiny_model
 
 import heatkv
@@ -29,6 +29,9 @@ COMPARISON = {
         for budget in (0.3, 0.5)
     ],
 }  # fmt: skip
+
+
+expect.set_options(timeout=30_000)  # a busy machine
 
 
 class Paced:
@@ -58,12 +61,50 @@ class Site:
 
 
 def visit(page: Page, site: Site, query: str = "") -> Page:
-    """Open the app and wait until it is alive: the table is there and the first head has been drawn."""
+    """Open the app and wait until it is alive: the table is there and, on a model that draws unasked, both pictures."""
     page.goto(site.url + query)
-    page.wait_for_function(
-        "window.heatkv && heatkv.table && document.querySelector('#headcard .tiles .tile')", timeout=120_000
-    )
+    page.wait_for_function("window.heatkv && heatkv.table && heatkv.defaults", timeout=120_000)
+    if page.evaluate("heatkv.defaults.auto"):
+        drawn(page)
     return page
+
+
+def drawn(page: Page) -> None:
+    """Wait until both pictures are what the controls say."""
+    page.wait_for_function(
+        """() => document.querySelectorAll('#stage figure img[src]').length === 2
+            && !document.querySelector('#stage figure.stale') && document.querySelector('#stage .cancel').hidden""",
+        timeout=120_000,
+    )
+
+
+def set_budget(page: Page, value: int) -> None:
+    """Move the slider as a drag does, without letting go."""
+    page.locator("#budget-range").evaluate(
+        "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }", value
+    )
+    page.wait_for_function("(value) => heatkv.budget === value", arg=value)
+
+
+def release(page: Page) -> None:
+    page.locator("#budget-range").dispatch_event("change")
+
+
+def choose_policy(page: Page, name: str) -> None:
+    page.locator("#dial select").select_option(name)
+    page.wait_for_function("(name) => heatkv.table.policy === name", arg=name)
+
+
+def picture(page: Page, side: str) -> str:
+    url = page.locator(f"#stage figure.{side} img").get_attribute("src")
+    assert url and url.startswith("data:image/png;base64,")
+    return url
+
+
+def upload(page: Page, where: str, name: str, content: bytes) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator(where).click()
+    chooser.value.set_files([{"name": name, "mimeType": "application/octet-stream", "buffer": content}])
 
 
 def tab(page: Page, name: str) -> None:

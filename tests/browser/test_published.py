@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Site, tab, visit
+from pages import Site, drawn, tab, visit
 from playwright.sync_api import Page, expect
 
 import heatkv
@@ -41,23 +41,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def test_a_class_is_found_by_a_part_of_its_name_and_drawn(page: Page, site: Site) -> None:
     visit(page, site, "?prompt=golden+retriever")
-    tab(page, "Compare")
-    picker = page.locator("#prompt input")
-    expect(picker).to_have_value("207 golden retriever")
-    picker.click()
-    picker.press("Control+a")
-    picker.type("sharks")
-    picker.press("Backspace")
-    found = page.locator("[role=option]:visible")
-    expect(found.first).to_contain_text("shark")
-    found.filter(has_text="4 hammerhead").click()
-    page.locator("#generate").click()
+    field = page.locator("#ask .prompt input")
+    expect(field).to_have_value("golden retriever")
+    assert page.locator("#ask datalist option").count() == 1000
+    page.locator("#ask .draw").click()
+    drawn(page)
+    expect(field).to_have_value("207 golden retriever")
+    field.fill("4 hammerhead")
+    field.press("Enter")
     expect(page.locator("#scorecard .run")).to_contain_text("4 hammerhead", timeout=WAIT)
+    drawn(page)
     expect(page.locator("#scorecard .bits-title")).to_have_text("Tokens that agree")
-    assert "prompt=4+hammerhead" in page.url
-    expect(page.locator("#heads-prompt input")).to_have_value("4 hammerhead, hammerhead shark")
-    page.locator("#examples").get_by_role("button", name="88 macaw").click()
-    expect(page.locator("#scorecard .run")).to_contain_text("88 macaw", timeout=WAIT)
+    page.wait_for_function("location.search.includes('prompt=4+hammerhead')")
     tab(page, "Calibrate")
     expect(page.locator("#calibrate-prompts")).to_contain_text("980 volcano")
 
@@ -70,9 +65,9 @@ def test_budgets_are_explored_from_an_orders_file_without_weights(page: Page, si
     path.write_text(orders_to_json(orders, preset.geometry))
 
     visit(page, site)
-    tab(page, "Budgets")
+    tab(page, "Published models")
     page.wait_for_function("heatkvPublished.table && heatkvPublished.table.model === 'infinity-2b'", timeout=WAIT)
-    expect(page.locator("#controls")).to_be_hidden()
+    expect(page.locator("#dial")).to_be_hidden()
     expect(page.locator("#pub-notice")).to_contain_text("needs a file")
     page.locator("#pub-model input").click()
     page.locator("[role=option]:visible", has_text="infinity-8b").last.click()
@@ -109,17 +104,17 @@ def test_budgets_are_explored_from_an_orders_file_without_weights(page: Page, si
         page.locator("#pub-save").click()
     assert Schedule.from_json(Path(saved.value.path()).read_text()) == schedule
     assert json.loads(Path(saved.value.path()).read_text())["model"] == "infinity-8b"
-    assert page.locator("#published-map .memory path").count() == 5
-    tab(page, "Heads")
-    expect(page.locator("#controls")).to_be_visible()
+    assert page.locator("#published-memory path").count() == 5
+    tab(page, "Explore")
+    expect(page.locator("#dial")).to_be_visible()
 
 
 @pytest.mark.parametrize(
     "context_options", [{"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}]
 )
-def test_the_budgets_tab_fits_a_phone(page: Page, site: Site) -> None:
+def test_published_models_fit_a_phone(page: Page, site: Site) -> None:
     visit(page, site)
-    tab(page, "Budgets")
+    tab(page, "Published models")
     page.wait_for_function("heatkvPublished.table", timeout=WAIT)
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,0 +1,59 @@
+/* What to draw: prompt, seed, Draw; the model where there are several; the link to this view. value: {examples, models:
+ * [{name, title, path}], model}. */
+const heatkv = window.heatkv;
+const find = (path) => element.querySelector(path);
+const [prompt, seed] = [find('.prompt input'), find('.seed input')];
+const readSeed = () => (/^\s*\d{1,10}\s*$/.test(seed.value) && Number(seed.value) < 2 ** 32 ? Number(seed.value) : seed.value.trim() === '' ? null : seed.value.trim());
+
+function take() {
+  const value = props.value;
+  if (!value) return;
+  find('datalist').replaceChildren(...value.examples.map((text) => Object.assign(document.createElement('option'), { value: text })));
+  find('.model').hidden = value.models.length < 2;
+  find('.model select').replaceChildren(...value.models.map((model) => Object.assign(document.createElement('option'), { value: model.path, textContent: model.title, selected: model.name === value.model })));
+}
+const show = () => {
+  if (prompt.value !== heatkv.view.prompt) prompt.value = heatkv.view.prompt;
+  if (document.activeElement !== seed) seed.value = heatkv.view.seed ?? '';
+};
+find('form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  let number = readSeed();
+  if (number === null) number = Math.floor(Math.random() * 10000); // the seed that is drawn is the seed that is shared
+  heatkv.set({ prompt: prompt.value, seed: number });
+  show();
+  heatkv.emit('draw');
+});
+prompt.addEventListener('input', () => heatkv.emit('typing', prompt.value));
+find('.model select').addEventListener('change', (event) => {
+  const link = new URL(heatkv.link(true));
+  for (const key of ['head', 'forget', 'a', 'lesson']) link.searchParams.delete(key);
+  location.assign(`${event.target.value}${link.search}`);
+});
+
+find('.theme').addEventListener('click', () => {
+  document.body.classList.toggle('dark');
+  const url = new URL(location.href);
+  url.searchParams.set('__theme', heatkv.dark ? 'dark' : 'light');
+  history.replaceState(null, '', url);
+});
+
+find('.share').addEventListener('click', async () => {
+  const link = heatkv.link(true);
+  const missing = heatkv.notInLink();
+  const field = find('.shared input');
+  let copied = true;
+  find('.shared').hidden = false;
+  field.value = link;
+  field.focus();
+  field.select();
+  try { await navigator.clipboard.writeText(link); } catch { copied = false; }
+  find('.done').textContent = `${copied ? 'Copied: it opens with these pictures.' : 'Copy it from here.'}${missing ? ` Not in it: ${missing}.` : ''}`;
+});
+find('.close').addEventListener('click', () => { find('.shared').hidden = true; find('.share').focus(); });
+find('.shared').addEventListener('keydown', (event) => { if (event.key === 'Escape') find('.close').click(); });
+
+watch('value', take);
+take();
+for (const name of ['view', 'table']) heatkv.bus.addEventListener(name, () => { if (element.isConnected) show(); });
+show();

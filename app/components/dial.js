@@ -1,0 +1,87 @@
+/* The budget, with what the picture becomes along it, what it takes, and the policy that spends it.
+ *
+ * value: {groups: [{name, policies: [{name, title, summary}]}], uploaded: words or null}. Triggers 'types' when another
+ * policy is in use.
+ */
+const heatkv = window.heatkv;
+const find = (path) => element.querySelector(path);
+const slider = find('input[type="range"]');
+const select = find('select');
+let summaries = {};
+
+function take() {
+  const value = props.value;
+  if (!value) return;
+  summaries = {};
+  const groups = value.groups.map((group) => {
+    const made = Object.assign(document.createElement('optgroup'), { label: group.name });
+    made.append(...group.policies.map((policy) => {
+      summaries[policy.name] = policy.summary;
+      return Object.assign(document.createElement('option'), { value: policy.name, textContent: policy.title });
+    }));
+    return made;
+  });
+  select.replaceChildren(...groups);
+  if (value.policy) heatkv.set({ policy: value.policy }, 'look'); // what was chosen is not possible any more
+  show();
+}
+
+function show() {
+  const t = heatkv.table;
+  if (!t) return;
+  const most = heatkv.fixed ? 100 : t.most || 100;
+  slider.min = heatkv.fixed ? 1 : t.percents[0];
+  slider.max = most;
+  slider.disabled = select.disabled = heatkv.fixed;
+  select.value = heatkv.view.policy;
+  // A policy that was just chosen may go lower or higher; its own table says how far.
+  const own = !heatkv.fixed && t.policy === heatkv.view.policy;
+  if (own && heatkv.budget > most) heatkv.setBudget(most);
+  if (own && heatkv.budget < t.percents[0]) heatkv.setBudget(t.percents[0]);
+  const rest = !heatkv.fixed && most < 100 ? ` From ${most} % on nothing is given up: its numbers of few bits take less room.` : '';
+  find('.sentence').textContent = heatkv.fixed ? 'A schedule from a file is in use; budget and policy rest.' : `${summaries[t.policy] || ''}${rest}`;
+  find('.sentence').title = find('.sentence').textContent;
+  draw();
+}
+
+function draw() {
+  const { peak, fullPeak } = heatkv.memory();
+  const share = (100 * peak) / fullPeak;
+  const value = heatkv.budget;
+  const at = (Number(slider.value = value) - slider.min) / Math.max(1, slider.max - slider.min);
+  slider.style.setProperty('--at', `${(100 * at).toFixed(2)}%`);
+  slider.setAttribute('aria-valuetext', `${value} percent of the full cache, ${heatkv.showPart(peak, fullPeak)}`);
+  find('.value b').textContent = `${value} %`;
+  find('.bytes').textContent = heatkv.showPart(peak, fullPeak);
+  const compact = (heatkv.table.storage || 'compute') !== 'compute';
+  find('.base').textContent = Math.abs(share - value) < 1.5 || compact ? `peak cache${compact ? `, in few bits: ${share.toFixed(0)} % of the bytes` : ' of this image'}` : `peak cache: ${share.toFixed(1)} %`;
+  for (const button of find('.strip').children) button.setAttribute('aria-current', String(Number(button.dataset.percent) === value));
+}
+
+function strip(pictures) {
+  const row = find('.strip');
+  const [least, most] = [Number(slider.min), Number(slider.max)];
+  row.replaceChildren(...pictures.map(({ percent, image }) => {
+    const button = Object.assign(document.createElement('button'), { type: 'button', tabIndex: -1, title: `${percent} %` });
+    button.dataset.percent = percent;
+    button.style.setProperty('--place', (percent - least) / Math.max(1, most - least));
+    button.setAttribute('aria-label', `Budget ${percent} %`);
+    button.append(Object.assign(document.createElement('img'), { src: image, alt: '' }));
+    button.addEventListener('click', () => { heatkv.setBudget(percent); heatkv.emit('view'); });
+    return button;
+  }));
+  draw();
+}
+
+slider.addEventListener('input', () => { const start = performance.now(); heatkv.setBudget(Number(slider.value)); heatkv.lastInput = performance.now() - start; });
+slider.addEventListener('change', () => heatkv.emit('view')); // released: the exact picture
+select.addEventListener('change', () => {
+  heatkv.set({ policy: select.value }, 'look');
+  heatkv.emit('want-table');
+  trigger('types', { policy: select.value, percent: heatkv.budget, prompt: heatkv.view.prompt, seed: heatkv.view.seed });
+});
+watch('value', take);
+take();
+heatkv.follow(element, ['table'], show);
+heatkv.follow(element, ['budget', 'edits'], draw);
+heatkv.bus.addEventListener('strip', (event) => { if (element.isConnected && heatkv.table) strip(event.detail); });

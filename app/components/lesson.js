@@ -1,0 +1,80 @@
+/* One lesson at a time: it sets the real controls, asks, and tells what was counted. It stands in the page, above what it
+ * speaks of, and covers nothing; leaving puts the controls back. value: {lessons: [...], see app/lessons.py}. */
+const heatkv = window.heatkv;
+const find = (name) => element.querySelector(`.${name}`);
+const lessons = () => (props.value && props.value.lessons) || [];
+let at = null;
+let before = null; // the view before the first lesson
+let guessed = null;
+
+const snapshot = () => ({ prompt: heatkv.view.prompt, seed: heatkv.view.seed, budget: heatkv.budget, policy: heatkv.view.policy, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
+
+/** Set the controls; the pictures follow. */
+function apply(view) {
+  const { budget, forget, head, a, ...rest } = view;
+  if (a !== undefined) rest.a = typeof a === 'string' ? (a ? heatkv.readRecipe(a) : heatkv.FULL) : a;
+  const policy = rest.policy ?? heatkv.view.policy;
+  heatkv.set(rest, 'look');
+  if (budget !== undefined) heatkv.setBudget(budget);
+  if (head) heatkv.look(head[0], head[1], heatkv.cell.scale);
+  if (forget !== undefined) heatkv.setEdits(forget);
+  if (policy !== heatkv.table.policy) heatkv.emit('want-table'); else heatkv.emit('view');
+}
+
+function mark(selector) {
+  document.querySelectorAll('.lesson-target').forEach((node) => node.classList.remove('lesson-target'));
+  const target = selector && document.querySelector(selector);
+  if (target) target.classList.add('lesson-target');
+}
+
+function show() {
+  const lesson = at === null ? null : lessons()[at];
+  find('lesson').hidden = !lesson;
+  mark(lesson ? lesson.focus : null);
+  if (!lesson) return;
+  find('title').textContent = `${at + 1}. ${lesson.title}`;
+  find('text').textContent = lesson.text;
+  find('question').textContent = lesson.question;
+  find('count').textContent = `${at + 1} of ${lessons().length}`;
+  find('back').disabled = at === 0;
+  find('next').textContent = at + 1 < lessons().length ? 'Next' : 'Done';
+  find('options').replaceChildren(...lesson.options.map((text, index) => {
+    const button = Object.assign(document.createElement('button'), { type: 'button', textContent: text, disabled: guessed !== null });
+    if (guessed !== null && index === lesson.right) { button.className = 'right'; button.textContent = `${text} ✓`; } else if (guessed === index) button.className = 'wrong';
+    button.addEventListener('click', () => { guessed = index; show(); if (Object.keys(lesson.reveal).length) apply(lesson.reveal); find('title').focus({ preventScroll: true }); });
+    return button;
+  }));
+  find('answer').textContent = guessed === null ? '' : `${guessed === lesson.right ? 'Yes. ' : ''}${lesson.answer}`;
+}
+
+function go(index) {
+  const next = index >= 0 && index < lessons().length ? index : null;
+  if (at === null && next !== null && !before) before = snapshot();
+  at = next;
+  guessed = null;
+  heatkv.set({ lesson: at }, 'look');
+  show();
+  if (at === null) {
+    if (before) apply(before);
+    before = null;
+    document.querySelector('#tab-explore-button')?.focus({ preventScroll: true });
+    return;
+  }
+  if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click();
+  apply(lessons()[at].view);
+  window.scrollTo({ top: 0 });
+  setTimeout(() => find('title').focus({ preventScroll: true }), 60);
+}
+
+find('back').addEventListener('click', () => go(at - 1));
+find('next').addEventListener('click', () => go(at + 1));
+find('leave').addEventListener('click', () => go(-1));
+element.addEventListener('keydown', (event) => { if (event.key === 'Escape') go(-1); });
+heatkv.bus.addEventListener('lesson', (event) => { if (element.isConnected) go(event.detail); });
+let begun = false;
+heatkv.follow(element, ['table'], () => {
+  if (begun || !heatkv.defaults) return;
+  begun = true;
+  // The address may ask for a lesson: what else it says of the view is the lesson's to set.
+  if (heatkv.view.lesson !== null) { const wanted = heatkv.view.lesson; if (wanted >= 0 && wanted < lessons().length) setTimeout(() => go(wanted), 0); else heatkv.set({ lesson: null }, 'look'); }
+});

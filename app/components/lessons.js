@@ -1,0 +1,29 @@
+/* The lessons to choose from; the bar in lesson.js leads through the one that was chosen. value: {lessons: [...]}. */
+const heatkv = window.heatkv;
+const { make } = heatkv;
+const big = element.querySelector('.big input');
+
+function show() {
+  const lessons = (props.value && props.value.lessons) || [];
+  element.querySelector('ol').replaceChildren(...lessons.map((lesson, index) => {
+    const item = document.createElement('li');
+    const start = Object.assign(make('button', 'start'), { type: 'button' });
+    start.append(make('span', 'number', index + 1), make('b', '', lesson.title), make('span', 'question', lesson.question));
+    start.addEventListener('click', () => heatkv.emit('lesson', index));
+    const link = Object.assign(make('button', 'link', 'Copy link'), { type: 'button' });
+    link.setAttribute('aria-label', `Copy the link to lesson ${index + 1}`);
+    link.addEventListener('click', async () => {
+      const url = `${location.origin}${location.pathname}?lesson=${index + 1}${big.checked ? '&class=1' : ''}`;
+      try { await navigator.clipboard.writeText(url); link.textContent = 'Copied'; } catch { link.textContent = `?lesson=${index + 1}`; }
+      setTimeout(() => { link.textContent = 'Copy link'; }, 3000);
+    });
+    item.append(start, link);
+    return item;
+  }));
+}
+const size = () => { document.documentElement.style.fontSize = big.checked ? '20px' : ''; };
+big.checked = new URLSearchParams(location.search).get('class') === '1';
+big.addEventListener('change', size);
+size();
+watch('value', show);
+show();

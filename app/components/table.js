@@ -1,0 +1,20 @@
+/* Hands the table of budgets to the store of the page. value: see app/workbench.py; with `view` at the start, which says
+ * what the page opens with. */
+const heatkv = window.heatkv;
+function take() {
+  const value = props.value;
+  if (!value || !value.percents) return;
+  const first = !heatkv.table;
+  if (value.view) heatkv.begin(value.view);
+  if (value.source) heatkv.view.source = value.source;
+  heatkv.load(value);
+  if (!first || !heatkv.defaults) return;
+  if (heatkv.defaults.forget) heatkv.edits.set(heatkv.defaults.forget);
+  heatkv.look(...heatkv.defaults.at, heatkv.cell.scale);
+  heatkv.emit('edits');
+  // Another policy than the table's: its own table is asked for.
+  if (heatkv.view.policy !== value.policy) trigger('policy', { policy: heatkv.view.policy });
+}
+watch('value', take);
+take();
+heatkv.bus.addEventListener('want-table', () => trigger('policy', { policy: heatkv.view.policy }));

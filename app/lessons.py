@@ -1,0 +1,322 @@
+# ruff: noqa: E501  (sentences)
+"""Lessons: short, each with a guess and an answer that was counted. Texts know no model; numbers are its files'.
+
+``python -m app.lessons --model pocket`` counts (`heatkv.views.counts`) and chooses prompts where the effect shows; what
+it found ships as ``lessons.json`` beside the weights. Where it is absent, lessons that need it are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heatkv.files import program_root, write_atomic
+from heatkv.views import budgets
+from heatkv.views.explore import TYPES
+
+if TYPE_CHECKING:
+    from app.workbench import Workbench
+
+FILE = "lessons.json"
+PROMPTS, KNOCKED = 16, 3
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen and counted for one model: empty where nobody ran the command.
+
+    ``opening`` is the prompt and seed that the page opens with, ``counts`` what the answers stand on.
+    """
+
+    opening: tuple[str, int] | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, fingerprint: str) -> Chosen:
+        """From a model's folder; empty where the file is absent, of other weights, or something else."""
+        try:
+            found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            counts = dict(found["counts"])
+            if found["weights"] != fingerprint:
+                return cls()
+            return cls((counts["prompts"][counts["moving"]], int(counts["moving"])), counts)
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return cls()
+
+    def pictures(self, policy: str) -> list[tuple[str, int, str]]:
+        """Prompt, seed and policy of the strips that lessons and the first page show."""
+        if not self.counts:
+            return []
+        prompts, moving, clearest = (self.counts[key] for key in ("prompts", "moving", "clearest"))
+        return [
+            (prompts[moving], moving, policy),
+            (prompts[clearest], clearest, policy),
+            (prompts[clearest], clearest, "reverse"),
+        ]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One lesson: what it says, what it sets, what it asks, and what was counted. ``right`` is the index of an option."""
+
+    title: str
+    text: str
+    view: Mapping[str, Any]
+    question: str
+    options: tuple[str, ...]
+    right: int
+    answer: str
+    focus: str = "#stage .pictures"
+    reveal: Mapping[str, Any] = field(default_factory=dict)  # what the reveal changes on the page
+
+    def value(self) -> dict[str, Any]:
+        return {**self.__dict__, "view": dict(self.view), "reveal": dict(self.reveal), "options": list(self.options)}
+
+
+def lessons(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lessons for a model, in order; plain values for the page."""
+    made = [
+        _grows(bench, chosen), _look(bench, chosen), _name(bench, chosen), _forget(bench, chosen), _arithmetic(bench, chosen),
+        _upside(bench, chosen), _low(bench, chosen, comparison), _importance(bench, chosen),
+    ]  # fmt: skip
+    return [lesson.value() for lesson in made if lesson is not None]
+
+
+def _view(bench: Workbench, chosen: Chosen, which: str = "moving", **more: Any) -> dict[str, Any]:
+    """Settings of a lesson: a prompt that was chosen because the effect shows, or the first example."""
+    view: dict[str, Any] = {
+        "budget": 100,
+        "policy": next(iter(bench.policies())),
+        "a": "",
+        "mode": "side",
+        "colour": "auto",
+        "forget": "",
+    }
+    if chosen.counts:
+        number = chosen.counts[which]
+        view |= {"prompt": chosen.counts["prompts"][number], "seed": number}
+    elif bench.examples:
+        view |= {"prompt": bench.examples[0], "seed": 0}
+    return view | more
+
+
+def _grows(bench: Workbench, chosen: Chosen) -> Lesson:
+    scales = bench.geometry.scales
+    word, of = scales.word, len(scales.drawn)
+    text = (
+        f"The picture is drawn {word} by {word}, {of} in all. "
+        + ("Each is finer than the one before. " if word == "scale" else "Each is a row of the picture. ")
+        + "While one is drawn, the model looks back at all earlier ones; what it needs for that stays in memory: the cache. "
+        "The row of small pictures shows them."
+    )
+    formed = chosen.counts.get("formed")
+    if formed is None:
+        right, answer = (
+            1,
+            f"Choose the small pictures one after the other, and see after which {word} you would recognise it.",
+        )
+    else:
+        right = 0 if formed <= of / 3 else 1 if formed <= 2 * of / 3 else 2
+        answer = (
+            f"After {word} {formed:.1f} of {of} on average over {len(chosen.counts['prompts'])} prompts the picture is closer to the "
+            "finished one than another seed's picture of the same words is."
+        )
+    return Lesson(
+        "How a picture grows", text, _view(bench, chosen, budget=100), f"After how many {word}s is most of it there?",
+        ("a third", "half", "nearly all"), right, answer, "#stage .steps",
+    )  # fmt: skip
+
+
+def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
+    profiles = bench.profiles(None)
+    if profiles is None:
+        return None
+    from app.cards import NAMES
+
+    counts = Counter(TYPES[i] for i in profiles.type_LH.ravel())
+    (first, many), total, word = counts.most_common(1)[0], profiles.type_LH.size, bench.geometry.scales.word
+    names = [kind for kind, _ in counts.most_common(3)]
+    order = sorted(names)
+    return Lesson(
+        "Where heads look",
+        f"The model looks back with many small parts, its heads: {bench.geometry.layers} layers of {bench.geometry.heads}. On "
+        f"the map a row is a head and a column an earlier {word}. Orange: the head looks there more than evenly. Blue: less.",
+        _view(bench, chosen, budget=100, colour="attention"),
+        "What do most heads do?",
+        tuple(NAMES[kind] for kind in order),
+        order.index(first),
+        f"{many} of {total} heads: {NAMES[first]}. "
+        + ", ".join(f"{n}: {NAMES[kind]}" for kind, n in counts.most_common()[1:])
+        + f". Counted over the {profiles.prompts} prompts of the calibration.",
+        "#headmap .levels",
+    )
+
+
+def _name(bench: Workbench, chosen: Chosen) -> Lesson | None:
+    profiles = bench.profiles(None)
+    if profiles is None:
+        return None
+    from app.cards import NAMES
+
+    layer, head = profiles.showcase
+    kind = TYPES[profiles.type_LH[layer, head]]
+    options = sorted({kind, *TYPES[:4]} if kind in TYPES[:4] else {kind, *TYPES[:3]})
+    share = profiles.share_LHG[layer, head]
+    best = int((share - profiles.even_G).argmax())
+    return Lesson(
+        "Name that head",
+        f"The frame is around layer {layer + 1}, head {head + 1}. Read its row from left (early) to right (late).",
+        _view(bench, chosen, budget=100, colour="attention", head=[layer, head]),
+        "What does it look at?",
+        tuple(NAMES[name] for name in options),
+        options.index(kind),
+        f"It {NAMES[kind]}: {100 * share[best]:.0f} % of its attention there, where an even head would spend "
+        f"{100 * profiles.even_G[best]:.0f} %. Mean over {profiles.prompts} prompts.",
+        "#headmap .detail",
+    )
+
+
+def _forget(bench: Workbench, chosen: Chosen) -> Lesson | None:
+    if not chosen.counts:
+        return None
+    found = [tuple(pair) for pair in chosen.counts["strongest"]]
+    (layer, head), times = Counter(found).most_common(1)[0]
+    layers, of = bench.geometry.layers, chosen.counts["knocked"]
+    third = min(2, 3 * layer // layers)
+    return Lesson(
+        "Forget one",
+        "Somewhere among these heads is the one that this model's pictures lean on most. Stand on a head and press H, or "
+        "the button: the head forgets everything, and picture B is drawn without its memory.",
+        _view(bench, chosen, budget=100, colour="attention", prompt=chosen.counts["prompts"][0], seed=0),
+        "In which layers is the head that matters most?",
+        ("the first ones", "the middle ones", "the last ones"),
+        third,
+        f"Layer {layer + 1}, head {head + 1}: of {layers * bench.geometry.heads} heads, each knocked out in turn, it moved the "
+        f"picture most in {times} of {of} prompts, by up to {max(chosen.counts['worst']):.0f} of 255. It is forgotten in B now.",
+        "#headmap .levels",
+        {"forget": f"{layer + 1}.{head + 1}", "head": [layer, head]},
+    )
+
+
+def _arithmetic(bench: Workbench, chosen: Chosen) -> Lesson:
+    preset = budgets.choose_preset("infinity-8b")
+    geometry = preset.geometry
+    per_token = 2 * geometry.head_dim * 2 * 2  # keys and values, 2 bytes each, with and without the prompt
+    full = geometry.full_peak_tokens * per_token
+    gib = full / 2**30
+    own = bench.geometry.full_peak_tokens * bench.bytes_per_token / 2**20
+    options = (gib / 10, gib, gib * 10)
+    return Lesson(
+        "What the memory costs",
+        f"This small model's cache takes {own:.1f} MiB a picture. Infinity-8B draws 1024 × 1024 with {geometry.layers} layers of "
+        f"{geometry.heads} heads, {geometry.full_peak_tokens // geometry.head_count:,} tokens in each.".replace(",", " "),
+        _view(bench, chosen, budget=35),
+        "How much does its full cache take for one picture, in 16 bits?",
+        tuple(f"{value:.1f} GiB" for value in options),
+        1,
+        f"{geometry.head_count} heads × {geometry.full_peak_tokens // geometry.head_count} tokens × {geometry.head_dim} numbers × 2 (keys, "
+        f"values) × 2 bytes × 2 (with and without the prompt) = {gib:.1f} GiB. At 10 % it is {gib / 10:.2f} GiB. See Published models.",
+        "#dial",
+    )  # fmt: skip
+
+
+def _upside(bench: Workbench, chosen: Chosen) -> Lesson | None:
+    if not chosen.counts:
+        return None
+    of, count = len(chosen.counts["prompts"]), chosen.counts["upright"]
+    percent = max(round(100 * chosen.counts["small"]), bench.percents("heatkv")[0])
+    share = count / of
+    return Lesson(
+        "Ranked right, and upside down",
+        f"A and B hold the same number of bytes: {percent} %. In A every head forgets what it looks at least. In B it is upside "
+        "down: the heads that look at something most forget it first. The prompt was chosen because it shows here.",
+        _view(bench, chosen, "clearest", budget=percent, policy="reverse", a=f"heatkv~{percent}"),
+        "In how many prompts is the right ranking closer to the full picture?",
+        ("about half", "three of four", "nearly all"),
+        0 if share < 0.62 else 1 if share < 0.88 else 2,
+        f"In {count} of {of}, by {chosen.counts['upright_db']:.1f} dB on average. So the ranking knows something, even where the "
+        "eye can not tell.",
+    )  # fmt: skip
+
+
+def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Lesson | None:
+    if not chosen.counts:
+        return None
+    of, count, least = len(chosen.counts["prompts"]), chosen.counts["untouched"], round(100 * chosen.counts["least"])
+    share = count / of
+    rows = comparison.get("rows")
+    best = [
+        row for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and row.get("policy") == "heatkv+" and row.get("budget") == 0.1
+    ]  # fmt: skip
+    more = (
+        f" HeatKV+ at the same budget: {best[0]['psnr']:.1f} dB over {comparison.get('prompts')} prompts."
+        if best
+        else ""
+    )
+    return Lesson(
+        "How low can it go?",
+        f"At {max(least, bench.percents('heatkv')[0])} % HeatKV has room for little more than what it always keeps. Drag the slider down and watch B.",
+        _view(bench, chosen, budget=max(least, bench.percents("heatkv")[0])),
+        "How often is such a picture still closer to the full one than another seed's picture?",
+        ("hardly ever", "about half", "nearly always"),
+        0 if share < 0.25 else 1 if share < 0.75 else 2,
+        f"In {count} of {of} prompts.{more} A model that is handed the sum of all earlier scales with every new one has less to remember than it stores."
+        if bench.geometry.scales.word == "scale"
+        else f"In {count} of {of} prompts.{more} A model that draws line by line knows only what its cache holds.",
+        "#dial",
+    )  # fmt: skip
+
+
+def _importance(bench: Workbench, chosen: Chosen) -> Lesson | None:
+    if not chosen.counts:
+        return None
+    agree = chosen.counts["agree"]
+    mean = sum(agree) / len(agree)
+    return Lesson(
+        "Attention is not importance",
+        "The map's colours say where heads look. Knock-out says how far the picture moves when a head forgets. Switch the "
+        "colours to knock-out and measure: one picture is drawn for every head.",
+        _view(bench, chosen, budget=100, colour="attention", prompt=chosen.counts["prompts"][0], seed=0),
+        "Do the heads that look back most matter most?",
+        ("yes, mostly", "only somewhat", "no"),
+        0 if mean > 0.6 else 1 if mean > 0.2 else 2,
+        f"Rank correlation of looking back and knock-out: {', '.join(f'{value:.2f}' for value in agree)} in {len(agree)} prompts (1 would be "
+        "the same order, 0 none). That is why HeatKV+ ranks by what outputs lose.",
+        "#headmap .choice",
+        {"colour": "knockout"},
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from app.strips import bundled_fingerprint
+    from heatkv.models import bundled_scores, find_folder, load
+    from heatkv.views.counts import count_steps
+
+    parser = argparse.ArgumentParser(
+        prog="python -m app.lessons", description="Count what the lessons' answers stand on."
+    )
+    parser.add_argument("--model", default="pocket", help="a bundled model")
+    parser.add_argument("--prompts", type=Path, help="what to count on, one a line (default: the sheet's prompts)")
+    options = parser.parse_args(arguments)
+    model, folder = load(options.model, "cpu", "float32"), find_folder(options.model)
+    path = options.prompts or program_root() / "assets" / "prompts" / "sheet.txt"
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:PROMPTS]
+    comparison = folder / "comparison.json"
+    other = json.loads(comparison.read_text())["references"]["other_seed"]["psnr"] if comparison.is_file() else 20.0
+    for step in count_steps(model, bundled_scores(options.model), prompts, KNOCKED, other):
+        if isinstance(step, str):
+            print(step, flush=True)
+            continue
+        found = {"weights": bundled_fingerprint(options.model), "other_seed": other, "counts": step}
+        write_atomic(folder / FILE, (json.dumps(found, indent=1) + "\n").encode())
+        print(folder / FILE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+/* What is being looked at: prompt, seed, recipes A and B, and how they are shown. One place, and the address of the page.
+ *
+ * B follows the controls. A is pinned: the full cache, until somebody pins another recipe. The parts call `set`, and hear
+ * 'view' (something else is asked for: the picture has to follow), 'budget' (the slider moves) and 'look' (shown
+ * otherwise, same pictures).
+ */
+window.heatkv = (() => {
+  const plans = window.heatkvPlans();
+  const FULL = { policy: 'full', percent: 100, source: 'bundled', forget: '' };
+  const view = { prompt: '', seed: 0, policy: 'heatkv', source: 'bundled', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null };
+  const query = new URLSearchParams(location.search);
+  const given = (key, fits = () => true) => { const v = query.get(key); return v !== null && v.length <= 20000 && fits(v) ? v : null; };
+  const SHOWN = { mode: ['side', 'wipe', 'difference', 'steps'], colour: ['auto', 'attention', 'change', 'knockout', 'kept'] };
+  let defaults = null;
+  let percent = null; // asked for, before the table says which there are
+
+  /** The recipe that the controls stand for. */
+  const recipe = () => ({ policy: view.policy, percent: plans.table ? plans.table.percents[plans.step()] : percent, source: view.source, forget: plans.edits.toText() });
+  const same = (x, y) => ['policy', 'percent', 'source', 'forget'].every((key) => (x[key] || '') === (y[key] || ''));
+
+  // A recipe in the address: policy, percent and forgotten cells. What plans are made from can not be in it.
+  const pack = (r) => [r.policy, r.percent, r.forget].filter((v, i) => i < 2 || v).join('~');
+  function unpack(text) {
+    const [policy, number, forget] = String(text).split('~');
+    return { policy, percent: Number(number) || 100, source: 'bundled', forget: forget || '' };
+  }
+
+  /** Take the defaults from Python and the wishes from the address, once. */
+  function begin(value) {
+    if (defaults) return;
+    defaults = value;
+    const seed = given('seed', (v) => /^\d{1,10}$/.test(v) && Number(v) < 2 ** 32);
+    Object.assign(view, {
+      prompt: given('prompt', (v) => v.trim() && v.length <= 1000) ?? value.prompt,
+      seed: seed === null ? value.seed : Number(seed),
+      policy: given('policy', (v) => value.policies.includes(v)) ?? value.policy,
+      a: given('a', (v) => ['full', ...value.policies].includes(unpack(v).policy)) ? unpack(query.get('a')) : FULL,
+      tab: given('tab', (v) => value.tabs.includes(v)) ?? 'explore',
+      lesson: given('lesson', (v) => /^\d{1,2}$/.test(v)) === null ? null : Number(query.get('lesson')) - 1,
+    });
+    for (const [key, names] of Object.entries(SHOWN)) view[key] = given(key, (v) => names.includes(v)) ?? view[key];
+    percent = Number(given('budget', (v) => Number(v) >= 1 && Number(v) <= 100) ?? value.percent);
+    plans.setBudget(percent);
+    const head = given('head', (v) => /^\d{1,4}\.\d{1,4}$/.test(v));
+    value.at = head ? head.split('.').map((n) => Number(n) - 1) : value.head;
+    value.forget = given('forget') || '';
+  }
+
+  /** Change what is asked for. `how` says what the change means to others. */
+  function set(change, how = 'view') {
+    Object.assign(view, change);
+    plans.emit(how);
+    writeAddress();
+  }
+
+  function facts(whole) {
+    const b = recipe();
+    const all = { prompt: view.prompt, seed: view.seed, budget: b.percent, policy: b.policy, forget: b.forget, a: same(view.a, FULL) ? '' : pack(view.a),
+      mode: view.mode, colour: view.colour, tab: view.tab, head: `${plans.cell.layer + 1}.${plans.cell.head + 1}`, lesson: view.lesson === null ? '' : view.lesson + 1 };
+    const usual = { ...defaults, budget: defaults.percent, forget: '', a: '', mode: 'side', colour: 'auto', tab: 'explore', head: `${defaults.head[0] + 1}.${defaults.head[1] + 1}`, lesson: '' };
+    return Object.entries(all).filter(([key, v]) => v !== '' && (whole ? !['mode', 'colour', 'tab'].includes(key) || v !== usual[key] : String(v) !== String(usual[key])));
+  }
+  const LONGEST = 1800; // of the forgotten cells; programs cut longer addresses
+  /** The address of this view; `whole` spells out what equals the defaults too, so that it stays what it is. */
+  function link(whole) {
+    const kept = facts(whole).filter(([, v]) => String(v).length <= LONGEST);
+    const text = new URLSearchParams(kept.map(([key, v]) => [key, String(v)])).toString();
+    return `${location.origin}${location.pathname}${text ? `?${text}` : ''}`;
+  }
+  /** What a link can not carry, in words; empty where it carries all. */
+  function notInLink() {
+    const missing = [];
+    if ([recipe().source, view.a.source].includes('session')) missing.push('your calibration');
+    if ([recipe().source, view.a.source].includes('uploaded')) missing.push('your schedule file');
+    if ([recipe().forget, view.a.forget].some((text) => text.length > LONGEST)) missing.push('so many forgotten cells (save the schedule)');
+    return missing.join(' and ');
+  }
+
+  let writing = null; // browsers refuse more than a few changes of the address a second
+  function writeAddress() {
+    clearTimeout(writing);
+    writing = setTimeout(() => {
+      const url = new URL(link(false));
+      const theme = new URLSearchParams(location.search).get('__theme');
+      if (theme === 'dark' || theme === 'light') url.searchParams.set('__theme', theme);
+      history.replaceState(null, '', url);
+    }, 250);
+  }
+  plans.bus.addEventListener('budget', () => { if (defaults && plans.table) writeAddress(); });
+  plans.bus.addEventListener('cell', () => { if (defaults) writeAddress(); });
+
+  /** Forget or remember cells by hand, and say so. */
+  function forget(cells) {
+    if (plans.dynamic || !cells.length) return;
+    plans.edits.toggle(cells);
+    edited();
+  }
+  function edited() { plans.emit('edits'); plans.emit('view'); writeAddress(); }
+  const undo = () => { if (plans.edits.undo()) edited(); };
+  const redo = () => { if (plans.edits.redo()) edited(); };
+  function setEdits(text) { plans.edits.set(text); edited(); }
+
+  /** What handlers in Python may need of the view. */
+  const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, percent: plans.budget });
+
+  const api = { FULL, wish, readRecipe: unpack, view, begin, set, recipe, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
+})();
+window.heatkv.colours = window.heatkvColours(window.heatkv);
+window.heatkvPublished.colours = window.heatkvColours(window.heatkvPublished);

@@ -1,0 +1,381 @@
+"""Explore: two pictures, the budget, the policy and the head map on one screen; what is turned is seen at once.
+
+The page sends what it wants drawn, with a number; only a visitor's newest number counts, and older jobs end by
+themselves. Handlers take and return plain values.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+
+from app import headtypes
+from app.cards import failed, head_card
+from app.components import Component
+from app.gallery import Drawing
+from app.inputs import InputError, read_head, read_percent, read_seed, without_folder
+from app.jobs import DrawStep, Probe
+from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
+from app.pictures import data_url, file_name, png
+from app.recipes import Calibration, Plan, Recipe
+from app.report import scorecard
+from app.strips import Strip, strip_percents
+from app.turns import Waiting
+from app.workbench import Workbench
+from heatkv.schedule import Schedule, ScheduleError
+from heatkv.views.explore import packed
+
+STREAM_SECONDS = 0.15  # pictures that grow are sent no more often than this
+MAX_VISITORS = 2000
+
+
+class Newest:
+    """The newest request of every visitor and kind: what is older need not be finished."""
+
+    def __init__(self) -> None:
+        self._newest: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def ask(self, visitor: str, kind: str, number: int) -> None:
+        self._newest[visitor, kind] = max(number, self._newest.pop((visitor, kind), 0))
+        while len(self._newest) > MAX_VISITORS:
+            self._newest.popitem(last=False)
+
+    def is_newest(self, visitor: str, kind: str, number: int) -> bool:
+        return self._newest.get((visitor, kind), number) == number
+
+
+class ExploreTab:
+    def __init__(self, bench: Workbench, strips: Sequence[Strip] = ()) -> None:
+        self.bench = bench
+        self.strips = {(strip.prompt, strip.seed, strip.policy): strip for strip in strips}
+        self.newest = Newest()
+        self.opening: tuple[Any, Any] = None, None
+
+    def build(self, page: Page, lessons: list[dict[str, Any]]) -> None:
+        Component("lesson", {"lessons": lessons})
+        with gr.Row(elem_id="explore-row", equal_height=False):
+            with gr.Column(scale=48, min_width=300):
+                self.stage = Component("stage", self.opening[0])
+            with gr.Column(scale=52, min_width=300):
+                page.map = Component("headmap")
+        with gr.Row(elem_id="explore-more", equal_height=False):
+            with gr.Column(scale=6, min_width=300):
+                self.details = Component("scorecard", self.opening[1])
+                Component("memory")
+            with gr.Column(scale=6, min_width=300):
+                self.card = Component("headcard", self._opening_card())
+                self.types = Component("headtypes")
+        with gr.Row(elem_classes="tools", elem_id="schedule-tools"):
+            self.upload = gr.UploadButton(
+                "Use a schedule file …", file_types=[".json"], size="sm", min_width=130, elem_id="upload-schedule"
+            )
+            self.remove = gr.Button("Stop using it", size="sm", min_width=130, visible=False, elem_id="uploaded-remove")
+        self.notice = Component("notice", elem_id="schedule-notice")
+        self.saver = Component("saver", elem_id="explore-saver")
+
+    def wire(self, page: Page, refresh: Any) -> None:
+        """``refresh(trigger)`` sends the page another table of budgets after ``trigger``."""
+        session = [page.calibration, page.uploaded]
+        stage, head_map = self.stage, page.map
+        often: dict[str, Any] = {"trigger_mode": "multiple", **PRIVATE}
+        stage.draw(self.draw, session, [stage, self.details], **MODEL_JOB, **often)
+        stage.strip(self.strip, session, page.mail, **MODEL_JOB, **often)
+        stage.save(self.save, session, [self.saver, stage], **MODEL_JOB, **often)
+        head_map.knock(self.knock_out, None, page.mail, **MODEL_JOB, **often)
+        for part in (stage, head_map):
+            part.halt(self.halt, None, None, queue=False, **often)
+        for part in (head_map, self.card):
+            part.open(self.show, page.calibration, self.card, queue=False, **often)
+            part.probe(self.draw_card, page.calibration, self.card, **MODEL_JOB, **often)
+        page.dial.types(self.head_types, session, self.types, **MODEL_JOB, **often)
+        controls = [page.uploaded, self.notice, self.remove]
+        refresh(self.upload.upload(self.take_schedule, self.upload, controls, queue=False, **PRIVATE).then)
+        refresh(
+            self.remove.click(
+                lambda: (None, None, gr.update(visible=False)), None, controls, queue=False, **PRIVATE
+            ).then
+        )
+
+    def open_with(self, prompt: str, seed: int, b: Recipe) -> None:
+        """Draw the pair that the page opens with, before anybody comes."""
+        plans = [self.bench.plan_of(recipe) for recipe in (Recipe(), b)]
+        for step in self.bench.jobs.draw(prompt, seed, plans):
+            if isinstance(step, DrawStep) and step.drawings is not None:
+                value, card = self._finished(0, prompt, seed, plans, step.drawings)
+                strip = self.strips.get((prompt, seed, b.policy))
+                opening = {"a": asdict(Recipe()), "b": asdict(b), "strip": strip.value()["pictures"] if strip else None}
+                self.opening = {**value, "opening": opening}, card
+
+    # --- pictures --------------------------------------------------------------------------------------------------
+
+    def draw(
+        self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
+    ) -> Iterator[Any]:
+        """Pictures A and B, growing; then the score. ``event``: {id, prompt, seed, a, b, has}."""
+        data, visitor = _mapping(event), str(request.session_hash)
+        number = _number(data)
+        self.newest.ask(visitor, "draw", number)
+        try:
+            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            note = self.bench.model.check_prompt(str(data.get("prompt")))
+            plans = [self.plan(data.get(side), calibration, uploaded) for side in ("a", "b")]
+        except Exception as error:
+            yield {"id": number, "error": problem(error)}, gr.skip()
+            return
+        of, sent = len(self.bench.geometry.scales.drawn), 0.0
+        try:
+            for step in self.bench.jobs.draw(prompt, seed, plans):
+                if not self.newest.is_newest(visitor, "draw", number):
+                    return
+                if isinstance(step, Waiting):
+                    yield {"id": number, "waiting": step.before}, gr.skip()
+                elif step.drawings is None:
+                    if time.monotonic() - sent >= STREAM_SECONDS:
+                        sent = time.monotonic()
+                        yield {"id": number, **self._growing(step), "of": of}, gr.skip()
+                else:
+                    value, card = self._finished(number, prompt, seed, plans, step.drawings, data.get("has"))
+                    yield {**value, "note": _sentence(note)}, card
+        except Exception as error:
+            yield {"id": number, "error": problem(error)}, gr.skip()
+
+    def strip(
+        self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
+    ) -> Iterator[Any]:
+        """B's picture at a few budgets, one by one, in the background. ``event``: {id, prompt, seed, b, key}."""
+        data, visitor = _mapping(event), str(request.session_hash)
+        number = _number(data)
+        self.newest.ask(visitor, "strip", number)
+        try:
+            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            recipe = data.get("b")
+            wanted = self.bench.read_recipe(recipe, calibration)
+            key = str(data.get("key"))[:2000]
+            shipped = self.strips.get((prompt, seed, wanted.policy))
+            if shipped is not None and wanted.source == "bundled" and not wanted.forget:
+                yield {"to": "strip", "key": key, "pictures": shipped.value()["pictures"]}
+                return
+            percents = strip_percents(self.bench, wanted.policy, calibration)
+            plans = [self.plan({**recipe, "percent": p}, calibration, uploaded) for p in percents]  # type: ignore[dict-item]
+            for step in self.bench.jobs.strip(prompt, seed, plans):
+                if not self.newest.is_newest(visitor, "strip", number):
+                    return
+                if not isinstance(step, Waiting):
+                    index, drawing = step
+                    picture = {"percent": percents[index], "image": drawing.frames[-1]}
+                    yield {"to": "strip", "key": key, "pictures": [picture]}
+        except Exception:  # what is wrong with the recipe is said where it is drawn
+            return
+
+    def halt(self, event: gr.EventData, request: gr.Request) -> None:
+        """Stop what this visitor has running. ``event``: {id, kind}."""
+        data = _mapping(event)
+        kind = data.get("kind")
+        if kind in ("draw", "strip", "knock"):
+            self.newest.ask(str(request.session_hash), str(kind), _number(data))
+
+    def knock_out(self, event: gr.EventData, request: gr.Request) -> Iterator[Any]:
+        """How far the picture moves without each head. ``event``: {id, prompt, seed}."""
+        data, visitor = _mapping(event), str(request.session_hash)
+        number = _number(data)
+        self.newest.ask(visitor, "knock", number)
+        geometry = self.bench.geometry
+        moved = [[None] * geometry.heads for _ in range(geometry.layers)]  # type: list[list[float | None]]
+        psnr = [[None] * geometry.heads for _ in range(geometry.layers)]  # type: list[list[float | None]]
+        done = 0
+        try:
+            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            about = {"to": "knocked", "id": number, "of": geometry.head_count, "prompt": prompt, "seed": seed}
+            for step in self.bench.jobs.knock_out(prompt, seed):
+                if not self.newest.is_newest(visitor, "knock", number):
+                    return
+                if isinstance(step, Waiting):
+                    yield {**about, "done": done, "waiting": step.before, "moved": moved, "psnr": psnr}
+                elif step is not None:
+                    moved[step.layer][step.head], psnr[step.layer][step.head] = step.moved, step.psnr
+                    done += 1
+                    yield {**about, "done": done, "moved": moved, "psnr": psnr}
+        except Exception as error:
+            yield {"to": "knocked", "id": number, "error": problem(error)}
+
+    def plan(self, recipe: Any, calibration: Calibration | None, uploaded: Schedule | None) -> Plan:
+        """What a recipe of the page stands for, checked as far as it can be without drawing."""
+        plan = self.bench.plan_of(self.bench.read_recipe(recipe, calibration), calibration, uploaded)
+        plan.schedule  # noqa: B018  (says what is wrong with it)
+        return plan
+
+    def _finished(
+        self, number: int, prompt: str, seed: int, plans: Sequence[Plan], drawings: Sequence[Drawing], has: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both pictures with their score, and the score in full."""
+        a, b = drawings
+        card = scorecard(
+            a.run, b.run, self.bench.geometry, self.bench.references, plans[0].recipe.label, plans[1].recipe.label
+        )
+        pictures = self._picture(plans[0], a, has), self._picture(plans[1], b, None)
+        value = {"id": number, "prompt": prompt, "seed": seed, "a": pictures[0], "b": pictures[1], "score": score(card)}
+        return value, card
+
+    def _growing(self, step: DrawStep) -> dict[str, Any]:
+        a, b = (None if pixels is None else data_url(pixels, preview=True) for pixels in step.previews)
+        return {"step": step.step + 1, "growing": {"a": a, "b": b}}
+
+    def _picture(self, plan: Plan, drawing: Drawing, has: Any) -> dict[str, Any]:
+        """A finished picture for the page; without its pixels where the page has them."""
+        run = drawing.run
+        picture = {
+            "key": f"{run.prompt}|{run.seed}|{plan.key}", "label": plan.recipe.label, "policy": plan.policy,
+            "static": plan.schedule is not None, "peak": run.kv_bytes_peak, "full": run.kv_bytes_full,
+            "seconds": run.seconds, "held": [event.kv_bytes for event in run.scales], "kept": None,
+        }  # fmt: skip
+        if drawing.kept_LHS is not None:
+            picture["kept"] = packed((drawing.kept_LHS * 65535).round(), "u2")
+        if has != picture["key"]:
+            picture |= {"image": drawing.frames[-1], "frames": list(drawing.frames)}
+        return picture
+
+    # --- one head --------------------------------------------------------------------------------------------------
+
+    def show(self, calibration: Calibration | None, event: gr.EventData) -> Any:
+        """The card of a head from what is at hand. ``event``: {layer, head, prompt, seed, target}."""
+        data = _mapping(event)
+        try:
+            head = read_head(data, self.bench.geometry)
+            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+        except ValueError:  # the page sends no such head, and a bad prompt is said where it is drawn
+            return gr.skip()
+        return self._card(head, calibration, self.bench.jobs.known_probe(prompt, seed, head), data.get("target"))
+
+    def draw_card(self, calibration: Calibration | None, event: gr.EventData) -> Iterator[Any]:
+        """Draw the image and record what its heads read, unless that is at hand."""
+        data = _mapping(event)
+        try:
+            head = read_head(data, self.bench.geometry)
+            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+        except ValueError:
+            return
+        if self.bench.jobs.known_probe(prompt, seed, head) is not None:
+            return
+        try:
+            for found in self.bench.jobs.probe(prompt, seed, head):
+                if isinstance(found, Probe):
+                    yield self._card(head, calibration, found, data.get("target"))
+        except Exception as error:
+            yield failed(self._card(head, calibration, None), problem(error))
+
+    def _card(
+        self, head: tuple[int, int], calibration: Calibration | None, probe: Probe | None, target: Any = None
+    ) -> dict[str, Any]:
+        label = (calibration or self.bench.bundled).label
+        return head_card(self.bench, self.bench.profiles(calibration), label, head, probe, target)
+
+    def _opening_card(self) -> dict[str, Any] | None:
+        profiles = self.bench.profiles(None)
+        return self._card(profiles.showcase, None, None) if profiles else None
+
+    def head_types(
+        self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData
+    ) -> Iterator[Any]:
+        """HACK's types from the calibration, HeadKV's from drawing the image; nothing for the others."""
+        data = _mapping(event)
+        policy = data.get("policy")
+        if policy not in headtypes.POLICIES or uploaded is not None:
+            yield None
+            return
+        found = calibration or self.bench.bundled
+        try:
+            if policy == "hack" and found.scores is not None:
+                yield headtypes.hack_types(found.scores, found.label)
+            elif policy == "headkv":
+                text, number = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+                yield headtypes.message("Drawing the image to see which heads look near …")
+                share = read_percent(data.get("percent"), self.bench.percents("headkv")) / 100
+                for types in self.bench.jobs.local_heads(text, number, share):
+                    if isinstance(types, tuple):
+                        yield headtypes.headkv_types(*types, text, number)
+            else:
+                yield None
+        except Exception as error:
+            yield headtypes.message(problem(error))
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def save(
+        self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData
+    ) -> Iterator[tuple[Any, Any]]:
+        """Picture B as PNG with what it takes to draw it again in its text, or B's schedule."""
+        data = _mapping(event)
+        try:
+            plan = self.plan(data.get("b"), calibration, uploaded)
+            if data.get("what") == "schedule":
+                schedule = plan.schedule
+                if schedule is None:
+                    raise InputError(
+                        "This policy decides while it draws: there is no schedule to save. Choose another."
+                    )
+                name = file_name(schedule.model, schedule.policy, f"{100 * schedule.budget:g}") + ".json"
+                yield saved_file(name, "application/json", schedule.to_json().encode()), gr.skip()
+                return
+            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            for step in self.bench.jobs.draw(prompt, seed, [plan]):
+                if isinstance(step, DrawStep) and step.drawings is not None:
+                    yield image_file(step.drawings[0].run, plan), gr.skip()
+        except Exception as error:
+            yield gr.skip(), {"id": _number(data), "said": problem(error)}
+
+    def take_schedule(self, path: str | None) -> tuple[Any, Any, Any]:
+        """An uploaded schedule, if it is one and fits this model; else a message, and all stays as it was."""
+        if not path:
+            return (gr.skip(),) * 3
+        try:
+            schedule = Schedule.load(path)
+            schedule.check_matches(self.bench.geometry)
+        except (ScheduleError, OSError) as error:
+            words = "This schedule is not used: " + without_folder(str(error), path)
+            return gr.skip(), notice(words, "error"), gr.skip()
+        words = f"Your schedule is in use: {schedule.policy} at {100 * schedule.budget:g} % for {schedule.model}."
+        return schedule, notice(words), gr.update(visible=True)
+
+
+def image_file(run: Any, plan: Plan) -> dict[str, str]:
+    facts = {
+        "prompt": run.prompt, "seed": str(run.seed), "model": run.model, "policy": run.policy,
+        "budget": f"{run.budget:g}", "forgotten": plan.recipe.forget, "kv_bytes_peak": str(run.kv_bytes_peak),
+        "calibration": plan.calibration.label, "software": "HeatKV Explorer",
+    }  # fmt: skip
+    name = file_name(run.prompt, f"seed{run.seed}", run.policy, f"{100 * run.budget:g}") + ".png"
+    return saved_file(name, "image/png", png(run.pixels, {key: text for key, text in facts.items() if text}))
+
+
+def score(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The line under the pictures: how close, between which references."""
+    ladder = list(card["ladder"])
+    at = next(i for i, rung in enumerate(ladder) if rung["this"])
+    above, below = ladder[at - 1] if at else None, ladder[at + 1] if at + 1 < len(ladder) else None
+    words = []
+    if above is not None:
+        words.append(f"not as close as {above['short']} ({above['psnr']:.1f})")
+    if below is not None:
+        words.append(f"closer than {below['short']} ({below['psnr']:.1f})")
+    return {
+        "psnr": card["psnr"], "text": card["headline"][0][0], "words": ", ".join(words),
+        "difference": card["difference"], "difference_note": card["difference_note"],
+    }  # fmt: skip
+
+
+def _mapping(event: gr.EventData) -> Mapping[str, Any]:
+    return event._data if isinstance(event._data, dict) else {}
+
+
+def _number(data: Mapping[str, Any]) -> int:
+    value = data.get("id")
+    return value if type(value) is int and 0 <= value < 2**53 else 0
+
+
+def _sentence(note: str | None) -> str:
+    return f"{note[:1].upper()}{note[1:]}." if note else ""

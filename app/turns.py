@@ -1,0 +1,99 @@
+"""Whose turn it is: the model serves one job at a time, short ones first, and long ones step back between pieces."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+POLL_SECONDS = 0.4
+PATIENCE = 4  # so many short jobs may go before a long one that waits
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The job stands in the queue; so many are before it, the running one included."""
+
+    before: int
+
+
+class Turns:
+    """First come, first served among short jobs (a picture), and among long ones (many pictures, step by step).
+
+    A short job goes before the long ones that wait, but no more than `PATIENCE` times in a row. A long job gives the
+    model up after each of its pieces, so that a short one waits for a single piece at most.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._short: deque[object] = deque()
+        self._long: deque[object] = deque()
+        self._holder: object | None = None
+        self._passed = 0
+
+    @property
+    def busy(self) -> bool:
+        return self._holder is not None or bool(self._short or self._long)
+
+    def take(
+        self, job: Iterator[T], *, long: bool = False, piece: Callable[[T], bool] = lambda step: False
+    ) -> Iterator[T | Waiting]:
+        """``job``'s steps when its turn has come, and `Waiting` about twice a second until then.
+
+        After a step that is the end of a piece the turn goes to whoever waits. Closing this iterator, in the queue or
+        in the middle of a step, closes the job and gives the turn up.
+        """
+        ticket = object()
+        try:
+            yield from self._wait(ticket, long)
+            for step in job:
+                if not piece(step):
+                    yield step
+                    continue
+                self._leave(ticket)
+                yield step
+                yield from self._wait(ticket, long)
+        finally:
+            close = getattr(job, "close", None)
+            if close is not None:
+                close()
+            self._leave(ticket)
+
+    def _wait(self, ticket: object, long: bool) -> Iterator[Waiting]:
+        with self._changed:
+            (self._long if long else self._short).append(ticket)
+        while True:
+            with self._changed:
+                if self._starts(ticket) or (self._changed.wait(POLL_SECONDS) and self._starts(ticket)):
+                    return
+                before = self._before(ticket, long)
+            yield Waiting(before)
+
+    def _starts(self, ticket: object) -> bool:
+        """Take the turn if it is this ticket's."""
+        if self._holder is not None:
+            return False
+        passing = bool(self._short) and not (self._long and self._passed >= PATIENCE)
+        queue = self._short if passing else self._long
+        if queue[0] is not ticket:
+            return False
+        self._passed = self._passed + 1 if passing and self._long else 0
+        queue.popleft()
+        self._holder = ticket
+        return True
+
+    def _before(self, ticket: object, long: bool) -> int:
+        ahead = list(self._short).index(ticket) if not long else len(self._short) + list(self._long).index(ticket)
+        return ahead + (self._holder is not None)
+
+    def _leave(self, ticket: object) -> None:
+        with self._changed:
+            if self._holder is ticket:
+                self._holder = None
+            for queue in (self._short, self._long):
+                if ticket in queue:
+                    queue.remove(ticket)
+            self._changed.notify_all()

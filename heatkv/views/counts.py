@@ -1,0 +1,94 @@
+"""What the lessons' answers stand on: counted over several prompts of one model, not read off one lucky picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import heatkv
+from heatkv.cache import ScheduleCache
+from heatkv.generate import generate_events
+from heatkv.models.base import GenerativeModel
+from heatkv.schedule import Schedule, least_budget
+from heatkv.scores import HeadScores
+from heatkv.study import metrics
+from heatkv.views.explore import head_profiles
+from heatkv.views.knockout import KnockOut, knock_out_steps
+
+SMALL = 0.35  # the budget at which rankings are compared
+
+
+def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Spearman's: 1 where two lists rank alike, 0 where one says nothing of the other. Ties stand in order."""
+    ranks = [np.argsort(np.argsort(np.ravel(values), kind="stable")).astype(float) for values in (a, b)]
+    return float(np.corrcoef(np.stack(ranks))[0, 1])
+
+
+def count_steps(
+    model: GenerativeModel, scores: HeadScores, prompts: Sequence[str], knocked: int, other_seed: float
+) -> Iterator[dict[str, Any] | str]:
+    """Words on how far it is, then the counts.
+
+    Parameters
+    ----------
+    prompts
+        What is drawn, each with its number as the seed; none of the calibration's, to be fair.
+    knocked
+        For so many of them every head is knocked out as well.
+    other_seed
+        PSNR of another seed's picture of the same prompt: what counts as close.
+    """
+    scales = model.geometry.scales
+    sinks = min(scales.default_sinks, len(scales) - 1)
+    least = least_budget(scales, sinks)
+    falls, upright, formed = [], [], []
+    for seed, prompt in enumerate(prompts):
+        events = list(generate_events(model, prompt, seed, _cache(model, None), previews=True))
+        full = events[-1].pixels
+        assert full is not None
+        close = [metrics.psnr(full, e.pixels) > other_seed for e in events if e.pixels is not None]
+        formed.append(1 + close.index(True))
+
+        def at(budget: float, policy: str, prompt: str = prompt, seed: int = seed, full: Any = full) -> float:
+            schedule = heatkv.plan(scores, budget, policy, sinks)
+            return metrics.psnr(full, heatkv.generate(model, prompt, seed, schedule).pixels)
+
+        right, wrong = at(SMALL, "heatkv"), at(SMALL, "reverse")
+        upright.append(right - wrong)
+        falls.append([at(0.6, "heatkv"), right, at(max(least, 0.1), "heatkv")])
+        yield f"{seed + 1} of {len(prompts)} prompts"
+    strongest, agree, worst = [], [], []
+    profiles = head_profiles(scores, sinks)
+    looking_back_LH = 1 - profiles.share_LHG[:, :, 0]
+    for seed, prompt in enumerate(prompts[:knocked]):
+        moved_LH = np.zeros((model.geometry.layers, model.geometry.heads))
+        for step in knock_out_steps(model, prompt, seed):
+            if isinstance(step, KnockOut):
+                moved_LH[step.layer, step.head] = step.moved
+        strongest.append([int(i) for i in np.unravel_index(int(moved_LH.argmax()), moved_LH.shape)])
+        agree.append(rank_correlation(looking_back_LH, moved_LH))
+        worst.append(float(moved_LH.max()))
+        yield f"knock-out of {seed + 1} of {knocked} prompts"
+    fall = np.array(falls)
+    yield {
+        "prompts": list(prompts),
+        "small": SMALL,
+        "least": max(least, 0.1),
+        "formed": float(np.mean(formed)),
+        "upright": int((np.array(upright) > 0).sum()),
+        "upright_db": float(np.mean(upright)),
+        "clearest": int(np.argmax(upright)),
+        "moving": int((fall[:, 0] - fall[:, 2]).argmax()),
+        "untouched": int((fall[:, 2] > other_seed).sum()),
+        "knocked": knocked,
+        "strongest": strongest,
+        "worst": worst,
+        "agree": agree,
+    }
+
+
+def _cache(model: GenerativeModel, schedule: Schedule | None) -> ScheduleCache:
+    return ScheduleCache(model.geometry, schedule or Schedule.full(model.geometry, model.id))

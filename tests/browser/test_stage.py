@@ -1,0 +1,389 @@
+"""Explore in a real browser: pictures, slider, map and policy on one screen, and what is turned is seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright")
+
+from pages import Site, choose_policy, drawn, picture, release, set_budget, tab, upload, visit
+from playwright.sync_api import Page, expect
+
+import heatkv
+from heatkv.policies import REGISTRY
+from heatkv.views.edits import cells_from_text, forget
+
+HOSTILE = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+LAPTOP = {"viewport": {"width": 1280, "height": 720}}
+
+
+def box(page: Page, path: str) -> dict[str, float]:
+    found = page.locator(path).bounding_box()
+    assert found is not None, path
+    return dict(found)
+
+
+def asked(page: Page) -> list[str]:
+    """Requests from now on; addresses of data are none."""
+    urls: list[str] = []
+    page.on("request", lambda request: None if request.url.startswith("data:") else urls.append(request.url))
+    return urls
+
+
+# --- one screen -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("context_options", [LAPTOP])
+def test_pictures_budget_policy_and_map_are_on_one_screen_of_a_laptop(page: Page, site: Site) -> None:
+    visit(page, site)
+    for path in (
+        "#stage figure.a",
+        "#stage figure.b",
+        "#budget-range",
+        "#dial select",
+        "#headmap .detail .field",
+        "#headmap .overview .field",
+    ):
+        found = box(page, path)
+        assert found["y"] >= 0 and found["y"] + found["height"] <= 720 and found["width"] > 80, path
+
+
+@pytest.mark.parametrize("context_options", [PHONE])
+def test_both_pictures_and_the_slider_are_on_one_screen_of_a_phone(page: Page, site: Site) -> None:
+    visit(page, site)
+    slider, b = box(page, "#budget-range"), box(page, "#stage figure.b")
+    assert b["y"] + b["height"] <= box(page, "#dial")["y"] and slider["y"] + slider["height"] <= 844
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_timeout(100)
+    assert box(page, "#budget-range")["y"] > 600, "the slider stays at the bottom"
+    for name in ("Learn", "Methods", "Calibrate", "Published models", "About", "Explore"):
+        tab(page, name)
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+
+# --- the slider -------------------------------------------------------------------------------------------------------
+
+
+def test_dragging_moves_map_memory_and_picture_without_a_request(page: Page, site: Site) -> None:
+    visit(page, site)
+    page.wait_for_function("document.querySelectorAll('#dial .strip img').length > 4")
+    page.wait_for_timeout(500)
+    map_before = page.locator("#headmap .detail canvas").evaluate("(node) => node.toDataURL()")
+    words, b = page.locator("#dial .bytes").inner_text(), picture(page, "b")
+    urls = asked(page)
+    took = []
+    for value in (40, 45, 50, 55, 60, 65, 70, 80, 90):
+        set_budget(page, value)
+        took.append(page.evaluate("heatkv.lastInput"))
+    assert page.locator("#headmap .detail canvas").evaluate("(node) => node.toDataURL()") != map_before
+    assert page.locator("#dial .bytes").inner_text() != words and picture(page, "b") != b
+    assert urls == [] and min(took) < 16, "a redraw fits a frame (the least of several: other work is noise)"
+    page.wait_for_function("location.search.includes('budget=90')")
+
+
+def test_releasing_the_slider_draws_the_exact_picture(page: Page, site: Site) -> None:
+    visit(page, site)
+    set_budget(page, 47)
+    release(page)
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 47 %")
+    exact = heatkv.generate(site.model.model, "red apple", 0, heatkv.plan(site.scores, 0.47))
+    seen = page.evaluate(
+        """async (url) => { const image = new Image(); image.src = url; await image.decode();
+            const canvas = Object.assign(document.createElement('canvas'), {width: image.width, height: image.height});
+            const pen = canvas.getContext('2d'); pen.drawImage(image, 0, 0);
+            return [...pen.getImageData(0, 0, image.width, image.height).data]; }""",
+        picture(page, "b"),
+    )
+    assert (np.array(seen, np.uint8).reshape(*exact.pixels.shape[:2], 4)[..., :3] == exact.pixels).all()
+
+
+def test_nothing_stale_stands_unmarked_while_somebody_drags(page: Page, site: Site) -> None:
+    visit(page, site, "?prompt=blue+cat")
+    site.model.seconds = 0.25
+    set_budget(page, 52)
+    release(page)
+    for value in (58, 31, 73):
+        page.wait_for_timeout(150)
+        set_budget(page, value)
+        stale = page.evaluate(
+            """[...document.querySelectorAll('#stage figure.b')].map(
+                (f) => [f.classList.contains('stale'), f.querySelector('.tag').textContent])"""
+        )
+        assert stale[0][0] or stale[0][1] == f"B · HeatKV, {value} %"
+        assert page.locator("#stage .line .figure").inner_text() == "", "no score of other pictures"
+    release(page)
+    site.model.seconds = 0.0
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 73 %")
+
+
+def test_the_browser_shows_the_cells_that_are_planned(page: Page, site: Site) -> None:
+    visit(page, site)
+    last = len(site.model.geometry.scales) - 1
+    for name, policy in REGISTRY.items():
+        if not policy.static:
+            continue
+        choose_policy(page, name)
+        for percent in (26, 33, 50):
+            set_budget(page, percent)
+            schedule = heatkv.plan(site.scores, percent / 100, name)
+            assert (np.array(page.evaluate("heatkv.keptCells()")) == schedule.keep(last)[:, :, :last]).all(), name
+            peak = page.evaluate("heatkv.memory().peak")
+            assert peak == schedule.peak_tokens * page.evaluate("heatkv.table.heldBytesPerToken")
+
+
+def test_the_slider_goes_where_the_policy_can_go(page: Page, site: Site) -> None:
+    visit(page, site, "?policy=heatkv%2B&budget=2")
+    page.wait_for_function("heatkv.table.policy === 'heatkv+' && heatkv.budget === 2")
+    slider = page.locator("#budget-range")
+    expect(slider).to_have_attribute("min", "1")
+    most = page.evaluate("heatkv.table.most")
+    assert most < 100, "8-bit cells keep everything long before"
+    expect(slider).to_have_attribute("max", str(most))
+    expect(page.locator("#dial .sentence")).to_contain_text(f"From {most} % on nothing is given up")
+    choose_policy(page, "heatkv")
+    page.wait_for_function("heatkv.budget === heatkv.table.percents[0]")
+    assert page.evaluate("heatkv.table.percents[0]") > 2
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_b_is_pinned_as_a_and_compared_in_three_ways(page: Page, site: Site) -> None:
+    visit(page, site)
+    set_budget(page, 40)
+    release(page)
+    drawn(page)
+    b = picture(page, "b")
+    page.locator("#stage .pin").click()
+    choose_policy(page, "reverse")
+    drawn(page)
+    assert picture(page, "a") == b and picture(page, "b") != b
+    expect(page.locator("#stage figure.a .tag")).to_have_text("A · HeatKV, 40 %")
+    page.locator("#stage [data-mode=wipe]").click()
+    slide = page.locator("#stage .slide input")
+    slide.focus()
+    for _ in range(3):
+        slide.press("ArrowRight")
+    assert page.locator("#stage .pictures").evaluate("(node) => node.style.getPropertyValue('--cut')") == "53%"
+    page.locator("#stage [data-mode=difference]").click()
+    assert picture(page, "a") not in (b, picture(page, "b"))
+    page.locator("#stage [data-mode=side]").click()
+    expect(page.locator("#stage .frames button")).to_have_count(6)
+    page.locator("#stage .frames button").first.focus()
+    page.keyboard.press("Enter")
+    assert picture(page, "a") != b
+    expect(page.locator("#stage figure.a .tag")).to_contain_text("after scale 1")
+    page.locator("#stage .unpin").click()
+    drawn(page)
+    expect(page.locator("#stage figure.a .tag")).to_have_text("A · full cache")
+
+
+def test_a_job_can_be_cancelled_and_the_next_one_runs(page: Page, site: Site) -> None:
+    visit(page, site)
+    site.model.seconds = 0.4
+    page.locator("#ask .seed input").fill("77")
+    page.locator("#ask .draw").click()
+    expect(page.locator("#stage figure.b .mark")).to_contain_text("drawing, 1 of 6")
+    page.locator("#stage .cancel").click()
+    expect(page.locator("#stage .line")).to_contain_text("Cancelled")
+    site.model.seconds = 0.0
+    page.locator("#ask .draw").click()
+    drawn(page)
+
+
+def test_a_wrong_prompt_is_said_and_what_was_there_is_marked(page: Page, site: Site) -> None:
+    visit(page, site)
+    for prompt, words in ((" ", "empty"), ("zeppelin", "zeppelin")):
+        page.locator("#ask .prompt input").fill(prompt)
+        expect(page.locator("#stage figure.b .mark")).to_contain_text("press Draw")
+        page.locator("#ask .draw").click()
+        expect(page.locator("#stage .line")).to_contain_text(words)
+        assert page.locator("#stage figure.stale").count() >= 1
+
+
+# --- forgetting -------------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_forgotten_by_key_and_taken_back(page: Page, site: Site) -> None:
+    visit(page, site, "?head=2.3")
+    b = picture(page, "b")
+    field = page.locator("#headmap .detail .field")
+    field.focus()
+    page.keyboard.press("x")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("h")
+    assert page.evaluate("heatkv.edits.toText()") == "2.3.1,2.4"
+    drawn(page)
+    schedule = forget(heatkv.plan(site.scores, 0.35), cells_from_text("2.3.1,2.4", site.model.geometry))
+    last = len(site.model.geometry.scales) - 1
+    assert (np.array(page.evaluate("heatkv.keptCells()")) == schedule.keep(last)[:, :, :last]).all()
+    assert picture(page, "b") != b
+    expect(page.locator("#stage figure.b .tag")).to_contain_text("edited")
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    assert page.evaluate("heatkv.edits.count") == 0
+    drawn(page)
+    assert picture(page, "b") == b
+    page.keyboard.press("Control+Shift+z")
+    assert page.evaluate("heatkv.edits.toText()") == "2.3.1"
+    page.locator("#headmap .clear").click()
+    for what, text in (("layer", "2"), ("source", "s1,2"), ("type", None)):
+        page.locator(f"#headmap [data-forget={what}]").click()
+        assert text is None or page.evaluate("heatkv.edits.toText()") == text
+    drawn(page)
+
+
+def test_a_long_press_forgets_and_a_click_does_not(page: Page, site: Site) -> None:
+    visit(page, site)
+    found = box(page, "#headmap .detail .field")
+    page.mouse.click(found["x"] + 5, found["y"] + 5)
+    assert page.evaluate("heatkv.edits.count") == 0
+    page.mouse.move(found["x"] + found["width"] - 5, found["y"] + 5)
+    page.mouse.down()
+    page.wait_for_timeout(800)
+    page.mouse.up()
+    assert page.evaluate("heatkv.edits.toText()").endswith(".1.5")
+    drawn(page)
+
+
+def test_an_edited_schedule_is_saved_loaded_and_removed(page: Page, site: Site) -> None:
+    visit(page, site, "?forget=1.2,s5&policy=reverse&budget=60")
+    page.locator("#stage .save summary").click()
+    with page.expect_download() as found:
+        page.locator("[data-save=schedule]").click()
+    content = Path(found.value.path()).read_bytes()
+    assert json.loads(content)["provenance"]["forgotten_by_hand"] == 5 + 11
+    visit(page, site)
+    upload(page, "#upload-schedule", "schedule.json", b'{"format": "' + HOSTILE.encode() + b'"}')
+    expect(page.locator("#schedule-notice")).to_contain_text("not used")
+    upload(page, "#upload-schedule", "schedule.json", content)
+    page.wait_for_function("heatkv.fixed")
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · your schedule")
+    expect(page.locator("#budget-range")).to_be_disabled()
+    page.locator("#ask .share").click()
+    expect(page.locator("#ask .done")).to_contain_text("Not in it: your schedule file")
+    page.locator("#uploaded-remove").click()
+    page.wait_for_function("!heatkv.fixed")
+    assert page.evaluate("window.hacked") is None
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_knock_out_is_measured_on_this_picture_and_can_be_stopped(page: Page, site: Site) -> None:
+    visit(page, site)
+    page.locator("#headmap [data-colour=knockout]").click()
+    site.model.seconds = 0.15
+    page.locator("#headmap .measure").click()
+    expect(page.locator("#headmap .knock .text")).to_contain_text("of 12 heads")
+    page.locator("#headmap .stop").click()
+    expect(page.locator("#headmap .measure")).to_be_visible()
+    site.model.seconds = 0.0
+    page.locator("#headmap .measure").click()
+    expect(page.locator("#headmap .knock")).to_be_hidden()
+    expect(page.locator("#headmap .readout")).to_contain_text("the picture moves by")
+
+
+def test_the_map_shows_what_the_policy_goes_by(page: Page, site: Site) -> None:
+    visit(page, site)
+    expect(page.locator("#headmap [data-colour=attention]")).to_have_attribute("aria-pressed", "true")
+    choose_policy(page, "heatkv+")
+    expect(page.locator("#headmap [data-colour=change]")).to_have_attribute("aria-pressed", "true")
+    choose_policy(page, "h2o")
+    drawn(page)
+    expect(page.locator("#headmap [data-colour=kept]")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#headmap .dynamic")).to_be_visible()
+    expect(page.locator("#headmap .readout")).to_contain_text("tokens kept in this picture")
+
+
+def test_map_and_card_work_by_mouse_and_keyboard(page: Page, site: Site) -> None:
+    visit(page, site, "?head=1.1")
+    page.locator("#headmap .overview .field").focus()
+    for key in ("ArrowDown", "Enter", "ArrowDown", "ArrowDown", "ArrowRight", "PageDown", "ArrowUp"):
+        page.keyboard.press(key)
+    expect(page.locator("#headmap .readout")).to_contain_text("Layer 3, head 2, scale 2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#headcard .title")).to_contain_text("Layer 3, head 2")
+    expect(page.locator("#headcard .tile")).to_have_count(6)
+    page.locator("#headcard .image").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#headcard .says")).to_contain_text("Row 4, column 3")
+    page.locator("#headcard .target").select_option("2")
+    expect(page.locator("#headcard .tile")).to_have_count(3)
+    page.wait_for_function("location.search.includes('head=3.2')")
+
+
+# --- addresses and what comes from outside ----------------------------------------------------------------------------
+
+
+def test_a_shared_link_shows_the_same_pictures_in_a_fresh_browser(page: Page, site: Site, browser: Any) -> None:
+    visit(page, site)
+    page.locator("#ask .prompt input").fill("blue cat")
+    page.locator("#ask .seed input").fill("7")
+    page.keyboard.press("Enter")
+    choose_policy(page, "random")
+    set_budget(page, 60)
+    release(page)
+    page.locator("#headmap .detail .field").focus()
+    page.keyboard.press("h")
+    drawn(page)
+    page.locator("#ask .share").click()
+    link = page.locator("#ask .shared input").input_value()
+    other = browser.new_context().new_page()
+    other.goto(link)
+    other.wait_for_function("window.heatkv && heatkv.table")
+    drawn(other)
+    for side in "ab":
+        assert picture(other, side) == picture(page, side), side
+    assert other.evaluate("heatkv.edits.toText()") == page.evaluate("heatkv.edits.toText()") != ""
+    other.context.close()
+
+
+def test_an_empty_seed_is_drawn_and_shared_as_the_seed_it_was(page: Page, site: Site) -> None:
+    visit(page, site, "?seed=5")
+    page.locator("#ask .seed input").fill("")
+    page.locator("#ask .draw").click()
+    drawn(page)
+    seed = page.locator("#ask .seed input").input_value()
+    assert seed.isdigit()
+    assert f"seed={seed}" in page.evaluate("heatkv.link(true)")
+
+
+def test_nonsense_in_an_address_is_ignored(page: Page, site: Site) -> None:
+    visit(page, site, "?budget=1e999&policy=%3Cb%3E&seed=-1&tab=admin&head=x&lesson=77&forget=99,zz&a=%3Cb%3E&mode=x")
+    assert page.evaluate("[heatkv.budget, heatkv.table.policy, heatkv.edits.count, heatkv.view.a.policy]") == [
+        35,
+        "heatkv",
+        0,
+        "full",
+    ]
+
+
+def test_a_hostile_prompt_stays_text_everywhere(page: Page, site: Site) -> None:
+    visit(page, site, "?prompt=" + HOSTILE.replace("<", "%3C").replace(">", "%3E") + " red apple")
+    expect(page.locator("#scorecard .run")).to_contain_text("<img src=x")
+    expect(page.locator("#stage .line")).to_contain_text("onerror")
+    page.locator("#headcard").scroll_into_view_if_needed()
+    assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("context_options", [{**LAPTOP, "color_scheme": "dark"}])
+def test_the_map_follows_the_dark_theme(page: Page, site: Site, context_options: dict[str, Any]) -> None:
+    visit(page, site)
+    assert page.evaluate("heatkv.dark")
+    colour = page.locator("#headmap .overview canvas").evaluate(
+        "(node) => [...node.getContext('2d').getImageData(8, 8, 1, 1).data].slice(0, 3)"
+    )
+    assert max(colour) < 120 or colour[0] > colour[2], "the light palette on a dark page"

@@ -1,0 +1,324 @@
+"""Explore without a browser: pictures, strips, knock-out, head cards, files; what is wrong is said."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_model
+
+import heatkv
+from heatkv.schedule import Schedule
+from heatkv.study import metrics
+
+gr = pytest.importorskip("gradio")
+
+from app import strips  # noqa: E402
+from app.demo import _Demo  # noqa: E402
+from app.gallery import Gallery  # noqa: E402
+from app.inputs import InputError  # noqa: E402
+from app.jobs import DrawStep  # noqa: E402
+from app.recipes import FULL, Recipe  # noqa: E402
+from app.tabs.explore import Newest  # noqa: E402
+from app.turns import Waiting  # noqa: E402
+from app.workbench import Workbench  # noqa: E402
+
+REFERENCES = {"other_seed": {"psnr": 9.0}, "sinks_only": {"psnr": 11.0}, "dtype_noise": {"psnr": 80.0}, "n": 128}
+A = {"policy": "full"}
+B = {"policy": "heatkv", "percent": 40}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    model = tiny_model()
+    return Workbench(model, heatkv.calibrate(model, ["red apple", "blue cat"]), REFERENCES, ["red apple"])
+
+
+@pytest.fixture(scope="module")
+def demo(bench: Workbench) -> _Demo:
+    made = _Demo(bench)
+    made.build()
+    return made
+
+
+def event(**data: Any) -> Any:
+    return SimpleNamespace(_data=data)
+
+
+def visitor(name: str = "one") -> Any:
+    return SimpleNamespace(session_hash=name)
+
+
+def draw(demo: _Demo, prompt: Any = "red apple", seed: Any = 3, a: Any = A, b: Any = B, **more: Any) -> list[Any]:
+    asked = event(id=more.pop("id", 1), prompt=prompt, seed=seed, a=a, b=b, **more)
+    return list(demo.explore.draw(None, None, asked, visitor(f"{prompt}{seed}")))
+
+
+def pixels(url: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))))
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_both_pictures_are_those_of_the_library_with_their_score_and_bytes(demo: _Demo, bench: Workbench) -> None:
+    value, card = draw(demo)[-1]
+    full = heatkv.generate(bench.model, "red apple", 3)
+    less = heatkv.generate(bench.model, "red apple", 3, heatkv.plan(bench.bundled.scores, 0.4))
+    assert (pixels(value["a"]["image"]) == full.pixels).all() and (pixels(value["b"]["image"]) == less.pixels).all()
+    assert len(value["a"]["frames"]) == len(value["b"]["frames"]) == 6
+    assert (value["b"]["peak"], value["b"]["full"]) == (less.kv_bytes_peak, full.kv_bytes_peak)
+    assert (
+        value["score"]["psnr"] == pytest.approx(metrics.psnr(full.pixels, less.pixels)) == pytest.approx(card["psnr"])
+    )
+    assert "closer than" in value["score"]["words"] and "not as close as rounding" in value["score"]["words"]
+    json.dumps([value, card])
+
+
+def test_a_picture_that_the_page_has_is_not_sent_again_nor_drawn(demo: _Demo) -> None:
+    first = draw(demo)[-1][0]
+    steps = draw(demo, has=first["a"]["key"])
+    assert len(steps) == 1, "both are in the gallery"
+    again = steps[0][0]
+    assert "image" not in again["a"] and "image" in again["b"] and again["score"] == first["score"]
+
+
+def test_a_and_b_may_be_any_recipes(demo: _Demo, bench: Workbench) -> None:
+    value = draw(demo, a={"policy": "reverse", "percent": 50}, b={"policy": "h2o", "percent": 50})[-1][0]
+    assert value["a"]["label"] == "HeatKV upside down, 50 %" and not value["b"]["static"] and value["b"]["kept"]
+    same = draw(demo, a={"policy": "heatkv", "percent": 40}, b=B)[-1][0]
+    assert same["score"]["text"] == "identical"
+
+
+def test_forgotten_cells_change_picture_and_bytes(demo: _Demo, bench: Workbench) -> None:
+    value = draw(demo, b={**B, "forget": "2.3,s2"})[-1][0]
+    from heatkv.views.edits import cells_from_text, forget
+
+    schedule = forget(heatkv.plan(bench.bundled.scores, 0.4), cells_from_text("2.3,s2", bench.geometry))
+    less = heatkv.generate(bench.model, "red apple", 3, schedule)
+    assert (pixels(value["b"]["image"]) == less.pixels).all() and value["b"]["peak"] == less.kv_bytes_peak
+    assert value["b"]["label"] == "HeatKV, 40 %, edited"
+
+
+def test_only_the_newest_request_of_a_visitor_is_finished(demo: _Demo) -> None:
+    older = demo.explore.draw(None, None, event(id=5, prompt="blue cat", seed=8, a=A, b=B), visitor())
+    next(older)
+    newer = demo.explore.draw(None, None, event(id=6, prompt="green tree", seed=8, a=A, b=B), visitor())
+    assert next(newer)[0] == {"id": 6, "waiting": 1}
+    assert list(older) == []
+    assert list(newer)[-1][0]["id"] == 6
+    assert not demo.bench.jobs.turns.busy, "the older one has let go of the model"
+    other = demo.explore.draw(None, None, event(id=1, prompt="blue cat", seed=9, a=A, b=B), visitor("two"))
+    next(other)
+    demo.explore.halt(event(id=7, kind="draw"), visitor())
+    assert list(other)[-1][0]["id"] == 1, "another visitor's job goes on"
+
+
+def test_who_waits_is_told_the_place(demo: _Demo) -> None:
+    holder = demo.bench.jobs.draw("blue cat", 20, [demo.bench.plan_of(Recipe())])
+    next(holder)
+    waiting = demo.explore.draw(None, None, event(id=1, prompt="blue cat", seed=21, a=A, b=B), visitor("w"))
+    assert next(waiting)[0] == {"id": 1, "waiting": 1}
+    holder.close()
+    assert list(waiting)[-1][0]["score"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": ""}, "empty"),
+        ({"prompt": "zeppelin"}, "zeppelin"),
+        ({"prompt": None}, "empty"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"b": {"policy": "heatkv", "percent": 1}}, "budget"),
+        ({"b": {"policy": "heatkv", "percent": "nan"}}, "budget"),
+        ({"b": {"policy": "<b>", "percent": 40}}, "policy"),
+        ({"b": {**B, "forget": "99"}}, "names no cell"),
+        ({"b": {**B, "forget": ["1"]}}, "text"),
+        ({"b": {"policy": "h2o", "percent": 50, "forget": "1"}}, "chooses tokens"),
+        ({"b": {**B, "source": "elsewhere"}}, "calibration"),
+        ({"b": {"source": "uploaded"}}, "uploaded schedule"),
+        ({"b": "text"}, "policy"),
+    ],
+)
+def test_what_can_not_be_drawn_is_said_in_one_step(demo: _Demo, change: Any, words: str) -> None:
+    steps = draw(demo, **change)
+    assert len(steps) == 1 and words in steps[0][0]["error"].lower() and steps[0][1] == gr.skip()
+
+
+def test_a_strip_goes_along_the_budgets_and_shipped_ones_come_at_once(demo: _Demo, bench: Workbench) -> None:
+    asked = event(id=1, prompt="red apple", seed=1, b=B, key="here")
+    steps = list(demo.explore.strip(None, None, asked, visitor("s")))
+    percents = strips.strip_percents(bench, "heatkv")
+    assert [step["pictures"][0]["percent"] for step in steps] == list(percents)
+    assert 35 in percents and percents[0] == bench.percents("heatkv")[0] and percents[-1] == 100
+    strip = strips.make_strip(bench, "red apple", 1, "heatkv", "weights")
+    shipped = _Demo(bench, None, [strips.Strip.from_png(strip.to_png())])
+    shipped.build()
+    (once,) = shipped.explore.strip(None, None, asked, visitor("s"))
+    assert once["key"] == "here" and [p["percent"] for p in once["pictures"]] == list(percents)
+    assert [p["image"] for p in once["pictures"]] == [step["pictures"][0]["image"] for step in steps]
+
+
+def test_strips_of_other_weights_or_no_strips_at_all_are_passed_over(bench: Workbench, tmp_path: Path) -> None:
+    strip = strips.make_strip(bench, "red apple", 1, "heatkv", "weights")
+    strips.write_strips(tmp_path, [strip])
+    (tmp_path / "strips" / "zz.png").write_bytes(b"no picture")
+    assert len(strips.read_strips(tmp_path, "weights")) == 1
+    assert strips.read_strips(tmp_path, "others") == [] == strips.read_strips(tmp_path / "none", "weights")
+
+
+def test_the_page_opens_with_pictures(demo: _Demo) -> None:
+    value, card = demo.explore.opening
+    assert value["opening"]["b"]["policy"] == "heatkv" and value["a"]["image"] and value["b"]["image"] and card
+
+
+# --- looking into one picture -----------------------------------------------------------------------------------------
+
+
+def test_the_knock_out_counts_heads_and_can_be_stopped(demo: _Demo) -> None:
+    steps = list(demo.explore.knock_out(event(id=1, prompt="red apple", seed=2), visitor()))
+    assert [step["done"] for step in steps] == list(range(1, 13)) and steps[-1]["of"] == 12
+    assert all(value is not None and value >= 0 for row in steps[-1]["moved"] for value in row)
+    job = demo.explore.knock_out(event(id=2, prompt="red apple", seed=2), visitor())
+    next(job)
+    demo.explore.halt(event(id=3, kind="knock"), visitor())
+    assert list(job) == [] and not demo.bench.jobs.turns.busy
+    (wrong,) = demo.explore.knock_out(event(id=4, prompt="zeppelin", seed=2), visitor())
+    assert "zeppelin" in wrong["error"].lower()
+
+
+def test_a_head_card_says_what_kind_of_head_it_is_and_shows_any_target(demo: _Demo) -> None:
+    asked = {"layer": 1, "head": 2, "prompt": "red apple", "seed": 11}
+    at_once = demo.explore.show(None, event(**asked))
+    assert at_once["title"].startswith("Layer 2, head 3: ") and at_once["message"] and "view" not in at_once
+    assert sum(part["share"] for part in at_once["evidence"]) == pytest.approx(1)
+    card = list(demo.explore.draw_card(None, event(**asked)))[-1]
+    assert card["view"]["queries"] == [6, 6] and (card["target"], card["targets"]) == (5, 6) and not card["message"]
+    early = demo.explore.show(None, event(**{**asked, "head": 0, "target": 2}))
+    assert early["view"]["queries"] == [3, 3] and len(early["view"]["sizes"]) == 3, "all heads of a run are kept"
+    assert list(demo.explore.draw_card(None, event(**asked))) == []
+    assert list(demo.explore.draw_card(None, event(**{**asked, "prompt": "zeppelin"})))[-1]["failed"]
+
+
+def test_a_large_model_is_probed_one_head_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.jobs.PROBE_NUMBERS", 10)
+    assert bench.jobs.probed_heads((1, 1)) == [(1, 1)]
+
+
+def test_events_from_a_page_are_not_trusted(demo: _Demo) -> None:
+    for data in (None, {"layer": 10**9, "head": 0}, {"layer": "<b>", "head": 1}, "text", {"id": "x"}):
+        sent = SimpleNamespace(_data=data)
+        assert demo.explore.show(None, sent) == gr.skip()
+        assert list(demo.explore.draw_card(None, sent)) == []
+        assert list(demo.explore.strip(None, None, sent, visitor())) == []
+        assert "error" in next(iter(demo.explore.draw(None, None, sent, visitor())))[0]
+        assert demo.explore.halt(sent, visitor()) is None
+
+
+def test_visitors_are_forgotten_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.tabs.explore.MAX_VISITORS", 3)
+    newest = Newest()
+    for number in range(10):
+        newest.ask(f"visitor {number}", "draw", 1)
+    assert len(newest._newest) == 3 and newest.is_newest("visitor 0", "draw", 1)
+
+
+# --- jobs and recipes -------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_to_a_job_and_comes_back_can_be_sent_to_another_process(bench: Workbench) -> None:
+    jobs = bench.jobs
+    plans = [bench.plan_of(Recipe()), bench.plan_of(Recipe("h2o", 50)), bench.plan_of(Recipe("heatkv", 40, forget="1"))]
+    runs: list[tuple[Any, tuple[Any, ...]]] = [
+        (jobs._draw_steps, ("red apple", 0, plans)),
+        (jobs._probe_steps, ("red apple", 0, (0, 0))),
+        (jobs._calibrate_steps, (["red apple"], 0)),
+        (jobs._sheet_steps, ("red apple", 0, bench.bundled, 0.5, [FULL, "heatkv"])),
+        (jobs._local_heads_steps, ("red apple", 0, 0.5)),
+    ]
+    for job, arguments in runs:
+        for step in job(*pickle.loads(pickle.dumps(arguments))):
+            pickle.loads(pickle.dumps(step))
+
+
+def test_the_gallery_keeps_what_was_used_last_within_its_limit(bench: Workbench) -> None:
+    drawings = [
+        step.drawings[0]
+        for seed in (1, 2, 3)
+        for step in bench.jobs.draw("green tree", seed, [bench.plan_of(Recipe())])
+        if isinstance(step, DrawStep) and step.drawings
+    ]
+    gallery = Gallery(2 * drawings[0].size + 100)
+    for name, picture in zip("abc", drawings, strict=True):
+        gallery.keep(name, picture)
+        gallery.find("a")
+    assert gallery.find("a") is not None and gallery.find("b") is None and gallery.find("c") is not None
+
+
+def test_calibrations_that_differ_do_not_share_pictures(bench: Workbench) -> None:
+    from app.recipes import Calibration
+
+    mine = Calibration("mine", heatkv.calibrate(bench.model, ["green tree"]))
+    keys = {bench.plan_of(Recipe("heatkv", 40, source), mine).key for source in ("bundled", "session")}  # type: ignore[arg-type]
+    assert len(keys) == 2
+    same = Calibration("mine again", heatkv.calibrate(bench.model, ["green tree"]))
+    assert bench.plan_of(Recipe("heatkv", 40, "session"), same).key in keys
+
+
+def test_recipes_are_read_with_care(bench: Workbench) -> None:
+    assert bench.read_recipe({"policy": "full", "percent": 7}) == Recipe()
+    assert bench.read_recipe({**B, "forget": "1.1.1,1.1.2,1.1.3,1.1.4,1.1.5"}).forget == "1.1"
+    with pytest.raises(InputError):
+        bench.read_recipe(None)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def saved(demo: _Demo, uploaded: Schedule | None = None, **asked: Any) -> Any:
+    return list(demo.explore.save(None, uploaded, event(id=1, prompt="red apple", seed=5, **asked)))[-1]
+
+
+def test_the_picture_file_is_lossless_and_says_how_to_draw_it_again(demo: _Demo, bench: Workbench) -> None:
+    file, _ = saved(demo, what="png", b={**B, "forget": "1.2"})
+    image = Image.open(io.BytesIO(base64.b64decode(file["data"])))
+    facts = {key: image.info[key] for key in ("prompt", "seed", "model", "policy", "budget", "forgotten")}
+    assert facts == {
+        "prompt": "red apple", "seed": "5", "model": "tiny", "policy": "heatkv", "budget": "0.4", "forgotten": "1.2",
+    }  # fmt: skip
+    plan = bench.plan_of(Recipe("heatkv", 40, forget="1.2"))
+    assert (np.asarray(image) == heatkv.generate(bench.model, "red apple", 5, plan.schedule).pixels).all()
+    assert file["name"] == "red-apple_seed5_heatkv_40.png"
+
+
+def test_a_schedule_goes_out_with_its_edits_and_comes_in(demo: _Demo, bench: Workbench, tmp_path: Path) -> None:
+    file, _ = saved(demo, what="schedule", b={"policy": "reverse", "percent": 40, "forget": "2.1"})
+    path = tmp_path / file["name"]
+    path.write_bytes(base64.b64decode(file["data"]))
+    schedule, note, remove = demo.explore.take_schedule(str(path))
+    assert schedule == bench.plan_of(Recipe("reverse", 40, forget="2.1")).schedule
+    assert "reverse" in note["text"] and remove["visible"]
+    table, dial = demo.refresh(None, schedule, {"policy": "heatkv"})
+    assert table["fixed"] and table["source"] == "uploaded" and dial["policy"] == "heatkv"
+    value = list(
+        demo.explore.draw(
+            None, schedule, event(id=1, prompt="red apple", seed=0, a=A, b={"source": "uploaded"}), visitor("up")
+        )
+    )
+    assert value[-1][0]["b"]["policy"] == "reverse" and value[-1][0]["b"]["label"] == "your schedule"
+    nothing, said = saved(demo, what="schedule", b={"policy": "h2o", "percent": 50})
+    assert nothing == gr.skip() and "no schedule" in said["said"]
+
+
+def test_waiting_is_plain_data() -> None:
+    assert pickle.loads(pickle.dumps(Waiting(2))) == Waiting(2)

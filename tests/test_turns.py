@@ -1,0 +1,113 @@
+"""Turns: one job at a time, short ones first, long ones in pieces; who waits knows the place; who leaves lets go."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from app.turns import PATIENCE, Turns, Waiting
+
+
+def job(log: list[str], name: str, steps: int) -> Iterator[str]:
+    try:
+        for i in range(steps):
+            log.append(f"{name}{i}")
+            yield f"{name}{i}"
+    finally:
+        log.append(f"{name} ends")
+
+
+def test_a_job_alone_never_waits() -> None:
+    log: list[str] = []
+    turns = Turns()
+    assert list(turns.take(job(log, "a", 3))) == ["a0", "a1", "a2"]
+    assert log[-1] == "a ends" and not turns.busy
+
+
+def test_who_waits_hears_the_place_and_comes_next() -> None:
+    log: list[str] = []
+    turns = Turns()
+    first, second, third = (turns.take(job(log, name, 1)) for name in "abc")
+    assert next(first) == "a0"
+    assert next(second) == Waiting(1) and next(third) == Waiting(2)
+    assert list(first) == []
+    assert next(third) == Waiting(1), "the second comes first"
+    assert next(second) == "b0" and list(second) == []
+    assert next(third) == "c0"
+
+
+def test_a_short_job_waits_for_one_piece_of_a_long_one_at_most() -> None:
+    log: list[str] = []
+    turns = Turns()
+    long = turns.take(job(log, "long", 3), long=True, piece=lambda step: True)
+    assert next(long) == "long0"  # the piece is done, and the turn given up
+    short = turns.take(job(log, "s", 2))
+    assert next(short) == "s0"
+    assert isinstance(next(long), Waiting), "the long one stands back while somebody draws"
+    assert list(short) == ["s1"]
+    assert [step for step in long if isinstance(step, str)] == ["long1", "long2"]
+
+
+def test_long_jobs_are_not_passed_over_for_ever() -> None:
+    log: list[str] = []
+    turns = Turns()
+    holder = turns.take(job(log, "h", 1))
+    next(holder)
+    long = turns.take(job(log, "long", 1), long=True)
+    assert next(long) == Waiting(1)
+    shorts = [turns.take(job(log, f"s{i}-", 1)) for i in range(PATIENCE + 2)]
+    for short in shorts:
+        assert isinstance(next(short), Waiting)
+    list(holder)
+    for short in shorts[:PATIENCE]:
+        assert isinstance(list(short)[-1], str)
+    assert isinstance(next(shorts[PATIENCE]), Waiting), "now the long one"
+    assert next(long) == "long0"
+    long.close()
+    assert [list(short)[-1][:1] for short in shorts[PATIENCE:]] == ["s", "s"]
+
+
+def test_leaving_the_queue_or_stopping_lets_the_next_one_in() -> None:
+    log: list[str] = []
+    turns = Turns()
+    first, second, third = (turns.take(job(log, name, 3)) for name in "abc")
+    next(first), next(second), next(third)
+    second.close()
+    assert next(third) == Waiting(1)
+    first.close()
+    assert "a ends" in log and next(third) == "c0"
+    third.close()
+    assert not turns.busy
+
+
+def test_a_job_that_fails_lets_go() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("no")
+
+    turns = Turns()
+    taken = turns.take(broken())
+    next(taken)
+    with contextlib.suppress(RuntimeError):
+        next(taken)
+    assert not turns.busy
+
+
+def test_two_threads_never_hold_the_model_at_once() -> None:
+    turns, inside, worst = Turns(), [0], [0]
+
+    def work() -> Iterator[int]:
+        inside[0] += 1
+        worst[0] = max(worst[0], inside[0])
+        yield from range(20)
+        inside[0] -= 1
+
+    threads = [
+        threading.Thread(target=lambda long=long: list(turns.take(work(), long=long))) for long in (False, True) * 4
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert worst[0] == 1 and not turns.busy
