@@ -26,6 +26,17 @@ def write_infinity(folder: Path) -> list[str]:
     return ["a red cat", "a dog on a tree", "red dog"]
 
 
+def write_llamagen(folder: Path) -> list[str]:
+    files.write_llamagen(folder, config=replace(files.LLAMAGEN, classes=1000, grid=5))
+    return ["golden retriever", "980", "88 macaw"]
+
+
+def write_captioned(folder: Path) -> list[str]:
+    pytest.importorskip("transformers")
+    files.write_llamagen(folder, "flat", replace(files.LLAMAGEN_TEXT, grid=5), t5=True)
+    return ["a red cat", "a dog on a tree", "red dog"]
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
     code = main([*map(str, arguments), "--json"])
     captured = capsys.readouterr()
@@ -33,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
     return json.loads(captured.out)
 
 
-@pytest.mark.parametrize("write", [write_var, write_infinity])
+@pytest.mark.parametrize("write", [write_var, write_infinity, write_llamagen, write_captioned])
 def test_published_files_go_all_the_way(write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -25,12 +25,20 @@ TINY = {
         PRESETS["var-d16"], id="tiny-var", scales=tiny.SCALES, transformer_config=tiny.VAR,
         autoencoder_config=tiny.VAR_IMAGE,
     ),
+    "llamagen": replace(
+        PRESETS["llamagen-b-256"], id="tiny-llamagen", scales=tiny.LLAMAGEN.scales, transformer_config=tiny.LLAMAGEN,
+        autoencoder_config=tiny.LLAMAGEN_IMAGE,
+    ),
+    "llamagen captions": replace(
+        PRESETS["llamagen-t2i-256"], id="tiny-t2i", scales=tiny.LLAMAGEN_TEXT.scales,
+        transformer_config=tiny.LLAMAGEN_TEXT, autoencoder_config=tiny.LLAMAGEN_IMAGE, text_parameters=0,
+    ),
 }  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 def prompts_of(preset: Preset) -> list[str]:
-    return ["3", "7"] if preset.family == "var" else ["a red fox", "an old lighthouse on a cliff"]
+    return ["3", "7"] if preset.text is None else ["a red fox", "an old lighthouse on a cliff"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -60,7 +68,8 @@ def test_random_model_is_a_function_of_its_seed_and_disturbs_no_other_randomness
     first, same, other = state(0), state(0), state(1)
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(first[name], same[name]) for name in first)
-    assert not torch.equal(first["head.weight"], other["head.weight"])
+    head = "head.weight" if "head.weight" in first else "output.weight"
+    assert not torch.equal(first[head], other[head])
     assert all(tensor.isfinite().all() for tensor in first.values())
 
 
