@@ -36,7 +36,7 @@ def scorecard(
     difference = metrics.difference_map(full.pixels, less.pixels)
     known = _references(references)
     ladder = [_rung("this pair", this, this=True), *known]
-    rows = 2 if less.kv_bytes_full > geometry.kv_bytes(geometry.full_peak_tokens) else 1
+    rows = less.rows
     bitwise = full.bits[0].ndim == 2
     return {
         "run": f"“{less.prompt}”, seed {less.seed}: {b or f'{less.policy} at {100 * less.budget:g} %'}",

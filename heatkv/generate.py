@@ -45,7 +45,7 @@ class Generation:
     known ahead, from the schedule or the policy's allowances), ``kv_bytes_peak`` (the most that was
     allocated for cached keys and values, measured) and ``process_bytes_peak`` (everything: weights,
     activations, the interpreter; the high-water mark of the process on CPU, of the device's allocator
-    on CUDA; None where the system does not tell).
+    on CUDA; None where the system does not tell). ``rows`` are the batch rows that the cache held: 2 with guidance.
     """
 
     model: str
@@ -62,6 +62,7 @@ class Generation:
     kv_bytes_full: int
     process_bytes_peak: int | None
     note: str | None = None
+    rows: int = 1
 
     @property
     def image(self) -> Image:
@@ -151,6 +152,7 @@ def collect(
         kv_bytes_full=full,
         process_bytes_peak=process_bytes_peak(model.device),
         note=model.check_prompt(prompt),
+        rows=2 if sampling.guided else 1,
     )
 
 

@@ -84,6 +84,10 @@ def test_events_come_one_a_scale_with_previews_and_can_be_stopped() -> None:
     running = generate_events(model, "red apple", 0, full_cache(model.geometry))
     next(running)
     running.close()  # type: ignore[attr-defined]
+    with pytest.raises(StopIteration):
+        next(running)
+    again = list(generate_events(model, "red apple", 0, full_cache(model.geometry)))
+    assert np.array_equal(again[-1].pixels, events[-1].pixels), "what was stopped left nothing behind"
 
 
 def test_guidance_of_one_runs_a_single_row() -> None:
@@ -92,6 +96,7 @@ def test_guidance_of_one_runs_a_single_row() -> None:
     guided = generate(model, "red apple", sampling=Sampling(guidance=3.0))
     assert 2 * plain.kv_bytes_peak == guided.kv_bytes_peak
     assert plain.kv_bytes_full == plain.kv_bytes_peak
+    assert (plain.rows, guided.rows) == (1, 2)
 
 
 def test_rows_of_a_batch_are_the_images_of_their_seeds() -> None:
@@ -140,4 +145,3 @@ def test_the_library_needs_neither_gradio_nor_plotly_nor_safetensors_to_import()
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "Geometry"
-    assert torch.__version__

@@ -7,6 +7,7 @@ policies that need none can be planned.
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.models.presets import PRESETS, Preset, find_preset
-from heatkv.policies import plan, usable
+from heatkv.policies import find, plan, usable
 from heatkv.policies.base import Policy
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
@@ -100,9 +101,9 @@ def sink_scales_of(preset: Preset) -> int:
     return min(preset.scales.default_sinks, len(preset.scales) - 1)
 
 
-def percents_of(preset: Preset) -> tuple[int, ...]:
-    """Whole percents from the least feasible budget to 100."""
-    return explore.budget_percents(preset.scales, sink_scales_of(preset))
+def percents_of(preset: Preset, policy: str = "heatkv") -> tuple[int, ...]:
+    """Whole percents from the least that the policy's sinks fit in to 100."""
+    return explore.budget_percents(preset.scales, sink_scales_of(preset) if find(policy).sinks else 0)
 
 
 def policies_for(ranking: Ranking | None) -> dict[str, Policy]:
@@ -125,17 +126,21 @@ class Tables:
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, int, str], tuple[Ranking | None, explore.BudgetTable]] = OrderedDict()
+        self._lock = threading.Lock()  # one visitor's request is one thread; planning is not under it
 
     def table(self, preset: Preset, ranking: Ranking | None, policy: str) -> explore.BudgetTable:
         key = preset.id, id(ranking), policy
-        found = self._known.get(key)
-        if found is not None and found[0] is ranking:  # held, so that its id is not another's
-            self._known.move_to_end(key)
-            return found[1]
-        table = explore.budget_table(lambda budget: plan_for(preset, ranking, budget, policy), percents_of(preset))
-        self._known[key] = ranking, table
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None and found[0] is ranking:  # held, so that its id is not another's
+                self._known.move_to_end(key)
+                return found[1]
+        percents = percents_of(preset, policy)
+        table = explore.budget_table(lambda budget: plan_for(preset, ranking, budget, policy), percents)
+        with self._lock:
+            self._known[key] = ranking, table
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
         return table
 
 
