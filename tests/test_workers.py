@@ -42,7 +42,8 @@ def running(model: Path, tmp_path: Path) -> subprocess.Popen[str]:
     prompts.write_text("\n".join(f"{'green ' * (i % 40 + 1)}tree" for i in range(400)))
     command = [
         sys.executable, "-m", "heatkv", "compare", "--model", str(model), "--prompts", str(prompts), "--seeds", "9",
-        "--batch", "1",        "--budgets", "0.5", "--policies", "heatkv", "--workers", "2", "--shards", str(tmp_path / "shards"),
+        "--batch", "1", "--budgets", "0.5", "--policies", "heatkv", "--workers", "2",
+        "--shards", str(tmp_path / "shards"),
         "--out", str(tmp_path / "results.json"),
     ]  # fmt: skip
     process = subprocess.Popen(
