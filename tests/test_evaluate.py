@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from heatkv import load
-from heatkv.training import data, evaluate, export, tokenizer, transformer
+from heatkv.training import data, evaluate, export, scenes, tokenizer, transformer
 from heatkv.training.evaluate import Evaluation
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TransformerRun
@@ -21,25 +21,30 @@ FEW = Evaluation(names=3, draws=2, colours=2, batch=4)
 
 @pytest.fixture(scope="module")
 def dataset() -> data.Dataset:
-    """Discs of many colours with names, most of them of objects."""
+    """Bars of many colours and widths with names, most of them of objects."""
     rng = np.random.default_rng(0)
     labels = [f"thing{i}" for i in range(90)] + ["red apple", "cat face"]
     emoji, images = [], []
-    y, x = np.mgrid[:64, :64] - 31.5
-    disc = (x**2 + y**2 < 24**2)[..., None]
     for i, label in enumerate(labels):
         group = data.GROUP_PEOPLE if i < 10 else 3
         for style in data.STYLES:
             emoji.append(data.Emoji(label, ("tag", "round"), style, f"{i:x}", group))
-            images.append(np.where(disc, rng.integers(0, 256, 3), 255))
-    return data.Dataset(np.stack(images).astype(np.uint8), tuple(emoji))
+            picture = np.zeros((32, 32, 4), np.uint8)
+            picture[4:28, 15 - i % 12 : 16 + i % 11] = (*rng.integers(0, 200, 3), 255)
+            images.append(picture)
+    return data.Dataset(np.stack(images), tuple(emoji))
 
 
 @pytest.fixture(scope="module")
 def run(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    tokenizer.train(dataset, folder, TokenizerRun(steps=1, batch=2), CPU)
-    small = TransformerRun(steps=1, batch=2, depth=1, width=32, heads=2, repaint=0, compile=False)
+    bits = TokenizerRun(
+        side=32, scales=(1, 2, 3, 8), stride=4, width_mult=(1, 2), patch=2, base_width=8, steps=1, batch=2
+    )
+    tokenizer.train(scenes.Scenes(dataset), folder, bits, CPU)
+    small = TransformerRun(
+        steps=1, batch=2, start=4, short_scales=3, depth=1, width=32, heads=2, samples=0, compile=False
+    )
     transformer.train(dataset, folder, small, CPU)
     export.export(folder, folder / "m", "m")
     export.calibrate_bundled(load(folder / "m", "cpu"), ["cat face"], folder / "m")
@@ -50,23 +55,19 @@ def test_everything_is_measured_and_told(run: Path, dataset: data.Dataset) -> No
     from heatkv.models import bundled_scores
 
     model, said = load(run / "m", "cpu"), []
-    autoencoder = tokenizer.load_trained(run / "tokenizer.pt")
-    result = evaluate.evaluate(model, autoencoder, dataset, bundled_scores(run / "m"), FEW, said.append)
+    result = evaluate.evaluate(model, dataset, ["red apple"], bundled_scores(run / "m"), FEW, said.append)
     assert said, "progress is reported"
     sent = json.loads(json.dumps(result, allow_nan=False))
-    assert sent["tokenizer"].keys() == {"train", "held_out"}
-    assert len(sent["bits"]["per_scale"]) == 8 and 0.3 < sent["bits"]["mean"] < 0.9
     assert sent["retrieval"]["objects"]["pool"].startswith("82 labels"), "people are left out"
     assert sent["retrieval"]["all"]["pool"].startswith("92 labels")
     for pool in sent["retrieval"].values():
-        assert pool["chance"] == pytest.approx(1 / 3, abs=1e-3)
-        assert len(pool["draws"]["pixels"]) == len(pool["draws"]["latents"]) == 2
+        assert pool["chance"] == pytest.approx(1 / 3, abs=1e-3) and len(pool["draws"]) == 2
     assert sent["colours"]["held_out"]["names"] == sent["colours"]["trained"]["names"] == 2
-    assert sent["cost"]["kv_bytes"] == 2 * 1 * 32 * 140 * 2 * 4, "rows x width x tokens x (key, value) x float32"
-    assert sent["specialisation"]["heads"] == 2
+    assert sent["cost"]["kv_bytes"] == 2 * 1 * 32 * 14 * 2 * 4, "rows x width x tokens x (key, value) x float32"
+    assert sent["specialisation"]["heads"] == 2 and sent["seeds"]["scenes"] == 1
     card = evaluate.markdown(result)
-    assert "82 labels of all groups but people and symbols" in card and "scale 8" in card and "entropy" in card
-    result["specialisation"] = None
+    assert "82 labels of all groups but people and symbols" in card and "Another seed" in card and "entropy" in card
+    result["specialisation"] = result["seeds"] = None
     assert "entropy" not in evaluate.markdown(result)
 
 
@@ -75,19 +76,33 @@ def perfect(monkeypatch: pytest.MonkeyPatch, answers: dict[str, np.ndarray]) -> 
     monkeypatch.setattr(evaluate, "draw", lambda model, prompts, seeds, batch: np.stack([answers[p] for p in prompts]))
 
 
-def test_retrieval_finds_the_own_picture_and_not_another(
+def placed(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture uint8 ``[32, 32, 4]`` somewhere on a larger sky, mirrored."""
+    page = np.empty((48, 48, 3), np.uint8)
+    page[:] = np.linspace((120, 180, 240), (220, 235, 250), 48)[:, None]
+    top, left = rng.integers(0, 16, 2)
+    part = page[top : top + 32, left : left + 32]
+    opaque = picture[:, ::-1, 3:] > 0
+    part[:] = np.where(opaque, picture[:, ::-1, :3], part)
+    return page
+
+
+def test_retrieval_finds_the_own_picture_wherever_it_stands_and_not_another(
     run: Path, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, autoencoder = load(run / "m", "cpu"), tokenizer.load_trained(run / "tokenizer.pt")
+    model, rng = load(run / "m", "cpu"), np.random.default_rng(0)
     many = Evaluation(names=20, draws=2)
-    fluent = {e.label: dataset.images[i] for i, e in enumerate(dataset.emoji) if e.style == "fluent"}
+    fluent = {e.label: placed(dataset.images[i], rng) for i, e in enumerate(dataset.emoji) if e.style == "fluent"}
     perfect(monkeypatch, fluent)
-    found = evaluate.retrieval(model, autoencoder, dataset, "all", many)
-    assert (found["pixels"], found["latents"], found["missed_by_latents"]) == (1, 1, [])
+    found = evaluate.retrieval(model, dataset, "all", many)
+    assert found["share"] > 0.9
     perfect(monkeypatch, dict.fromkeys(fluent, fluent["red apple"]))
-    found = evaluate.retrieval(model, autoencoder, dataset, "all", many)
-    assert found["pixels"] <= 1 / 20 and found["latents"] <= 1 / 20
-    assert len(found["missed_by_latents"]) >= 19
+    found = evaluate.retrieval(model, dataset, "all", many)
+    assert found["share"] <= 1 / 20 and len(found["missed"]) >= 19
+
+
+def test_nothing_drawn_is_cut_out_as_nothing() -> None:
+    assert (evaluate.cut_out(np.full((1, 20, 20, 3), 90, np.uint8)) == 255).all()
 
 
 def test_colour_words_count_only_where_the_picture_had_another_colour(
@@ -95,13 +110,14 @@ def test_colour_words_count_only_where_the_picture_had_another_colour(
 ) -> None:
     model, settings = load(run / "m", "cpu"), Evaluation(colours=20)
     for held_out in (False, True):
-        painted = {name: (i, colour) for i, colour, name in transformer.repaintings(dataset, held_out)}
-        perfect(
-            monkeypatch, {n: data.repaint(dataset.images[i : i + 1], data.HUES[c])[0] for n, (i, c) in painted.items()}
-        )
-        found = evaluate.colour_words(model, dataset, held_out, settings)
-        assert (found["share"], found["missed"]) == (1, [])
-        perfect(monkeypatch, {name: dataset.images[i] for name, (i, _) in painted.items()})
+        painted = {name: (i, colour) for i, colour, name in scenes.repaintings(dataset, held_out)}
+        right = {
+            name: data.on_white(scenes.repainted(dataset.images[i], data.HUES[colour]))
+            for name, (i, colour) in painted.items()
+        }
+        perfect(monkeypatch, right)
+        assert evaluate.colour_words(model, dataset, held_out, settings)["share"] > 0.9
+        perfect(monkeypatch, {name: data.on_white(dataset.images[i]) for name, (i, _) in painted.items()})
         assert evaluate.colour_words(model, dataset, held_out, settings)["share"] == 0
 
 

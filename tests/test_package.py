@@ -168,7 +168,7 @@ def test_notices_name_every_package_that_the_models_learned_from() -> None:
     from heatkv.training import data
 
     notice = (ROOT / "THIRD_PARTY.md").read_text()
-    packages = [data.NAMES_PACKAGE, *(package for package, _ in data.STYLE_PACKAGES.values())]
+    packages = [data.NAMES_PACKAGE, *data.STYLE_PACKAGES.values()]
     assert not [package for package in packages if package.rsplit("@", 1)[0] not in notice]
     named = set(re.findall(r"`(assets/[\w./-]+\.\w+)`", notice))
     assert named and all((ROOT / name).is_file() for name in named)

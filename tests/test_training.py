@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import random
+import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +20,26 @@ from heatkv import generate, load
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
 from heatkv.scales import ScaleSchedule
 from heatkv.training import __main__ as main_module
-from heatkv.training import data, export, loop, sheet, tokenizer, transformer
+from heatkv.training import codebook, data, export, lines, loop, scenes, sheet, tokenizer, transformer
+from heatkv.training.codebook import CodebookRun
+from heatkv.training.lines import LinesRun
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TeacherForcing, TransformerRun
 
 CPU = torch.device("cpu")
+SIDES = (1, 2, 3, 8)
+SIZE: dict[str, Any] = {"side": 32, "scales": SIDES, "stride": 4, "width_mult": (1, 2), "patch": 2, "base_width": 8}
+BITS = TokenizerRun(steps=4, batch=2, evaluate_every=2, **SIZE)
 SMALL = TransformerRun(
-    steps=4, batch=2, short_batch=3, depth=2, width=64, heads=4, evaluate_every=2, samples=0, compile=False
+    steps=4, widen=2, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8, start=4, fresh=2, depth=2,
+    width=64, heads=4, evaluate_every=2, samples=0, compile=False,
+)  # fmt: skip
+CODES = CodebookRun(
+    side=32, base_width=8, patch=2, vocabulary=16, warm=1, freeze=2, steps=4, batch=2, crop=16,
+    evaluate_every=2,
+)  # fmt: skip
+LINES = LinesRun(
+    steps=4, widen=2, batch=2, pool=8, start=4, fresh=2, depth=1, width=32, heads=2, evaluate_every=2, compile=False
 )
 
 
@@ -36,22 +52,26 @@ def dataset() -> data.Dataset:
         for i, label in enumerate(labels)
         for style in data.STYLES
     )
-    return data.Dataset(rng.integers(0, 256, (len(emoji), 64, 64, 3), dtype=np.uint8), emoji)
+    return data.Dataset(rng.integers(0, 256, (len(emoji), 32, 32, 4), dtype=np.uint8), emoji)
 
 
 @pytest.fixture(scope="module")
 def trained(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both stages, each interrupted once and resumed."""
+    """All four stages, each interrupted once and resumed."""
     folder = tmp_path_factory.mktemp("run")
-    tokenizer.train(dataset, folder, TokenizerRun(steps=4, batch=2, evaluate_every=2), CPU, stop_after=2)
-    tokenizer.train(dataset, folder, TokenizerRun(steps=4, batch=2, evaluate_every=2), CPU)
-    transformer.train(dataset, folder, SMALL, CPU, stop_after=2)
-    transformer.train(dataset, folder, SMALL, CPU)
+    shown = scenes.Scenes(dataset)
+    for stop in (2, None):
+        tokenizer.train(shown, folder, BITS, CPU, stop)
+        codebook.train(shown, folder, CODES, CPU, stop)
+    vq, _ = codebook.load_trained(folder / "codebook.pt")
+    for stop in (2, None):
+        transformer.train(dataset, folder, SMALL, CPU, stop)
+        lines.train(dataset, vq, 32, folder, LINES, CPU, stop)
     return folder
 
 
 def test_stages_resume_from_their_checkpoints(trained: Path) -> None:
-    for name in ("tokenizer.pt", "transformer.pt"):
+    for name in ("tokenizer.pt", "transformer.pt", "codebook.pt", "lines.pt"):
         state = loop.load_checkpoint(trained / name)
         assert state["step"] == 4
         assert [entry["step"] for entry in state["history"]] == [2, 4]
@@ -60,11 +80,62 @@ def test_stages_resume_from_their_checkpoints(trained: Path) -> None:
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(
     dataset: data.Dataset, trained: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "tokenizer.pt").write_bytes((trained / "tokenizer.pt").read_bytes())
+    shown = scenes.Scenes(dataset)
+    for train in (tokenizer.train, codebook.train):
+        train(shown, tmp_path, BITS if train is tokenizer.train else CODES, CPU)  # type: ignore[arg-type]
     transformer.train(dataset, tmp_path, SMALL, CPU)
-    resumed, straight = (loop.load_checkpoint(f / "transformer.pt")["model"] for f in (trained, tmp_path))
-    for name, value in straight.items():
-        torch.testing.assert_close(resumed[name], value, atol=1e-4, rtol=1e-3, msg=name)
+    vq, _ = codebook.load_trained(tmp_path / "codebook.pt")
+    lines.train(dataset, vq, 32, tmp_path, LINES, CPU)
+    for stage in ("tokenizer.pt", "codebook.pt", "transformer.pt", "lines.pt"):
+        resumed, straight = (loop.load_checkpoint(folder / stage)["model"] for folder in (trained, tmp_path))
+        for name, value in straight.items():
+            torch.testing.assert_close(resumed[name], value, atol=1e-3, rtol=1e-2, msg=f"{stage} {name}")
+
+
+def test_a_frozen_codebook_keeps_encoder_and_codes_while_the_decoder_learns(
+    dataset: data.Dataset, trained: Path, tmp_path: Path
+) -> None:
+    """Tokens that a transformer learned from mean the same ever after."""
+    (tmp_path / "codebook.pt").write_bytes((trained / "codebook.pt").read_bytes())
+    longer = replace(CODES, steps=6)
+    before, _ = codebook.load_trained(tmp_path / "codebook.pt")
+    codebook.train(scenes.Scenes(dataset), tmp_path, longer, CPU)
+    after, state = codebook.load_trained(tmp_path / "codebook.pt")
+    assert state["step"] == 6
+    moved = {n.split(".")[0] for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert moved == {"decoder"}
+
+
+def test_cells_of_one_plain_colour_are_pulled_together_and_no_others() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    x[:, :, :4] = 1.0  # the upper cells are white
+    latent = torch.nn.functional.normalize(torch.randn(2, 4, 2, 2), dim=1).requires_grad_()
+    codebook.flat_loss(latent, x).backward()
+    assert latent.grad is not None
+    assert latent.grad[:, :, 0].abs().sum() > 0 and (latent.grad[:, :, 1] == 0).all()
+    same = torch.ones(2, 4, 2, 2) / 2
+    assert codebook.flat_loss(same, x) == 0
+    assert codebook.flat_loss(same, torch.rand(2, 3, 8, 8)) == 0, "nothing is plain"
+
+
+def test_codes_that_nobody_uses_move_to_where_they_are_needed() -> None:
+    torch.manual_seed(0)
+    vq = codebook.new_model(CODES.config)
+    moving = codebook.MovingCodes(vq.quantize, dead=0.5)
+    cells = torch.nn.functional.normalize(torch.randn(400, 8), dim=1)
+    moving.start(cells[:1].repeat(16, 1))  # all codes in one place
+    for _ in range(60):
+        moving.update(cells, (cells @ vq.quantize.directions_Vc.T).argmax(1), revive=True)
+    used = (cells @ vq.quantize.directions_Vc.T).argmax(1).unique()
+    assert len(used) == 16
+    assert (cells @ vq.quantize.directions_Vc.T).max(1).values.mean() > 0.6
+
+
+def test_the_exported_lines_generate(trained: Path, tmp_path: Path) -> None:
+    export.export_lines(trained, tmp_path / "l", "l")
+    model = load(tmp_path / "l", "cpu")
+    image = generate(model, "red apple", 1)
+    assert image.pixels.shape == (32, 32, 3) and image.model == "l"
 
 
 def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
@@ -72,7 +143,7 @@ def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
     model = load(tmp_path / "m", "cpu")
     assert max(p.stat().st_size for p in (tmp_path / "m").iterdir()) < 10_000_000
     image = generate(model, "red apple", 1)
-    assert image.pixels.shape == (64, 64, 3) and image.model == "m"
+    assert image.pixels.shape == (32, 32, 3) and image.model == "m"
     export.calibrate_bundled(model, ["cat face"], tmp_path / "m")
     sheet.sample_sheet(model, ["red apple", "cat face"], [0, 1], tmp_path / "sheet.png", columns=2)
     with Image.open(tmp_path / "sheet.png") as page:
@@ -80,15 +151,15 @@ def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_shape_is_not_resumed(dataset: data.Dataset, trained: Path) -> None:
-    with pytest.raises(ValueError, match=r"trained with base_width 48, not 32: use its settings or another folder"):
-        tokenizer.train(dataset, trained, TokenizerRun(base_width=32), CPU)
+    with pytest.raises(ValueError, match=r"trained with base_width 8, not 16: use its settings or another folder"):
+        tokenizer.train(scenes.Scenes(dataset), trained, replace(BITS, base_width=16), CPU)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"side": 128}, "make pictures of 64 pixels, not 128"),
-        ({"stride": 4, "side": 32}, "--width-mult needs 2 values"),
+        ({"side": 64}, "make pictures of 128 pixels, not 64"),
+        ({"stride": 16, "side": 256}, "--width-mult needs 3 values"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, int], says: str) -> None:
@@ -96,19 +167,11 @@ def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, int
         TokenizerRun(**settings)
 
 
-def test_old_checkpoints_without_scales_are_of_the_first_eight(trained: Path, tmp_path: Path) -> None:
-    state = loop.load_checkpoint(trained / "tokenizer.pt")
-    del state["scales"]
-    loop.save_checkpoint(tmp_path / "tokenizer.pt", state)
-    model = tokenizer.load_trained(tmp_path / "tokenizer.pt")
-    assert [h for h, _ in model.quantizer.scales] == list(range(1, 9)) and tokenizer.side_of(model) == 64
-
-
 def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:
     """Overfit one tiny batch: gradients reach what they should."""
     autoencoder = tokenizer.load_trained(trained / "tokenizer.pt")
     torch.manual_seed(0)
-    model = transformer.new_model(dataset, autoencoder.quantizer.scales, 16, SMALL)
+    model = transformer.new_model(scenes.make_vocabulary(dataset), autoencoder.quantizer.scales, 16, SMALL)
     latents = torch.nn.functional.normalize(torch.randn(2, 16, 8, 8), dim=1)
     codes, bits = transformer.teacher_inputs(autoencoder.quantizer, latents, 3, 0.0, torch.Generator())
     cache = TeacherForcing(autoencoder.quantizer.scales, 3, CPU)
@@ -179,32 +242,26 @@ def test_teacher_forcing_on_cpu_equals_masked_attention() -> None:
         torch.testing.assert_close(cache.attend(0, q, k, v), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_bare_prompts_mostly_mean_fluent() -> None:
-    rng = random.Random(0)
-    bare = {style: 0 for style in data.STYLES}
-    for style in data.STYLES:
-        emoji = data.Emoji("red apple", ("fruit", "ripe"), style, "1f34e", 4)
-        for _ in range(500):
-            bare[style] += transformer.training_prompt(emoji, rng).split()[0] not in data.STYLES
-    assert bare["fluent"] > 4 * (bare["noto"] + bare["twemoji"]) / 2
+def test_packages_become_pictures_without_flags_or_skin_tones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vector art is drawn by a package that only training needs; here a red square stands for what it draws."""
+    red = io.BytesIO()
+    Image.new("RGBA", (32, 32), (255, 0, 0, 128)).save(red, "png")
+    drawn = []
 
+    def svg_to_bytes(svg_string: str, width: int, height: int) -> bytes:
+        drawn.append(svg_string)
+        assert (width, height) == (256, 256)
+        return red.getvalue()
 
-def test_held_out_emoji_are_held_out_in_every_style(dataset: data.Dataset) -> None:
-    trained_on, held_out = dataset.split()
-    codes = {dataset.emoji[i].hexcode for i in held_out}
-    assert len(codes) == data.HELD_OUT_EMOJI
-    assert not codes & {dataset.emoji[i].hexcode for i in trained_on}
-    assert "red apple" not in {dataset.emoji[i].label for i in held_out}
-
-
-def test_packages_become_pictures_on_white_without_flags_or_skin_tones(tmp_path: Path) -> None:
-    picture = io.BytesIO()
-    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(picture, "png")
+    monkeypatch.setitem(sys.modules, "resvg_py", SimpleNamespace(svg_to_bytes=svg_to_bytes))
     entries = [
         {"label": "red apple", "tags": ["fruit"], "hexcode": "1F34E", "group": 4},
         {"label": "flag: Peru", "hexcode": "1F1F5-1F1EA", "group": 9},
         {"label": "heart", "hexcode": "2764-FE0F", "group": 8},
     ]
+    icons = {"width": 36, "height": 36, "icons": {"apple": {"body": "<a/>"}, "b": {"body": "<b/>", "width": 40}},
+             "aliases": {"heart": {"parent": "b"}}}  # fmt: skip
+    chars = {"1f34e": "apple", "2764": "heart", "1f44b-1f3fb": "waving-hand-light"}
 
     def write(package: str, files: dict[str, bytes]) -> None:
         with tarfile.open(data.archive_path(tmp_path, package), "w:gz") as archive:
@@ -214,12 +271,17 @@ def test_packages_become_pictures_on_white_without_flags_or_skin_tones(tmp_path:
                 archive.addfile(info, io.BytesIO(content))
 
     write(data.NAMES_PACKAGE, {"package/en/data.json": json.dumps(entries).encode()})
-    for package, prefix in data.STYLE_PACKAGES.values():
-        names = ["1f34e.png", "2764-fe0f.png", "1f1f5-1f1ea.png", "1f44b-1f3fb.png"]
-        write(package, {prefix + name: picture.getvalue() for name in names})
+    names = ["1f34e.webp", "2764-fe0f.webp", "1f1f5-1f1ea.webp", "1f44b-1f3fb.webp"]
+    write(data.STYLE_PACKAGES["fluent"], {f"package/assets/{name}": red.getvalue() for name in names})
+    for style in ("noto", "twemoji"):
+        files = {"package/icons.json": json.dumps(icons).encode(), "package/chars.json": json.dumps(chars).encode()}
+        write(data.STYLE_PACKAGES[style], files)
     loaded = data.load(data.prepare(tmp_path))
     assert sorted({e.label for e in loaded.emoji}) == ["heart", "red apple"] and len(loaded.emoji) == 6
-    assert (loaded.images == 255).all(), "transparent pixels become white"
+    assert loaded.images.shape == (6, 128, 128, 4)
+    assert (loaded.images == (128, 0, 0, 128)).all(), "colours are weighted by opacity"
+    assert (data.on_white(loaded.images[0]) == (255, 127, 127)).all()
+    assert len(drawn) == 4 and 'viewBox="0 0 40 36"><b/>' in drawn[1], "an alias is drawn as what it stands for"
 
 
 def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone(
@@ -231,7 +293,7 @@ def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone
     rng = np.random.default_rng(0)
     labels = ["red apple", "cat", *(f"thing{i}" for i in range(180))]
     emoji = [[label, ["tag"], style, f"{i:x}", 3] for i, label in enumerate(labels) for style in data.STYLES]
-    images = rng.integers(0, 256, (len(emoji), 32, 32, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (len(emoji), 32, 32, 4), dtype=np.uint8)
     np.savez(data.pictures_path(tmp_path, 32), images=images, emoji=np.array(json.dumps(emoji)))
     (tmp_path / "prompts.txt").write_text("cat\n\nthing1\n")  # words of all pictures are known
 
@@ -239,19 +301,24 @@ def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone
         monkeypatch.setattr("sys.argv", ["training", *line.format(tmp_path, tmp_path / "dry-run").split()])
         return main_module.main()
 
-    sizes = "--side 32 --scales 1 2 3 8 --stride 4 --width-mult 1 2 --base-width 8"
-    lines = [
+    sizes = "--side 32 --scales 1 2 3 8 --stride 4 --width-mult 1 2 --base-width 8 --patch 2"
+    commands = [
         f"tokenizer --folder {{0}} {sizes} --dry-run",
         "transformer --folder {0} --depth 1 --width 32 --heads 2 --short-scales 3 --no-compile --samples 3 --dry-run",
         "export --folder {1} --out {1}/m",
+        "codebook --folder {0} --side 32 --base-width 8 --patch 2 --crop 16 --vocabulary 16 --dry-run",
+        "lines --folder {0} --depth 1 --width 32 --heads 2 --no-compile --dry-run",
+        "export --folder {1} --out {1}/l --lines",
         "calibrate --model {1}/m --prompts {0}/prompts.txt",
         "sheet --model {1}/m --prompts {0}/prompts.txt --seeds 0 1 --out {0}/sheet.png",
-        "evaluate --folder {0} --model {1}/m --out {0}/evaluation.json --markdown --dry-run",
+        "evaluate --folder {0} --model {1}/m --side 32 --out {0}/evaluation.json --scenes {0}/prompts.txt --markdown"
+        " --dry-run",
+        "evaluate --folder {0} --model {1}/l --side 32 --out {0}/lines.json --dry-run",
     ]
-    for line in lines:
+    for line in commands:
         assert call(line) == 0, capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} == {
-        "emoji32.npz", "prompts.txt", "dry-run", "sheet.png", "evaluation.json",
+        "emoji32.npz", "prompts.txt", "dry-run", "sheet.png", "evaluation.json", "lines.json",
     }  # fmt: skip
     made = {p.name for p in (tmp_path / "dry-run").iterdir()}
     assert {"samples-000002.png", "samples-000004.png"} <= made
@@ -259,9 +326,14 @@ def test_a_dry_run_at_another_size_covers_every_command_and_leaves_the_run_alone
     assert [h for h, _ in model.geometry.scales] == [1, 2, 3, 8]
     assert model.about()["summary"].startswith("Text to 32 x 32")
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    assert len(result["bits"]["per_scale"]) == 4 and result["specialisation"]["heads"] == 2
-    assert call("evaluate --folder {0} --model {1}/m --out {0}/nowhere/e.json --dry-run") == 2
+    assert result["seeds"]["scenes"] == 2 and result["specialisation"]["heads"] == 2
+    assert json.loads((tmp_path / "lines.json").read_text())["model"] == "l"
+    assert call("evaluate --folder {0} --model {1}/m --side 32 --out {0}/nowhere/e.json --dry-run") == 2
     assert "there is no folder" in capsys.readouterr().err
+    state = loop.load_checkpoint(tmp_path / "dry-run/codebook.pt")
+    loop.save_checkpoint(tmp_path / "codebook.pt", {**state, "step": 1})
+    assert call("lines --folder {0}") == 2, "its codes would still change"
+    assert "not frozen yet" in capsys.readouterr().err
     assert call("transformer --folder {0}") == 2, "outside the dry run there is no tokenizer"
 
 

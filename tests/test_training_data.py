@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from heatkv.training import data, loop, transformer
-from heatkv.training.__main__ import make_parser, settings_of
+from heatkv.models.infinity.words import split_words
+from heatkv.training import data, grounds, loop, pool, scenes, transformer
+from heatkv.training.__main__ import STAGES, make_parser, settings_of
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TransformerRun
 
@@ -91,51 +92,166 @@ def test_names_of_repainted_pictures(label: str, colour: str, name: str | None) 
     assert data.repainted_label(label, colour, frozenset({"red apple", "green apple", "cat face"})) == name
 
 
-def small_dataset() -> data.Dataset:
-    emoji = [
-        data.Emoji(label, ("tag",), style, f"{i:x}", group)
-        for i, (label, group) in enumerate([("cat face", 3), ("red apple", 4), ("man", data.GROUP_PEOPLE), ("plus", 8)])
-        for style in data.STYLES
-    ]
-    images = np.stack([picture((200, 40, 30))] * len(emoji))
-    return data.Dataset(images, tuple(emoji))
+LABELS = [("cat face", 3), ("red apple", 4), ("lion", 3), ("man", data.GROUP_PEOPLE), ("plus", 8), ("car", 5)]
+
+
+def small_dataset(side: int = 32) -> data.Dataset:
+    """Discs, each of a colour of its own, that leave the corners clear."""
+    emoji, images = [], []
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    disc = x**2 + y**2 < (0.4 * side) ** 2
+    for i, (label, group) in enumerate(LABELS):
+        for style in data.STYLES:
+            emoji.append(data.Emoji(label, ("tag", "round"), style, f"{i:x}", group))
+            picture = np.zeros((side, side, 4), np.uint8)
+            picture[disc] = (40 * i, 200 - 40 * i, 30, 255)
+            images.append(picture)
+    return data.Dataset(np.stack(images), tuple(emoji))
+
+
+def drawn(mix: scenes.Mix, count: int = 200) -> list[scenes.Scene]:
+    source = scenes.Scenes(small_dataset(), mix)
+    return [source.draw(random.Random(seed)) for seed in range(count)]
+
+
+def only(kind: str, **settings: float) -> scenes.Mix:
+    none = dict.fromkeys(("single", "pair", "count", "three", "between", "pattern"), 0.0)
+    return scenes.Mix(**{**none, kind: 1.0, "plain": 1.0, "repaint": 0.0, **settings})  # type: ignore[arg-type]
+
+
+def test_the_seed_says_what_is_on_a_scene() -> None:
+    one, same, other = (scenes.Scenes(small_dataset()).draw(random.Random(seed)) for seed in (1, 1, 2))
+    assert (one.image == same.image).all() and one.prompt == same.prompt
+    assert one.image.shape == (32, 32, 3) and one.image.dtype == np.uint8
+    assert one.prompt != other.prompt or (one.image != other.image).any()
+
+
+def blobs(image: np.ndarray) -> int:
+    """Connected patches that are not white."""
+    todo = {(int(y), int(x)) for y, x in np.argwhere((image < 200).any(-1))}
+    found = 0
+    while todo:
+        found += 1
+        edge = [todo.pop()]
+        while edge:
+            y, x = edge.pop()
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & todo
+            todo -= near
+            edge += near
+    return found
+
+
+def test_as_many_things_are_drawn_as_the_prompt_says() -> None:
+    numbers = {"two": 2, "three": 3, "four": 4}
+    told = [scene for scene in drawn(only("count")) if set(scene.prompt.split()) & set(numbers)]
+    right = 0
+    for scene in told:
+        number = next(numbers[word] for word in scene.prompt.split() if word in numbers)
+        assert len(scene.labels) == number and len(set(scene.labels)) == 1
+        right += blobs(scene.image) == number
+    assert len(told) > 100 and right > 0.9 * len(told), "things overlap rarely"
+
+
+def test_left_is_left_and_above_is_above() -> None:
+    colours = {label: (40 * i, 200 - 40 * i, 30) for i, (label, _) in enumerate(LABELS)}
+    found: Counter[str] = Counter()
+    for scene in drawn(only("pair", fluent=1e9)):
+        for words, axis, sign in ((" left of ", 1, 1), (" right of ", 1, -1), (" above ", 0, 1), (" below ", 0, -1)):
+            first, _, second = scene.prompt.removeprefix("fluent ").partition(words)
+            if not second or first == second:
+                continue
+            centres = [np.argwhere((scene.image == colours[label]).all(-1)).mean(0) for label in (first, second)]
+            assert sign * (centres[1][axis] - centres[0][axis]) > 0, scene.prompt
+            found[words] += 1
+    assert len(found) == 4 and min(found.values()) >= 5
+
+
+def test_prompts_leave_something_open() -> None:
+    prompts = [scene.prompt for scene in drawn(only("pair", plain=0.0), 300)]
+    told = sum(any(word in prompt.split() for word in (*grounds.COLOURS, *grounds.PLACES)) for prompt in prompts)
+    assert 0.5 < told / 300 < 0.9, "a background is named in part of the prompts"
+    assert 0.2 < sum(" and " in f" {p} " and " on " not in p for p in prompts) / 300 < 0.6, "and so is a position"
+
+
+def test_every_word_of_every_prompt_is_known() -> None:
+    vocabulary = scenes.make_vocabulary(small_dataset())
+    words = {word for scene in drawn(scenes.Mix(plain=0.2), 600) for word in split_words(scene.prompt)}
+    assert {word for word in words if vocabulary.id(word) is None} == set()
+    assert {"two", "left", "grass", "night", "checks", "small", "between"} <= words
+
+
+def test_first_come_fluent_animals_food_and_vehicles() -> None:
+    course = scenes.Course(small_dataset(), widen=5)
+    early, late = ([course.at(step).draw(random.Random(i)) for i in range(100)] for step in (4, 5))
+    assert {label for scene in early for label in scene.labels} == {"cat face", "red apple", "lion", "car"}
+    assert {"man", "plus"} <= {label for scene in late for label in scene.labels}
+    assert not any("noto" in scene.prompt or "twemoji" in scene.prompt for scene in early)
+
+
+def test_a_bare_prompt_mostly_means_fluent() -> None:
+    source = scenes.Scenes(small_dataset())
+    bare: Counter[str] = Counter()
+    for seed in range(600):
+        rng = random.Random(seed)
+        style = source.pick_style(rng)
+        bare[style] += not scenes.style_word(style, rng)
+    assert bare["fluent"] > 8 * (bare["noto"] + bare["twemoji"])
 
 
 def test_repaintings_are_of_fluent_things_and_one_in_ten_is_held_out() -> None:
     labels = [f"thing {i}" for i in range(200)]
     emoji = tuple(data.Emoji(label, (), style, "f", 3) for label in labels for style in data.STYLES)
-    dataset = data.Dataset(np.zeros((len(emoji), 1, 1, 3), np.uint8), emoji)
-    trained, held_out = transformer.repaintings(dataset), transformer.repaintings(dataset, held_out=True)
+    dataset = data.Dataset(np.zeros((len(emoji), 1, 1, 4), np.uint8), emoji)
+    trained, held_out = scenes.repaintings(dataset), scenes.repaintings(dataset, held_out=True)
     assert len(trained) + len(held_out) == 200 * len(data.HUES)
     assert 0.07 < len(held_out) / (len(trained) + len(held_out)) < 0.13
     assert not {name for *_, name in trained} & {name for *_, name in held_out}
-    assert all(transformer.is_held_out_repainting(name) for *_, name in held_out)
     assert all(dataset.emoji[i].style == "fluent" for i, *_ in trained + held_out)
     colours = Counter(colour for _, colour, _ in held_out)
     assert set(colours) == set(data.HUES), "every colour is held out for some things, and trained for others"
 
 
-def test_people_and_signs_are_not_repainted() -> None:
-    dataset = small_dataset()
-    both = transformer.repaintings(dataset) + transformer.repaintings(dataset, held_out=True)
-    assert {dataset.emoji[i].label for i, *_ in both} == {"cat face", "red apple"}
+def test_what_is_held_out_is_never_drawn() -> None:
+    held_out = {name for *_, name in scenes.repaintings(small_dataset(), held_out=True)}
+    shown = {name for *_, name in scenes.repaintings(small_dataset())}
+    asked = " ; ".join(scene.prompt for scene in drawn(only("single", repaint=1.0, centred=1.0), 400))
+    assert held_out and not [name for name in held_out if f" {name} " in f" {asked} "]
+    assert sum(name in asked for name in shown) > 5
 
 
-def test_fluent_pictures_and_things_are_drawn_more_often() -> None:
-    dataset = small_dataset()
-    weights = transformer.draw_weights(dataset, TransformerRun(fluent_weight=5.0, variant_weight=0.3))
-    found = {(e.label, e.style): float(w) for e, w in zip(dataset.emoji, weights, strict=True)}
-    assert found["cat face", "fluent"] == 5 and found["cat face", "noto"] == 1
-    assert found["man", "fluent"] == found["plus", "fluent"] == pytest.approx(1.5)
-    assert found["man", "twemoji"] == pytest.approx(0.3)
+def test_a_repainted_thing_keeps_its_outline() -> None:
+    picture = small_dataset().images[0]
+    painted = scenes.repainted(picture, data.HUES["blue"])
+    assert (painted[..., 3] == picture[..., 3]).all()
+    assert data.nearest_colour(data.on_white(painted)[None]) == ["blue"]
 
 
-def test_a_repainted_picture_goes_by_its_new_name() -> None:
-    rng = random.Random(0)
-    emoji = data.Emoji("red apple", ("fruit", "ripe"), "fluent", "f", 4)
-    said = Counter(transformer.training_prompt(emoji, rng, "blue apple") for _ in range(400))
-    assert set(said) == {"blue apple", "fluent blue apple"}
-    assert 0.6 < said["blue apple"] / 400 < 0.8
+def test_grounds_are_drawn_as_they_are_called() -> None:
+    seen: dict[str, np.ndarray] = {}
+    for seed in range(400):
+        ground = grounds.draw_ground(random.Random(seed), 64, 0.1)
+        assert ground.canvas.shape == (64, 64, 3) and ground.canvas.min() >= 0 and ground.canvas.max() < 256
+        seen[ground.words] = ground.canvas
+    assert (seen[""] == 255).all()
+    assert (seen["on red"] == grounds.COLOURS["red"]).all()
+    grass = seen["on grass"]
+    assert grass[-1, 0, 1] > grass[-1, 0, 2] and grass[0, 0, 2] > grass[0, 0, 1], "green below, sky above"
+    assert seen["at night"].mean() < 90
+    checks = next(canvas for words, canvas in seen.items() if words.endswith("checks"))
+    assert len(np.unique(checks.reshape(-1, 3), axis=0)) == 2
+    assert {word for words in seen for word in words.split()} <= grounds.WORDS
+
+
+def test_a_pool_draws_the_same_pictures_after_a_stop() -> None:
+    source = scenes.Scenes(small_dataset())
+    whole, later = (pool.Pool(lambda x: x.mean((2, 3)), torch.device("cpu"), size=6) for _ in range(2))
+    whole.add(source, 0, 4)
+    for first in (4, 6):
+        whole.add(source, first, 2)
+    later.add(source, 2, 6)
+    assert sorted(whole.prompts) == sorted(later.prompts) and len(whole.rows) == 6
+    both = (torch.stack(sorted(p.rows, key=lambda row: row.tolist())) for p in (whole, later))
+    torch.testing.assert_close(*both)
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_nothing() -> None:
@@ -154,15 +270,16 @@ def test_a_run_can_be_prolonged_while_the_rate_is_constant() -> None:
 def test_a_thinned_dataset_keeps_pictures_with_what_is_known_of_them() -> None:
     dataset = small_dataset()
     thin = dataset.thinned(5)
-    assert len(thin.images) == len(thin.emoji) == 3
-    assert [e.label for e in thin.emoji] == [dataset.emoji[i].label for i in (0, 5, 10)]
-    assert transformer.make_vocabulary(thin) == transformer.make_vocabulary(dataset), "and all words"
+    assert len(thin.images) == len(thin.emoji) == 4
+    assert [e.label for e in thin.emoji] == [dataset.emoji[i].label for i in (0, 5, 10, 15)]
+    assert scenes.make_vocabulary(thin) == scenes.make_vocabulary(dataset), "and all words"
 
 
 def test_flags_and_lists_of_settings_reach_the_run() -> None:
     parsed = make_parser()
     base = ["transformer", "--folder", "f"]
-    assert settings_of(parsed.parse_args(base), TransformerRun) == TransformerRun()
+    for stage, (_, settings) in STAGES.items():
+        assert settings_of(parsed.parse_args([stage, "--folder", "f"]), settings) == settings()
     assert settings_of(parsed.parse_args([*base, "--no-compile"]), TransformerRun) == TransformerRun(compile=False)
     assert settings_of(parsed.parse_args([*base, "--compile", "--depth", "10"]), TransformerRun).depth == 10
     finer = [

@@ -131,7 +131,8 @@ def read_shape(stated: Fields, key: str, kind: type) -> Any:
         if hint is bool:
             values[name] = given.flag(name)
         elif hint is int:
-            values[name] = given.integer(name, 1, MAX_DEPTH if name == "depth" else MAX_NUMBER)
+            least = 0 if name == "norm_groups" else 1  # 0: no groups, every cell alone
+            values[name] = given.integer(name, least, MAX_DEPTH if name == "depth" else MAX_NUMBER)
         elif hint is float:
             values[name] = given.number(name, 0.01, 100)
         elif get_origin(hint) is Literal:

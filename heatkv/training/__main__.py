@@ -16,23 +16,44 @@ from heatkv.models import bundled_scores, load
 from heatkv.models.bundled import SYNONYMS
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.threads import keep_to_own_cores
-from heatkv.training import data, evaluate, export, loop, sheet, synonyms, tokenizer, transformer
+from heatkv.training import (
+    codebook,
+    data,
+    evaluate,
+    export,
+    lines,
+    loop,
+    scenes,
+    sheet,
+    synonyms,
+    tokenizer,
+    transformer,
+)  # fmt: skip
 
 GUIDE = """\
-the whole recipe (settings default to the one for two CPU cores; a GPU is used where there is one):
+the pictures, then one of the two models (settings default to the recipe for two CPU cores):
   python -m heatkv.training data        --folder runs/emoji
-  python -m heatkv.training tokenizer   --folder runs/emoji
-  python -m heatkv.training transformer --folder runs/emoji
-  python -m heatkv.training export      --folder runs/emoji --out assets/models/pocket
-  python -m heatkv.training synonyms    --folder runs/emoji --model assets/models/pocket
-  python -m heatkv.training calibrate   --model assets/models/pocket --prompts assets/prompts/calibration.txt
-  python -m heatkv.training sheet       --model assets/models/pocket --prompts assets/prompts/sheet.txt --out sheet.png
-  python -m heatkv.training evaluate    --folder runs/emoji --model assets/models/pocket --out evaluation.json
 
-tokenizer and transformer resume from their last checkpoint. heatkv/training/README.md has the recipe for a GPU.
+by scales:                                            by lines:
+  ... tokenizer   --folder runs/emoji                   ... codebook  --folder runs/emoji
+  ... transformer --folder runs/emoji                   ... lines     --folder runs/emoji
+  ... export      --folder runs/emoji --out FOLDER      ... export    --folder runs/emoji --out FOLDER --lines
+then for each:
+  ... synonyms  --folder runs/emoji --model FOLDER
+  ... calibrate --model FOLDER --prompts assets/prompts/calibration.txt
+  ... sheet     --model FOLDER --prompts assets/prompts/sheet.txt --out sheet.webp
+  ... evaluate  --folder runs/emoji --model FOLDER --out evaluation.json
+
+Stages resume from their last checkpoint. heatkv/training/README.md has the whole recipe, also for a GPU.
 """
 DRY_RUN = "a few tiny steps on few pictures, to see that everything runs; keeps to the folder dry-run in --folder"
 DRY_RUN_THINNING = 30
+STAGES = {
+    "tokenizer": ("stage 1 of the model by scales", tokenizer.TokenizerRun),
+    "transformer": ("stage 2 of the model by scales", transformer.TransformerRun),
+    "codebook": ("stage 1 of the model by lines", codebook.CodebookRun),
+    "lines": ("stage 2 of the model by lines", lines.LinesRun),
+}
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -63,23 +84,22 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (
-        ("data", "fetch and prepare the pictures"),
-        ("tokenizer", "stage 1"),
-        ("transformer", "stage 2"),
-    ):
+    command = commands.add_parser("data", help="fetch and prepare the pictures")
+    command.add_argument("--folder", type=Path, required=True, help="where data and checkpoints live")
+    command.add_argument("--side", type=int, default=128, help="pixels of a side")
+    for name, (what, settings) in STAGES.items():
         command = commands.add_parser(name, help=what)
         command.add_argument("--folder", type=Path, required=True, help="where data and checkpoints live")
-        if name == "data":
-            command.add_argument("--side", type=int, default=64, help="pixels of a side")
-            continue
-        add_settings(command, tokenizer.TokenizerRun if name == "tokenizer" else transformer.TransformerRun)
+        add_settings(command, settings)
         command.add_argument("--stop-after", type=int, help="end this call after so many steps, with a checkpoint")
         command.add_argument("--dry-run", action="store_true", help=DRY_RUN)
+        if name == "transformer":
+            command.add_argument("--start-from", help="a model to start from where its shapes allow, such as pocket")
     command = commands.add_parser("export", help="write the model folder")
     command.add_argument("--folder", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--name", default="pocket")
+    command.add_argument("--name", help="of the model; the folder's where it is left out")
+    command.add_argument("--lines", action="store_true", help="the model by lines, in place of the one by scales")
     command = commands.add_parser("synonyms", help="write what people may say into a model folder")
     command.add_argument("--folder", type=Path, required=True, help="where the names package lies")
     command.add_argument("--model", type=Path, required=True)
@@ -92,7 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
     command = commands.add_parser("evaluate", help="measure how good a model folder is by itself")
-    command.add_argument("--folder", type=Path, required=True, help="of the run it came from: data and tokenizer")
+    command.add_argument("--folder", type=Path, required=True, help="where the pictures lie")
+    command.add_argument("--side", type=int, default=128, help="pixels of a side")
+    command.add_argument("--scenes", type=Path, help="prompts of scenes, to compare two seeds of each")
     command.add_argument("--model", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True, help="JSON file to write")
     command.add_argument("--markdown", action="store_true", help="print the tables of the model card")
@@ -112,31 +134,19 @@ def load_pictures(arguments: argparse.Namespace, side: int) -> data.Dataset:
     return dataset.thinned(DRY_RUN_THINNING) if arguments.dry_run else dataset
 
 
+def shown(arguments: argparse.Namespace, side: int) -> scenes.Scenes:
+    return scenes.Scenes(load_pictures(arguments, side))
+
+
 def run(arguments: argparse.Namespace) -> None:
     if arguments.command == "data":
         data.download(arguments.folder)
         print(data.prepare(arguments.folder, arguments.side))
-    elif arguments.command == "tokenizer":
-        settings = settings_of(arguments, tokenizer.TokenizerRun)
-        assert isinstance(settings, tokenizer.TokenizerRun)
-        folder = run_folder(arguments)
-        if arguments.dry_run:
-            settings = replace(settings, steps=4, batch=4, evaluate_every=2)
-            for name in ("tokenizer.pt", "transformer.pt"):  # of an earlier dry run
-                (folder / name).unlink(missing_ok=True)
-        pictures = load_pictures(arguments, settings.side)
-        print(tokenizer.train(pictures, folder, settings, loop.pick_device(), arguments.stop_after))
-    elif arguments.command == "transformer":
-        plan = settings_of(arguments, transformer.TransformerRun)
-        assert isinstance(plan, transformer.TransformerRun)
-        if arguments.dry_run:
-            plan = replace(plan, steps=4, batch=2, short_batch=2, evaluate_every=2)
-        folder = run_folder(arguments)
-        side = tokenizer.side_of(tokenizer.load_trained(folder / "tokenizer.pt"))
-        pictures = load_pictures(arguments, side)
-        print(transformer.train(pictures, folder, plan, loop.pick_device(), arguments.stop_after))
+    elif arguments.command in STAGES:
+        print(train(arguments))
     elif arguments.command == "export":
-        export.export(arguments.folder, arguments.out, arguments.name)
+        save = export.export_lines if arguments.lines else export.export
+        save(arguments.folder, arguments.out, arguments.name or arguments.out.resolve().name)
         print(arguments.out)
     elif arguments.command == "synonyms":
         path = arguments.model / SYNONYMS
@@ -152,6 +162,37 @@ def run(arguments: argparse.Namespace) -> None:
         run_evaluation(arguments)
 
 
+def train(arguments: argparse.Namespace) -> Path:
+    """One stage of training; a dry run takes four steps."""
+    run, folder, device = (
+        settings_of(arguments, STAGES[arguments.command][1]),
+        run_folder(arguments),
+        loop.pick_device(),
+    )
+    few = {"steps": 4, "batch": 2, "evaluate_every": 2}
+    if isinstance(run, tokenizer.TokenizerRun):
+        run = replace(run, **few) if arguments.dry_run else run  # type: ignore[arg-type]
+        return tokenizer.train(shown(arguments, run.side), folder, run, device, arguments.stop_after)
+    if isinstance(run, codebook.CodebookRun):
+        run = replace(run, **few, warm=1, freeze=2) if arguments.dry_run else run  # type: ignore[arg-type]
+        return codebook.train(shown(arguments, run.side), folder, run, device, arguments.stop_after)
+    few |= {"pool": 16, "start": 8, "widen": 2}
+    if isinstance(run, transformer.TransformerRun):
+        run = replace(run, **few, short_batch=2) if arguments.dry_run else run  # type: ignore[arg-type]
+        first = load(arguments.start_from, "cpu") if arguments.start_from else None
+        if first is not None and not isinstance(first, InfinityModel):
+            raise ValueError(f"{arguments.start_from} is not a model by scales that was trained here")
+        side = tokenizer.side_of(tokenizer.load_trained(folder / "tokenizer.pt"))
+        return transformer.train(shown(arguments, side).dataset, folder, run, device, arguments.stop_after, first)
+    assert isinstance(run, lines.LinesRun)
+    run = replace(run, **few) if arguments.dry_run else run  # type: ignore[arg-type]
+    vq, state = codebook.load_trained(folder / "codebook.pt")
+    if state["step"] < state["run"]["freeze"]:
+        raise ValueError(f"{folder / 'codebook.pt'} is not frozen yet: run `codebook` to step {state['run']['freeze']}")
+    side = state["run"]["side"]
+    return lines.train(shown(arguments, side).dataset, vq, side, folder, run, device, arguments.stop_after)
+
+
 def run_evaluation(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments, evaluate.Evaluation)
     assert isinstance(settings, evaluate.Evaluation)
@@ -159,15 +200,12 @@ def run_evaluation(arguments: argparse.Namespace) -> None:
         settings = replace(settings, names=4, draws=1, colours=4)
     check_writable(arguments.out)
     model = load(arguments.model)
-    if not isinstance(model, InfinityModel):
-        raise ValueError(f"{arguments.model} is not a model that was trained here")
-    device = loop.pick_device()
-    autoencoder = tokenizer.load_trained(run_folder(arguments) / "tokenizer.pt").to(device)
     scores = bundled_scores(arguments.model) if (arguments.model / "scores.safetensors").exists() else None
     if scores is None:
         say(f"no calibration in {arguments.model} (`calibrate` makes one): nothing is said of the heads")
-    pictures = load_pictures(arguments, tokenizer.side_of(autoencoder))
-    result = evaluate.evaluate(model, autoencoder, pictures, scores, settings, say)
+    pictures = load_pictures(arguments, arguments.side)
+    prompts = read_prompts(arguments.scenes) if arguments.scenes else []
+    result = evaluate.evaluate(model, pictures, prompts, scores, settings, say)
     write_atomic(arguments.out, (json.dumps(result, indent=1) + "\n").encode())
     print(evaluate.markdown(result) if arguments.markdown else arguments.out)
 

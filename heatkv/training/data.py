@@ -1,4 +1,4 @@
-"""The pictures and words the bundled model learns from: permissively licensed emoji art.
+"""The pictures and words the bundled models learn from: permissively licensed emoji art.
 
 Four packages of the npm registry, fetched by name with ``npm pack``: three art styles and the CLDR
 names and keywords. Skin tones, flags and components are left out.
@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image
 
 NAMES_PACKAGE = "emojibase-data@17.0.0"
+# Fluent is pictures of 256 pixels (MIT); the others are vector drawings (Noto Apache-2.0, Twemoji CC-BY-4.0).
 STYLE_PACKAGES = {
-    "fluent": ("@lobehub/fluent-emoji-3d@1.1.0", "package/assets/"),
-    "noto": ("emoji-datasource-google@16.0.0", "package/img/google/64/"),
-    "twemoji": ("emoji-datasource-twitter@16.0.0", "package/img/twitter/64/"),
+    "fluent": "@lobehub/fluent-emoji-3d@1.1.0",
+    "noto": "@iconify-json/noto@1.2.9",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
 }
 STYLES = tuple(STYLE_PACKAGES)
 # Groups of CLDR, as emojibase-data numbers them.
@@ -31,9 +32,6 @@ HUES = {"red": 0.98, "orange": 0.07, "yellow": 0.135, "green": 0.36, "blue": 0.5
 LAST_EMOJI = 16  # version of Unicode's emoji that the art goes up to
 # Many pictures that are much alike.
 VARIANT_GROUPS = (GROUP_PEOPLE, GROUP_SYMBOLS)
-HELD_OUT_EMOJI = 80
-# Shown in the sample sheets, so never held out.
-ALWAYS_TRAINED = {"red apple", "cat face", "pizza", "rocket", "sunflower", "octopus", "house", "ghost", "rainbow"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures as uint8 ``[n, side, side, 3]`` on white, with what is known of each.
+    """Pictures as uint8 ``[n, side, side, 4]`` (red, green, blue times opacity, opacity), with what is known of each.
 
     ``not_shown`` are emoji whose words count and whose pictures were left out.
     """
@@ -57,13 +55,6 @@ class Dataset:
     images: np.ndarray
     emoji: tuple[Emoji, ...]
     not_shown: tuple[Emoji, ...] = ()
-
-    def split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices for training the tokenizer and of held-out emoji (all styles of an emoji together)."""
-        codes = sorted({e.hexcode for e in self.emoji if e.label not in ALWAYS_TRAINED})
-        held_out = set(np.random.default_rng(0).choice(codes, HELD_OUT_EMOJI, replace=False).tolist())
-        is_held_out = np.array([e.hexcode in held_out for e in self.emoji])
-        return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
     def thinned(self, step: int) -> Dataset:
         """Every so many pictures and all words, for a dry run."""
@@ -73,7 +64,7 @@ class Dataset:
 def download(folder: Path) -> None:
     """Fetch the packages into ``folder`` with npm (skips those already there)."""
     folder.mkdir(parents=True, exist_ok=True)
-    for package in [NAMES_PACKAGE, *(name for name, _ in STYLE_PACKAGES.values())]:
+    for package in [NAMES_PACKAGE, *STYLE_PACKAGES.values()]:
         if archive_path(folder, package).exists():
             continue
         print(f"npm pack {package}", flush=True)
@@ -99,23 +90,38 @@ def normal_hexcode(text: str) -> str:
     return text.lower().replace("-fe0f", "")
 
 
-def load_picture(data: bytes, side: int) -> np.ndarray:
-    picture = Image.open(io.BytesIO(data)).convert("RGBA")
-    page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    page.alpha_composite(picture)
-    return np.asarray(page.convert("RGB").resize((side, side), Image.Resampling.LANCZOS))
+def premultiplied(picture: Image.Image, side: int) -> np.ndarray:
+    """uint8 ``[side, side, 4]``; resized with the colours weighted by their opacity, so that edges do not fringe."""
+    small = picture.convert("RGBA").convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
+    return np.frombuffer(small.tobytes(), np.uint8).reshape(side, side, 4)
+
+
+def on_white(pictures: np.ndarray) -> np.ndarray:
+    """Pictures uint8 ``[..., 4]`` on a white page, ``[..., 3]``."""
+    return pictures[..., :3] + (255 - pictures[..., 3:])
 
 
 def read_pictures(folder: Path, style: str, side: int) -> dict[str, np.ndarray]:
-    package, prefix = STYLE_PACKAGES[style]
-    pictures = {}
-    with tarfile.open(archive_path(folder, package)) as archive:
-        for entry in archive:
-            if entry.name.startswith(prefix) and entry.name.endswith((".webp", ".png")):
-                code = normal_hexcode(Path(entry.name).stem)
-                if code.count("-1f3f") == 0:  # skin tones are left out; do not decode them
-                    pictures[code] = load_picture(member(archive, entry.name).read(), side)
-    return pictures
+    """Pictures of a style by code points, skin tones left out."""
+    with tarfile.open(archive_path(folder, STYLE_PACKAGES[style])) as archive:
+        if style == "fluent":
+            files = {normal_hexcode(Path(e.name).stem): e.name for e in archive if e.name.endswith((".webp", ".png"))}
+            read = {code: member(archive, name).read() for code, name in files.items() if "-1f3f" not in code}
+            return {code: premultiplied(Image.open(io.BytesIO(data)), side) for code, data in read.items()}
+        icons = json.load(member(archive, "package/icons.json"))
+        names: dict[str, str] = json.load(member(archive, "package/chars.json"))
+    wanted = {normal_hexcode(code): name for code, name in names.items() if "-1f3f" not in code}
+    return {code: premultiplied(draw_icon(icons, name, side), side) for code, name in wanted.items()}
+
+
+def draw_icon(icons: dict[str, Any], name: str, side: int) -> Image.Image:
+    """An icon of an Iconify collection as a picture. Needs the package ``resvg_py``."""
+    import resvg_py  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    icon = icons["icons"][icons.get("aliases", {}).get(name, {}).get("parent", name)]
+    width, height = (icon.get(edge, icons[edge]) for edge in ("width", "height"))
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * side, height=2 * side))))
 
 
 def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
@@ -135,11 +141,8 @@ def read_names(folder: Path) -> list[dict[str, Any]]:
     return [e for e in wanted if e.get("version", 0) <= LAST_EMOJI]
 
 
-def prepare(folder: Path, side: int = 64) -> Path:
-    """Decode the packages into one ``emoji{side}.npz`` beside them and return its path.
-
-    Fluent pictures are 256 pixels wide, those of the other styles 64: larger, they are only smoother.
-    """
+def prepare(folder: Path, side: int = 128) -> Path:
+    """Decode the packages into one ``emoji{side}.npz`` beside them and return its path."""
     entries = read_names(folder)
     images, emoji = [], []
     for style in STYLES:

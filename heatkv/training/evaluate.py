@@ -1,7 +1,7 @@
 """How good a model is by itself, with the full cache: what the model card reports.
 
-Every number is measured on the finished model folder, and on the encoder of the run that it came from: the folder has
-no encoder, and pictures are compared in its latents too.
+Every number is measured on the finished model folder, whatever its family. What its tokenizer and transformer reached
+in training is among the facts in the folder.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from heatkv.generate import generate
-from heatkv.models.infinity.autoencoder import Autoencoder
-from heatkv.models.infinity.model import InfinityModel
-from heatkv.models.infinity.text import WordEncoder
+from heatkv.models.base import GenerativeModel
 from heatkv.scores import HeadScores
-from heatkv.training import data, tokenizer, transformer
+from heatkv.study.metrics import psnr
+from heatkv.training import data, scenes
 from heatkv.training.sheet import draw
 from heatkv.views.specialisation import LITTLE, MUCH, specialisation
 
 SINK_SCALES = 3
-BIT_PICTURES = 256
+CUT_SIDE = 48  # pixels of a side of things that are compared
+BACKGROUND = 40  # a pixel that differs by less from the left and right border of its row is background
 TIMED_IMAGES = 5
 POOLS = {"objects": "all groups but people and symbols", "all": "all groups"}
 
@@ -48,53 +49,55 @@ class Evaluation:
 
 
 def evaluate(
-    model: InfinityModel,
-    autoencoder: Autoencoder,
+    model: GenerativeModel,
     dataset: data.Dataset,
+    scene_prompts: Sequence[str],
     scores: HeadScores | None,
     settings: Evaluation,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure all that is measured of a model. ``autoencoder`` is the model's own, with its encoder.
+    """Measure all that is measured of a model.
 
-    Returns plain JSON values; without ``scores`` there is no ``specialisation``.
+    Returns plain JSON values: no ``specialisation`` without ``scores``, no ``seeds`` without ``scene_prompts``.
     """
-    progress("tokenizer and bits")
     result: dict[str, Any] = {
-        "model": model.id,
-        "settings": asdict(settings),
-        "tokenizer": reconstruction(autoencoder, dataset, model.device),
-        "bits": bit_accuracy(model, autoencoder, dataset),
-        "retrieval": {},
-        "colours": {},
-    }
+        "model": model.id, "settings": asdict(settings), "facts": dict(model.about()), "retrieval": {}, "colours": {},
+    }  # fmt: skip
     for pool in POOLS:
         progress(f"retrieval, {pool}: {settings.draws} draws of {settings.names} names")
-        result["retrieval"][pool] = retrieval(model, autoencoder, dataset, pool, settings)
+        result["retrieval"][pool] = retrieval(model, dataset, pool, settings)
     for name in ("trained", "held_out"):
         progress(f"colours, {name}")
         result["colours"][name] = colour_words(model, dataset, name == "held_out", settings)
+    progress(f"another seed: {len(scene_prompts)} scenes")
+    result["seeds"] = another_seed(model, scene_prompts, settings) if scene_prompts else None
     progress("cost of an image")
     result["cost"] = cost(model)
     result["specialisation"] = specialisation(scores, SINK_SCALES).to_json() if scores else None
     return result
 
 
-def reconstruction(autoencoder: Autoencoder, dataset: data.Dataset, device: torch.device) -> dict[str, float]:
-    """Mean PSNR (dB) of pictures after encoder, bits and decoder: a sample of trained ones, all held-out ones."""
-    return {name: round(value, 3) for name, value in tokenizer.evaluate(autoencoder, dataset, device, None).items()}
+def cut_out(pictures: np.ndarray) -> np.ndarray:
+    """What stands on the background of pictures uint8 ``[n, side, side, 3]``: cropped, white around, one size.
 
-
-def bit_accuracy(model: InfinityModel, autoencoder: Autoencoder, dataset: data.Dataset) -> dict[str, Any]:
-    """Share of bits predicted right from true earlier scales (`transformer.evaluate`); trained pictures."""
-    pick = np.arange(0, len(dataset.images), max(1, len(dataset.images) // BIT_PICTURES))[:BIT_PICTURES]
-    sample = data.Dataset(dataset.images[pick], tuple(dataset.emoji[i] for i in pick))
-    latents = transformer.encode_all(autoencoder, sample.images, model.device)
-    assert isinstance(model.text, WordEncoder)
-    parts = transformer.TextToBits(model.text.vocabulary, model.transformer.config, model.geometry.scales)
-    parts.text, parts.transformer = model.text, model.transformer
-    per_scale, mean = transformer.evaluate(parts, autoencoder.quantizer, latents, sample, len(pick))
-    return {"pictures": len(pick), "mean": round(mean, 4), "per_scale": [round(share, 4) for share in per_scale]}
+    The background of a row is taken to be what its borders show, so that a thing may stand anywhere on a page, a
+    gradient or grass; on checks, stripes or among stars the cut is only as good as that.
+    """
+    things = []
+    for picture in pictures.astype(np.int16):
+        border = np.concatenate([picture[:, :3], picture[:, -3:]], 1)
+        background = np.median(border, 1, keepdims=True)
+        drawn = np.abs(picture - background).max(-1) > BACKGROUND
+        rows, columns = (np.flatnonzero(drawn.sum(axis) > 1) for axis in (1, 0))
+        thing = np.where(drawn[..., None], picture, 255).astype(np.uint8)
+        if len(rows) and len(columns):
+            thing = thing[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        side = max(thing.shape[:2])
+        page = np.full((side, side, 3), 255, np.uint8)
+        top, left = ((side - edge) // 2 for edge in thing.shape[:2])
+        page[top : top + thing.shape[0], left : left + thing.shape[1]] = thing
+        things.append(np.asarray(Image.fromarray(page).resize((CUT_SIDE, CUT_SIDE), Image.Resampling.BOX)))
+    return np.stack(things)
 
 
 def candidates(dataset: data.Dataset, pool: str) -> list[int]:
@@ -103,38 +106,37 @@ def candidates(dataset: data.Dataset, pool: str) -> list[int]:
     return [i for i, e in enumerate(dataset.emoji) if e.style == "fluent" and e.group not in left_out]
 
 
-def retrieval(
-    model: InfinityModel, autoencoder: Autoencoder, dataset: data.Dataset, pool: str, settings: Evaluation
-) -> dict[str, Any]:
+def retrieval(model: GenerativeModel, dataset: data.Dataset, pool: str, settings: Evaluation) -> dict[str, Any]:
     """How often an image generated from a bare label is nearest to the fluent picture of that label.
 
-    Nearest among the pictures of the names of one draw, by mean squared error of pixels and of the
-    encoder's latents; chance is 1 / names. Every draw has its own names and seeds.
+    Nearest among the pictures of the names of one draw (or their mirror images), by mean squared error of what is cut
+    out of the background; chance is 1 / names. Every draw has its own names and seeds.
     """
     found = candidates(dataset, pool)
     count = min(settings.names, len(found))
-    shares: dict[str, list[float]] = {"pixels": [], "latents": []}
+    shares: list[float] = []
     missed: set[str] = set()
     for number in range(settings.draws):
         rng = np.random.default_rng([settings.seed, number])
         pick = rng.choice(found, count, replace=False)
         labels = [dataset.emoji[i].label for i in pick]
         seeds = [1_000 * number + i for i in range(count)]
-        pictures = draw(model, labels, seeds, settings.batch), dataset.images[pick]
-        latents = [transformer.encode_all(autoencoder, p, model.device).cpu().numpy() for p in pictures]
-        for space, distance in {"pixels": distances(*pictures), "latents": distances(*latents)}.items():
-            right = distance.argmin(1) == np.arange(count)
-            shares[space].append(round(float(right.mean()), 4))
-            if space == "latents":
-                missed |= {label for label, hit in zip(labels, right, strict=True) if not hit}
+        drawn, art = cut_out(draw(model, labels, seeds, settings.batch)), cut_out(data.on_white(dataset.images[pick]))
+        distance = np.minimum(distances(drawn, art), distances(drawn, art[:, :, ::-1]))
+        right = distance.argmin(1) == np.arange(count)
+        shares.append(round(float(right.mean()), 4))
+        missed |= {label for label, hit in zip(labels, right, strict=True) if not hit}
     return {
-        "pool": f"{len(found)} labels of {POOLS[pool]}",
-        "names": count,
-        "chance": round(1 / count, 4),
-        **{space: round(float(np.mean(values)), 4) for space, values in shares.items()},
-        "draws": shares,
-        "missed_by_latents": sorted(missed),
-    }
+        "pool": f"{len(found)} labels of {POOLS[pool]}", "names": count, "chance": round(1 / count, 4),
+        "share": round(float(np.mean(shares)), 4), "draws": shares, "missed": sorted(missed),
+    }  # fmt: skip
+
+
+def another_seed(model: GenerativeModel, prompts: Sequence[str], settings: Evaluation) -> dict[str, Any]:
+    """PSNR (dB) between the pictures of two seeds of a scene: low where the prompt leaves much open."""
+    first, second = (draw(model, prompts, [seed] * len(prompts), settings.batch) for seed in (0, 1))
+    values = [psnr(a, b) for a, b in zip(first, second, strict=True)]
+    return {"scenes": len(prompts), "psnr": round(float(np.mean(values)), 3)}
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -144,18 +146,18 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return squared
 
 
-def colour_words(model: InfinityModel, dataset: data.Dataset, held_out: bool, settings: Evaluation) -> dict[str, Any]:
+def colour_words(model: GenerativeModel, dataset: data.Dataset, held_out: bool, settings: Evaluation) -> dict[str, Any]:
     """How often an image asked for in another colour has that colour: its main hue is nearest to the word's.
 
     Asked for are names that were trained in this colour, or ones that were not (the thing and the colour
     only apart from each other). Pictures that have the colour anyway are left out; chance is 1 / 7.
     """
     rng = np.random.default_rng(settings.seed)
-    painted = transformer.repaintings(dataset, held_out)
+    painted = scenes.repaintings(dataset, held_out)
     painted = [painted[i] for i in rng.permutation(len(painted))[: 3 * settings.colours]]
-    before = data.nearest_colour(dataset.images[[i for i, _, _ in painted]])
+    before = data.nearest_colour(cut_out(data.on_white(dataset.images[[i for i, _, _ in painted]])))
     asked = [p for p, colour in zip(painted, before, strict=True) if p[1] != colour][: settings.colours]
-    drawn = draw(model, [name for _, _, name in asked], list(range(len(asked))), settings.batch)
+    drawn = cut_out(draw(model, [name for _, _, name in asked], list(range(len(asked))), settings.batch))
     right = [a == colour for a, (_, colour, _) in zip(data.nearest_colour(drawn), asked, strict=True)]
     return {
         "names": len(asked),
@@ -165,7 +167,7 @@ def colour_words(model: InfinityModel, dataset: data.Dataset, held_out: bool, se
     }
 
 
-def cost(model: InfinityModel) -> dict[str, Any]:
+def cost(model: GenerativeModel) -> dict[str, Any]:
     """Median seconds of one image at a time, warm, and the bytes of its full cache."""
     prompt = model.examples[0]
     generate(model, prompt, 0)
@@ -194,32 +196,20 @@ def percent(share: float) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as the tables of the model card."""
-    bits, cost_of = result["bits"], result["cost"]
-    lines = [
-        f"Reconstruction by the tokenizer: {result['tokenizer']['train']:.2f} dB on trained pictures, "
-        f"{result['tokenizer']['held_out']:.2f} dB on held-out emoji. Bits predicted right "
-        f"({bits['pictures']} trained pictures, true earlier scales):",
-        "",
-        *table(
-            ["all bits", *(f"scale {k + 1}" for k in range(len(bits["per_scale"])))],
-            [[f"{share:.3f}" for share in (bits["mean"], *bits["per_scale"])]],
-        ),
-        "",
-    ]
-    rows = []
-    for pool in result["retrieval"].values():
-        shares = [
-            f"{percent(pool[space])} ({percent(min(draws))} to {percent(max(draws))})"
-            for space, draws in pool["draws"].items()
-        ]
-        rows.append([pool["pool"], f"1 in {pool['names']}", *shares])
-    lines += [*table(["nearest to the picture of its own name", "chance", "in pixels", "in latents"], rows), ""]
+    cost_of = result["cost"]
+    rows = [
+        [pool["pool"], f"1 in {pool['names']}",
+         f"{percent(pool['share'])} ({percent(min(pool['draws']))} to {percent(max(pool['draws']))})"]
+        for pool in result["retrieval"].values()
+    ]  # fmt: skip
+    lines = [*table(["nearest to the picture of its own name", "chance", "share (least to greatest draw)"], rows), ""]
     trained, held_out = result["colours"]["trained"], result["colours"]["held_out"]
     lines += [
         f"Asked for in a colour that the thing does not have, {percent(trained['share'])} of {trained['names']} images "
         f"have it where that pair was trained, {percent(held_out['share'])} of {held_out['names']} where it was not "
         f"(chance {percent(trained['chance'])}).",
         "",
+        *([f"Another seed of a scene: {result['seeds']['psnr']:.1f} dB.", ""] if result["seeds"] else []),
         f"An image takes {cost_of['seconds']:.2f} s ({cost_of['device']}, {cost_of['dtype']}, {cost_of['threads']} "
         f"threads, torch {cost_of['torch']}) and {cost_of['kv_bytes']} bytes of keys and values with the full cache.",
     ]

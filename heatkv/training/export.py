@@ -6,16 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heatkv.calibration import calibrate
-from heatkv.models.base import GenerativeModel
+from heatkv.models.base import GenerativeModel, Sampling
 from heatkv.models.bundled import save_folder
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import Vocabulary
 from heatkv.models.infinity.transformer import TransformerConfig
-from heatkv.training import loop, tokenizer, transformer
+from heatkv.models.llamagen.model import LlamaGenModel
+from heatkv.training import codebook, lines, loop, tokenizer, transformer
 from heatkv.training.sheet import SAMPLING
 
-EXAMPLES = ("red apple", "cat face", "rainbow", "umbrella", "panda", "cherries", "twemoji red heart", "noto bicycle")
-SUMMARY = "Text to {0} x {0} emoji in three styles; trained from scratch by this repository"
+EXAMPLES = (
+    "red apple",
+    "cat face on grass",
+    "three mushrooms",
+    "automobile left of deciduous tree",
+    "rocket at night",
+    "twemoji red heart",
+)
+SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
+
+LINES_SUMMARY = "Text to {0} x {0} pictures, line by line; trained from scratch by this repository"
+LINES_SAMPLING = Sampling(guidance=2.5, temperature=1.0, top_p=0.95)
 
 
 def export(folder: Path, destination: Path, name: str) -> None:
@@ -36,6 +47,22 @@ def export(folder: Path, destination: Path, name: str) -> None:
         "bit_accuracy": state["history"][-1],
     }
     save_folder(InfinityModel(name, model.text, model.transformer, autoencoder, SAMPLING, EXAMPLES, facts), destination)
+
+
+def export_lines(folder: Path, destination: Path, name: str) -> None:
+    """Write the averaged weights of ``folder``'s codebook and lines checkpoints as a model folder."""
+    vq, vq_state = codebook.load_trained(folder / "codebook.pt")
+    text, transformer, state = lines.load_trained(folder / "lines.pt")
+    facts = {
+        "summary": LINES_SUMMARY.format(transformer.config.grid * vq.config.stride),
+        "licence": "weights MIT; see the model card for the art they derive from",
+        "tokenizer_steps": vq_state["step"],
+        "tokenizer_psnr": vq_state["history"][-1],
+        "transformer_steps": state["step"],
+        "held_out": state["history"][-1],
+    }
+    model = LlamaGenModel(name, text, transformer, vq, LINES_SAMPLING, EXAMPLES, facts)
+    save_folder(model, destination, "llamagen")
 
 
 def calibrate_bundled(model: GenerativeModel, prompts: Sequence[str], destination: Path) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,23 +16,22 @@ from torch import Tensor, nn
 from heatkv.models.infinity.text import Vocabulary, WordEncoder
 from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
 from heatkv.models.llamagen.vq import Vq
-from heatkv.training import loop, tokenizer
-
-# Draws a picture (uint8 [side, side, 3]) and says what is on it.
-Scenes = Callable[[random.Random], tuple[npt.NDArray[np.uint8], str]]
-HELD_OUT_SEED = 10_000_000
+from heatkv.training import data, loop, scenes
+from heatkv.training.pool import HELD_OUT, Pool
 
 
 @dataclass(frozen=True)
 class LinesRun:
     """Settings of a training run; defaults are the CPU recipe.
 
-    A ring of ``pool`` pictures, as codes, begins with ``start`` of them; every step replaces ``fresh`` and learns
-    from ``batch``. A share ``drop`` of the prompts is left out, for guidance. The learning rate falls to zero in the
-    last ``decay`` of the run. ``compile`` compiles the blocks (a minute or two at the start; needs a C++ compiler).
+    Up to step ``widen`` the pictures are those that are learned first (``scenes.FIRST``). A ring of ``pool`` pictures,
+    as codes, begins with ``start`` of them; every step renews ``fresh`` and learns from ``batch``. A share ``drop`` of
+    the prompts is left out, for guidance. The learning rate falls to zero in the last ``decay`` of the run. ``compile``
+    compiles the blocks (a minute or two at the start; needs a C++ compiler).
     """
 
-    steps: int = 6000
+    steps: int = 20000
+    widen: int = 6000
     batch: int = 16
     learning_rate: float = 2e-3
     decay: float = 0.3
@@ -135,35 +131,15 @@ class TextToTokens(nn.Module):
         return model
 
 
-class Pool:
-    """A ring of pictures as codes, with their prompts; new ones replace the oldest."""
+def encoder(vq: Vq) -> Callable[[Tensor], Tensor]:
+    """Writes pictures ``[B, 3, side, side]`` as codes ``[B, N]``."""
 
-    def __init__(self, scenes: Scenes, vq: Vq, rng: random.Random, size: int) -> None:
-        self.scenes, self.vq, self.rng, self.size = scenes, vq, rng, size
-        self.codes: list[Tensor] = []
-        self.prompts: list[str] = []
-        self.next = 0
+    def encode(x_B3HW: Tensor) -> Tensor:
+        with torch.autocast(x_B3HW.device.type, torch.bfloat16):
+            latent = vq.encode(x_B3HW)
+        return vq.quantize.nearest(latent.float())
 
-    @torch.no_grad()
-    def add(self, count: int) -> None:
-        device = next(self.vq.parameters()).device
-        for first in range(0, count, 64):
-            drawn = [self.scenes(self.rng) for _ in range(min(64, count - first))]
-            x = tokenizer.to_model(np.stack([picture for picture, _ in drawn]), device)
-            with torch.autocast(device.type, torch.bfloat16):
-                latent = self.vq.encode(x)
-            for code, (_, prompt) in zip(self.vq.quantize.nearest(latent.float()), drawn, strict=True):
-                if len(self.codes) < self.size:
-                    self.codes.append(code)
-                    self.prompts.append(prompt)
-                else:
-                    self.codes[self.next], self.prompts[self.next] = code, prompt
-                self.next = (self.next + 1) % self.size
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Tokens ``[count, N]`` and prompts."""
-        pick = torch.randint(len(self.codes), (count,), generator=generator).tolist()
-        return torch.stack([self.codes[i] for i in pick]), [self.prompts[i] for i in pick]
+    return encode
 
 
 def word_ids(text: WordEncoder, prompts: list[str]) -> Tensor:
@@ -215,19 +191,18 @@ def evaluate(
 
 
 def train(
-    scenes: Scenes, vocabulary: Vocabulary, vq: Vq, side: int, folder: Path, run: LinesRun, device: torch.device,
+    dataset: data.Dataset, vq: Vq, side: int, folder: Path, run: LinesRun, device: torch.device,
     stop_after: int | None = None,
 ) -> Path:  # fmt: skip
     """Train (or resume from ``folder/lines.pt``) and return the checkpoint's path.
 
-    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is. A run that goes on
-    sees other pictures than one that was never stopped.
+    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is.
     """
     path = folder / "lines.pt"
     torch.manual_seed(run.seed)
     vq = vq.to(device).eval().requires_grad_(False)
     config = make_config(run, vq, side)
-    model = TextToTokens(vocabulary, config, vq.quantize.directions_Vc.detach()).to(device)
+    model = TextToTokens(scenes.make_vocabulary(dataset), config, vq.quantize.directions_Vc.detach()).to(device)
     average = copy.deepcopy(model).eval()
     optimizers = make_optimizers(model, run)
     step, history = 0, list[dict[str, float]]()
@@ -239,15 +214,16 @@ def train(
             optimizer.load_state_dict(saved)
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
-    held_out = Pool(scenes, vq, random.Random(HELD_OUT_SEED), 96)
-    held_out.add(96)
-    pool = Pool(scenes, vq, random.Random(run.seed * 1_000_003 + step), run.pool)
-    pool.add(run.start)
+    course = scenes.Course(dataset, run.widen)
+    held_out = Pool(encoder(vq), device, 96)
+    held_out.add(course.at(run.steps), HELD_OUT, 96)
+    pool = Pool(encoder(vq), device, run.pool, run.seed)
+    pool.add(course.at(step), run.fresh * step, run.start)
     if run.compile:
         for block in model.transformer.layers:
             block.compile()
     cache = TeacherForcing(config.condition_tokens, config.condition_tokens + config.image_tokens - 1, device)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(pool.codes)} pictures", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(pool.rows)} pictures", flush=True)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     started, first, losses = time.time(), step, list[Tensor]()
     while step < last:
@@ -255,7 +231,7 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps, decay=run.decay)
-        pool.add(run.fresh)
+        pool.add(course.at(step), run.start + run.fresh * step, run.fresh)
         tokens_BN, prompts = pool.draw(run.batch, generator)
         ids_BN = word_ids(model.text, prompts).to(device)
         drop_B = (torch.rand(run.batch, generator=generator) < run.drop).to(device) | (ids_BN[:, 0] == 0)
@@ -275,7 +251,7 @@ def train(
             print(f"step {step}: loss {torch.stack(losses).mean():.4f}; {pace:.2f} s/step", flush=True)
             losses.clear()
         if step % run.evaluate_every == 0 or step == last:
-            result = evaluate(average, torch.stack(held_out.codes), held_out.prompts, cache, run.batch)
+            result = evaluate(average, *held_out.all(), cache, run.batch)
             history.append({"step": step, **result})
             print(f"step {step}: held-out {', '.join(f'{k} {v:.3f}' for k, v in result.items())}", flush=True)
             save(path, model, average, optimizers, step, history, run)

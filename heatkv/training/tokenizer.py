@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig, ResidualBlock
 from heatkv.scales import ScaleSchedule
-from heatkv.training import data, loop
+from heatkv.training import loop
+from heatkv.training.scenes import Scenes
 
-SCALES = tuple(range(1, 9))
+SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+HELD_OUT_SEED = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,19 @@ class TokenizerRun:
     packed into one; each resolution but the last is halved, until ``stride`` is reached.
     """
 
-    side: int = 64
+    side: int = 128
     scales: tuple[int, ...] = SCALES
     stride: int = 8
     bits: int = 16
-    base_width: int = 48
-    width_mult: tuple[int, ...] = (1, 2, 4)
-    patch: int = 2
+    base_width: int = 64
+    width_mult: tuple[int, ...] = (1, 2)
+    patch: int = 4
     steps: int = 3000
-    batch: int = 48
+    batch: int = 16
     learning_rate: float = 2e-3
     commitment: float = 0.4
     truncate: float = 0.1
-    evaluate_every: int = 300
+    evaluate_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class TokenizerRun:
     def config(self) -> AutoencoderConfig:
         return AutoencoderConfig(
             base_width=self.base_width, width_mult=self.width_mult, bits=self.bits, stride=self.stride, normalize=True,
-            norm_groups=8, patch=self.patch, steps=tuple(0.5 * 0.85**k for k in range(len(self.scales))),
+            norm_groups=0, patch=self.patch, steps=tuple(0.5 * 0.85**k for k in range(len(self.scales))),
         )  # fmt: skip
 
 
@@ -127,21 +130,26 @@ def reconstruct(model: Autoencoder, x: Tensor) -> Tensor:
         return model.decode(total)
 
 
-def evaluate(model: Autoencoder, dataset: data.Dataset, device: torch.device, sheet: Path | None) -> dict[str, float]:
-    """Reconstruction PSNR on a sample of training pictures and on all held-out ones (dB)."""
-    trained, held_out = dataset.split()
-    result = {}
-    for name, index in (("train", trained[::20]), ("held_out", held_out)):
-        values = []
-        for chunk in np.array_split(index, max(1, len(index) // 64)):
-            x = to_model(dataset.images[chunk], device)
-            values.append(psnr(reconstruct(model, x), x))
-        result[name] = torch.cat(values).mean().item()
+def draw_batch(scenes: Scenes, seed: int, count: int, device: torch.device) -> Tensor:
+    """Pictures ``[count, 3, side, side]`` in [-1, 1], the same for the same seed."""
+    rng = random.Random(seed)
+    return to_model(np.stack([scenes.draw(rng).image for _ in range(count)]), device)
+
+
+def save_comparison(x: Tensor, y: Tensor, path: Path) -> None:
+    """A sheet of (up to 32) pictures, eight a row, each row above its reconstruction."""
+    rows = len(x[:32]) // 8
+    pairs = [np.concatenate(list(to_uint8(z[8 * r : 8 * r + 8])), 1) for r in range(rows) for z in (x, y)]
+    if pairs:
+        Image.fromarray(np.concatenate(pairs)).save(path)
+
+
+def evaluate(model: Autoencoder, x: Tensor, sheet: Path | None) -> dict[str, float]:
+    """Reconstruction PSNR (dB) of pictures ``x``."""
+    y = torch.cat([reconstruct(model, part) for part in x.split(32)])
     if sheet:
-        x = to_model(dataset.images[held_out[:: max(1, len(held_out) // 32)][:32]], device)
-        rows = np.concatenate([to_uint8(x), to_uint8(reconstruct(model, x))])
-        Image.fromarray(np.concatenate([np.concatenate(list(r), 1) for r in np.array_split(rows, 4)])).save(sheet)
-    return result
+        save_comparison(x, y, sheet)
+    return {"psnr": psnr(y, x).mean().item()}
 
 
 def channels_last(model: Autoencoder) -> Autoencoder:
@@ -180,9 +188,7 @@ def check_resumes(state: dict[str, Any], model: Autoencoder, path: Path) -> None
             raise ValueError(f"{path} was trained with {name} {a}, not {b}: use its settings or another folder")
 
 
-def train(
-    dataset: data.Dataset, folder: Path, run: TokenizerRun, device: torch.device, stop_after: int | None = None
-) -> Path:
+def train(scenes: Scenes, folder: Path, run: TokenizerRun, device: torch.device, stop_after: int | None = None) -> Path:
     """Train (or resume from ``folder/tokenizer.pt``) and return the checkpoint's path.
 
     ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is.
@@ -204,7 +210,7 @@ def train(
         model.quantizer.code_size_S.copy_(state["code_size_S"])
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
-    trained, _ = dataset.split()
+    held_out = draw_batch(scenes, HELD_OUT_SEED, min(128, 8 * run.batch), device)
     started, losses = time.time(), torch.zeros(2)
     first = step
     last = min(run.steps, step + stop_after) if stop_after else run.steps
@@ -212,10 +218,7 @@ def train(
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps)
-        pick = torch.randint(len(trained), (run.batch,), generator=generator).numpy()
-        x = to_model(dataset.images[trained[pick]], device)
-        if torch.rand((), generator=generator) < 0.5:
-            x = x.flip(3)
+        x = draw_batch(scenes, run.seed * 1_000_003 + step, run.batch, device)
         with torch.autocast(device.type, torch.bfloat16):
             latent = model.encode(x)
         total, commitment = quantize_for_training(model, latent, run.truncate, generator)
@@ -231,20 +234,18 @@ def train(
         step += 1
         losses += torch.tensor([loss.item(), commitment.item()])
         if step % 50 == 0:
-            rate = (step - first) * run.batch / (time.time() - started)
+            pace = (time.time() - started) / (step - first)
             print(
-                f"step {step}: loss {losses[0] / 50:.4f} commitment {losses[1] / 50:.4f}, {rate:.0f} images/s",
-                flush=True,
+                f"step {step}: loss {losses[0] / 50:.4f} commitment {losses[1] / 50:.4f}, {pace:.2f} s/step", flush=True
             )
             losses.zero_()
         if step % run.evaluate_every == 0 or step == last:
-            result = evaluate(average, dataset, device, folder / "tokenizer.png")
+            result = evaluate(average, held_out, folder / "tokenizer.png")
             history.append({"step": step, **result})
             steps = [round(s, 2) for s in current_config(average).steps]
             print(
-                f"step {step}: PSNR train {result['train']:.2f} held-out {result['held_out']:.2f} dB, code {steps}",
-                flush=True,
-            )
+                f"step {step}: held-out PSNR {result['psnr']:.2f} dB, code {steps}", flush=True,
+            )  # fmt: skip
             loop.save_checkpoint(path, {
                 "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
                 "code_size_S": model.quantizer.code_size_S, "step": step, "history": history,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import time
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,10 +16,11 @@ from torch import Tensor, nn
 from heatkv.cache import Attend
 from heatkv.models.infinity.autoencoder import Autoencoder, BitQuantizer
 from heatkv.models.infinity.model import InfinityModel
-from heatkv.models.infinity.text import Vocabulary, WordEncoder, split_words
+from heatkv.models.infinity.text import Vocabulary, WordEncoder
 from heatkv.models.infinity.transformer import InfinityTransformer, SelfAttention, TextFeatures, TransformerConfig
 from heatkv.scales import ScaleSchedule
-from heatkv.training import data, loop, sheet, tokenizer
+from heatkv.training import data, loop, scenes, sheet, tokenizer
+from heatkv.training.pool import HELD_OUT, Pool
 
 MAX_WORDS = 16
 
@@ -30,35 +29,36 @@ MAX_WORDS = 16
 class TransformerRun:
     """Settings of a transformer training run; defaults are the CPU recipe.
 
-    Half of the steps see only the first ``short_scales`` scales in larger batches, which is cheap
-    and teaches layout first. ``flip`` is the largest share of bits flipped in the model's input (the
-    residual is recomputed, so that later scales learn to correct); ``forget`` the largest share of
-    input tokens blanked, so that what is not seen must be remembered from earlier scales.
-    ``fluent_weight`` is how often a fluent picture is drawn for one of another style, ``variant_weight``
-    how often one of people or signs (many, and much alike) for one of anything else. A share ``repaint``
-    of the fluent pictures comes in another colour, with its word in the prompt. ``compile`` compiles the
-    blocks (a minute or two at the start; needs a C++ compiler on CPU). At every evaluation ``samples``
-    images are drawn into ``samples-STEP.png``.
+    One step in ``full_every`` sees all scales, the others only the first ``short_scales`` in larger batches, which is
+    cheap and teaches layout first. Up to step ``widen`` the pictures are those that are learned first
+    (``scenes.FIRST``). A ring of ``pool`` pictures begins with ``start`` of them, and every step renews ``fresh``.
+    ``flip`` is the largest share of bits flipped in the model's input (the residual is recomputed, so that later
+    scales learn to correct); ``forget`` the largest share of input tokens blanked, so that what is not seen must be
+    remembered from earlier scales. ``compile`` compiles the blocks (a minute or two at the start; needs a C++
+    compiler on CPU). At every evaluation ``samples`` images are drawn into ``samples-STEP.png``.
     """
 
-    steps: int = 5000
-    batch: int = 32
-    short_batch: int = 96
-    short_scales: int = 5
+    steps: int = 20000
+    widen: int = 6000
+    batch: int = 8
+    short_batch: int = 32
+    short_scales: int = 7
+    full_every: int = 4
+    pool: int = 32768
+    start: int = 2048
+    fresh: int = 4
     learning_rate: float = 2e-3
     temperature_rate: float = 1e-2
     start_temperature: float = 8.0
     flip: float = 0.25
     forget: float = 0.4
-    fluent_weight: float = 5.0
-    variant_weight: float = 0.3
-    repaint: float = 0.12
+    drop: float = 0.1
     compile: bool = True
     depth: int = 8
     width: int = 256
     heads: int = 8
-    evaluate_every: int = 500
-    samples: int = 8
+    evaluate_every: int = 250
+    samples: int = 16
     seed: int = 0
 
 
@@ -108,30 +108,6 @@ class TextToBits(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.bfloat16()  # halves the memory traffic of everything between the matrix products
         return model.logits(model(x, 0, condition, cache), condition)
-
-
-def make_vocabulary(dataset: data.Dataset) -> Vocabulary:
-    words = {w for e in (*dataset.emoji, *dataset.not_shown) for text in (e.label, *e.tags) for w in split_words(text)}
-    return Vocabulary(tuple(sorted(words | set(data.STYLES))))
-
-
-def training_prompt(emoji: data.Emoji, rng: random.Random, painted: str | None = None) -> str:
-    """A way to ask for a picture: label, label and keyword, or keywords; the style is named or implied.
-
-    Without a style word most pictures shown are fluent, so that is what a bare prompt will mean. A
-    repainted picture goes by its new name ``painted``.
-    """
-    kind = rng.random()
-    if painted is not None:
-        return painted if kind < 0.7 else f"{emoji.style} {painted}"
-    if kind < 0.6 or not emoji.tags:
-        text = emoji.label
-    elif kind < 0.83:
-        text = f"{emoji.label} {rng.choice(emoji.tags)}"
-    else:
-        text = " ".join(rng.sample(emoji.tags, min(len(emoji.tags), rng.randint(2, 4))))
-    named = rng.random() < (0.4 if emoji.style == "fluent" else 0.9)
-    return f"{emoji.style} {text}" if named else text
 
 
 @torch.no_grad()
@@ -188,68 +164,31 @@ def make_optimizers(model: TextToBits, run: TransformerRun) -> list[tuple[torch.
 
 @torch.no_grad()
 def encode_all(autoencoder: Autoencoder, images: np.ndarray, device: torch.device) -> Tensor:
-    latents = []
-    for first in range(0, len(images), 128):
-        x = tokenizer.to_model(images[first : first + 128], device)
-        with torch.autocast(device.type, torch.bfloat16):
-            latents.append(autoencoder.encode(x))
-    return torch.cat(latents).contiguous()
+    """Latents of pictures uint8 ``[n, side, side, 3]``."""
+    parts = np.array_split(images, max(1, len(images) // 64))
+    return torch.cat([encode(autoencoder, tokenizer.to_model(part, device)) for part in parts]).contiguous()
 
 
-def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int, str, str]]:
-    """Every (picture, colour, new name) a fluent picture may be repainted to in training.
-
-    One in ten is held out, to see whether colour words compose (``is_held_out_repainting``); ``held_out``
-    lists those instead.
-    """
-    known = frozenset(e.label for e in dataset.emoji)
-    return [
-        (i, colour, name)
-        for i, e in enumerate(dataset.emoji)
-        if e.style == "fluent" and e.group not in data.VARIANT_GROUPS
-        for colour in data.HUES
-        if (name := data.repainted_label(e.label, colour, known)) and is_held_out_repainting(name) == held_out
-    ]
-
-
-def encode_repainted(
-    autoencoder: Autoencoder, dataset: data.Dataset, painted: list[tuple[int, str, str]], device: torch.device
-) -> Tensor:
-    latents = []
-    for first in range(0, len(painted), 128):
-        part = painted[first : first + 128]
-        images = [data.repaint(dataset.images[i : i + 1], data.HUES[colour]) for i, colour, _ in part]
-        latents.append(encode_all(autoencoder, np.concatenate(images), device))
-    return torch.cat(latents)
-
-
-def is_held_out_repainting(name: str) -> bool:
-    return zlib.crc32(name.encode()) % 10 == 0
-
-
-def draw_weights(dataset: data.Dataset, run: TransformerRun) -> Tensor:
-    weights = [
-        (run.fluent_weight if e.style == "fluent" else 1.0)
-        * (run.variant_weight if e.group in data.VARIANT_GROUPS else 1.0)
-        for e in dataset.emoji
-    ]
-    return torch.tensor(weights)
+def encode(autoencoder: Autoencoder, x_B3HW: Tensor) -> Tensor:
+    with torch.autocast(x_B3HW.device.type, torch.bfloat16):
+        return autoencoder.encode(x_B3HW)
 
 
 @torch.no_grad()
 def evaluate(
-    model: TextToBits, quantizer: BitQuantizer, latents: Tensor, dataset: data.Dataset, count: int = 256
+    model: TextToBits, quantizer: BitQuantizer, latents: Tensor, prompts: list[str], batch: int = 32
 ) -> tuple[list[float], float]:
-    """Share of bits predicted right from true earlier scales and the label, per scale and in all."""
+    """Share of bits predicted right from true earlier scales and the prompt, per scale and in all."""
     device, scales = latents.device, quantizer.scales
-    pick = torch.arange(0, len(latents), max(1, len(latents) // count))[:count]
-    codes, bits = teacher_inputs(quantizer, latents[pick], len(scales), 0.0, torch.Generator())
-    prompts = [f"{dataset.emoji[i].style} {dataset.emoji[i].label}" for i in pick.tolist()]
-    ids = word_ids(model.text, prompts).to(device)
     cache = TeacherForcing(scales, len(scales), device)
-    with torch.autocast(device.type, torch.bfloat16):
-        logits = model(ids, torch.zeros(len(ids), dtype=torch.bool, device=device), codes, cache)
-    right_N = (logits.argmax(-1).bool() == bits).float().mean((0, 2))
+    right = []
+    for first in range(0, len(prompts), batch):
+        codes, bits = teacher_inputs(quantizer, latents[first : first + batch], len(scales), 0.0, torch.Generator())
+        ids = word_ids(model.text, prompts[first : first + batch]).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model(ids, torch.zeros(len(ids), dtype=torch.bool, device=device), codes, cache)
+        right.append((logits.argmax(-1).bool() == bits).float().mean(2))
+    right_N = torch.cat(right).mean(0)
     return [right_N[a:b].mean().item() for a, b in scales.bounds], right_N.mean().item()
 
 
@@ -267,12 +206,12 @@ def zero(linear: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def new_model(dataset: data.Dataset, scales: ScaleSchedule, bits: int, run: TransformerRun) -> TextToBits:
+def new_model(vocabulary: Vocabulary, scales: ScaleSchedule, bits: int, run: TransformerRun) -> TextToBits:
     config = TransformerConfig(
         depth=run.depth, width=run.width, heads=run.heads, bits=bits, text_width=run.width, text_maxlen=MAX_WORDS,
         rope_grid=(64, 64), max_scales=len(scales),
     )  # fmt: skip
-    model = TextToBits(make_vocabulary(dataset), config, scales)
+    model = TextToBits(vocabulary, config, scales)
     with torch.no_grad():
         for block in model.transformer.layers:
             for residual in (block.sa.proj, block.ca.proj, block.ffn.fc2):  # every block starts as the identity
@@ -287,30 +226,45 @@ def new_model(dataset: data.Dataset, scales: ScaleSchedule, bits: int, run: Tran
     return model
 
 
-def draw_samples(average: TextToBits, autoencoder: Autoencoder, dataset: data.Dataset, count: int, path: Path) -> None:
-    """A small contact sheet of the same names every time, spread over the groups of things."""
-    labels = [e.label for e in dataset.emoji if e.style == "fluent" and e.group not in data.VARIANT_GROUPS]
-    labels = labels[:: max(1, len(labels) // count)][:count]
+@torch.no_grad()
+def start_from(model: TextToBits, trained: InfinityModel) -> None:
+    """Take over what an earlier model has learned, where it fits: words, blocks, scales; not what its bits mean."""
+    assert isinstance(trained.text, WordEncoder)
+    for mine, theirs in ((model.text, trained.text), (model.transformer, trained.transformer)):
+        state = mine.state_dict()
+        for name, value in theirs.state_dict().items():
+            new = not name.startswith(("word_embed", "head", "lvl_embed", "embedding"))
+            if new and name in state and state[name].shape == value.shape:
+                state[name].copy_(value)
+    for i, word in enumerate(trained.text.vocabulary.words):
+        place = model.text.vocabulary.id(word)
+        if place is not None:
+            model.text.embedding.weight[place] = trained.text.embedding.weight[i + 1].float()
+    levels = trained.transformer.lvl_embed.weight.float()
+    model.transformer.lvl_embed.weight[: len(levels)] = levels[: len(model.transformer.lvl_embed.weight)]
+
+
+def draw_samples(average: TextToBits, autoencoder: Autoencoder, prompts: list[str], path: Path) -> None:
+    """A small contact sheet of the same prompts every time."""
     model = InfinityModel("training", average.text, average.transformer, autoencoder, sheet.SAMPLING)
-    sheet.sample_sheet(model, labels, [0], path, zoom=1)
+    sheet.sample_sheet(model, prompts, [0], path, zoom=1)
 
 
 def train(
-    dataset: data.Dataset, folder: Path, run: TransformerRun, device: torch.device, stop_after: int | None = None
-) -> Path:
+    dataset: data.Dataset, folder: Path, run: TransformerRun, device: torch.device, stop_after: int | None = None,
+    first: InfinityModel | None = None,
+) -> Path:  # fmt: skip
     """Train (or resume from ``folder/transformer.pt``) and return the checkpoint's path.
 
-    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is.
+    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is. A new run starts
+    from the weights of ``first`` where there is one.
     """
     path = folder / "transformer.pt"
     torch.manual_seed(run.seed)
     autoencoder = tokenizer.load_trained(folder / "tokenizer.pt").to(device)
     quantizer = autoencoder.quantizer
     scales = quantizer.scales
-    painted = repaintings(dataset)
-    latents = encode_all(autoencoder, dataset.images, device)
-    painted_latents = encode_repainted(autoencoder, dataset, painted, device)
-    model = new_model(dataset, scales, autoencoder.config.token_bits, run).to(device)
+    model = new_model(scenes.make_vocabulary(dataset), scales, autoencoder.config.token_bits, run).to(device)
     average = copy.deepcopy(model).eval()
     optimizers = make_optimizers(model, run)
     step, history = 0, []
@@ -322,36 +276,35 @@ def train(
             optimizer.load_state_dict(saved)
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(latents)} pictures", flush=True)
+    elif first is not None:
+        start_from(model, first)
+        average.load_state_dict(model.state_dict())
+    course = scenes.Course(dataset, run.widen)
+    held_out = Pool(lambda x: encode(autoencoder, x), device, 96)
+    held_out.add(course.at(run.steps), HELD_OUT, 96)
+    pool = Pool(lambda x: encode(autoencoder, x), device, run.pool, run.seed)
+    pool.add(course.at(step), run.fresh * step, run.start)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(pool.rows)} pictures", flush=True)
     if run.compile:
         for block in model.transformer.layers:
             block.compile()
     caches = {k: TeacherForcing(scales, k, device) for k in (run.short_scales, len(scales))}
-    weights = draw_weights(dataset, run)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
-    started, first, seen = time.time(), step, 0
+    started, begun = time.time(), step
     losses: dict[int, list[Tensor]] = {k: [] for k in caches}
     while step < last:
         generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
-        rng = random.Random(run.seed * 1_000_003 + step)
         for optimizer, rates in optimizers:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * loop.learning_rate(step, run.steps)
-        count, batch = (run.short_scales, run.short_batch) if step % 2 else (len(scales), run.batch)
-        pick = torch.multinomial(weights, batch, generator=generator).tolist()
-        rows, prompts = [], []
-        for i in pick:
-            if painted and dataset.emoji[i].style == "fluent" and rng.random() < run.repaint:
-                which = rng.randrange(len(painted))
-                rows.append(painted_latents[which])
-                prompts.append(training_prompt(dataset.emoji[painted[which][0]], rng, painted[which][2]))
-            else:
-                rows.append(latents[i])
-                prompts.append(training_prompt(dataset.emoji[i], rng))
-        codes, bits = teacher_inputs(quantizer, torch.stack(rows), count, run.flip, generator)
+        full = step % run.full_every == 0
+        count, batch = (len(scales), run.batch) if full else (run.short_scales, run.short_batch)
+        pool.add(course.at(step), run.start + run.fresh * step, run.fresh)
+        latents, prompts = pool.draw(batch, generator)
+        codes, bits = teacher_inputs(quantizer, latents, count, run.flip, generator)
         codes = forget_tokens(codes, run.forget, generator)
         ids = word_ids(model.text, prompts).to(device)
-        drop = (torch.rand(batch, generator=generator) < 0.1).to(device)
+        drop = (torch.rand(batch, generator=generator) < run.drop).to(device)
         with loop.attention_kernels(device):
             with torch.autocast(device.type, torch.bfloat16):
                 logits = model(ids, drop, codes, caches[count])
@@ -363,17 +316,14 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         loop.update_average(average, model, step, 0.998)
         losses[count].append(loss.detach())
-        step, seen = step + 1, seen + batch
+        step += 1
         if step % 50 == 0:
             means = ", ".join(f"{k} scales {torch.stack(v).mean():.4f}" for k, v in losses.items() if v)
             losses = {k: [] for k in caches}
-            pace = (time.time() - started) / (step - first)
-            print(
-                f"step {step}: loss {means}; {pace:.2f} s/step, {seen / (time.time() - started):.0f} samples/s",
-                flush=True,
-            )
+            print(f"step {step}: loss {means}; {(time.time() - started) / (step - begun):.2f} s/step", flush=True)
         if step % run.evaluate_every == 0 or step == last:
-            per_scale, mean = evaluate(average, quantizer, latents, dataset)
+            latents, prompts = held_out.all()
+            per_scale, mean = evaluate(average, quantizer, latents, prompts)
             history.append({"step": step, "bit_accuracy": mean, "per_scale": per_scale})
             print(
                 f"step {step}: bit accuracy {mean:.4f}, per scale {' '.join(f'{a:.3f}' for a in per_scale)}", flush=True
@@ -385,5 +335,5 @@ def train(
                 "run": asdict(run),
             })  # fmt: skip
             if run.samples:
-                draw_samples(average, autoencoder, dataset, run.samples, folder / f"samples-{step:06d}.png")
+                draw_samples(average, autoencoder, prompts[: run.samples], folder / f"samples-{step:06d}.png")
     return path

@@ -1,0 +1,333 @@
+"""Pictures worth remembering: things at random places on random grounds, and prompts that name a part of it.
+
+What a prompt does not say (where a thing stands, how large it is, which way it looks, what is behind it) is decided
+while the picture is drawn, so that two seeds differ and what was decided first must be remembered.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from heatkv.models.infinity.words import Vocabulary, split_words
+from heatkv.training import data, grounds
+from heatkv.training.grounds import Ground, draw_ground
+
+NUMBERS = ("two", "three", "four")
+SIZES = {"small": (34, 50), "large": (104, 126)}
+SIDES = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
+GRAMMAR = ("on", "at", "of", "and", "between", "above", "below", "middle", "pattern", "the", "a")
+WORDS = frozenset({*grounds.WORDS, *NUMBERS, *SIZES, *SIDES, *GRAMMAR, *data.STYLES})
+
+# CLDR's groups of things: animals and plants, food, places and vehicles, activities, objects.
+THINGS = (3, 4, 5, 6, 7)
+NOT_THINGS = ("o’clock", "-thirty", "button", "sign", "symbol", "moon phase")
+FIRST_GROUPS = (3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How often what is drawn.
+
+    ``single``, ``pair``, ``count``, ``three``, ``between`` and ``pattern`` are weights. ``plain`` is the share of
+    white pages, ``centred`` that of single things shown large and in the middle. ``fluent`` is how often a fluent
+    picture is drawn for one of another style, ``variant`` how often one of people or signs (many, and much alike)
+    for one of anything else. A share ``repaint`` of the fluent things has another colour than the art.
+    ``first`` keeps to what is learned first: fluent animals, plants, food, places and vehicles.
+    """
+
+    single: float = 0.5
+    pair: float = 0.25
+    count: float = 0.1
+    three: float = 0.05
+    between: float = 0.05
+    pattern: float = 0.05
+    plain: float = 0.55
+    centred: float = 0.5
+    fluent: float = 6.0
+    variant: float = 0.25
+    repaint: float = 0.12
+    first: bool = False
+
+
+FIRST = Mix(
+    single=0.7, pair=0.18, count=0.06, three=0.02, between=0.02, pattern=0.02, plain=0.65, centred=0.6, first=True
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """A picture to paste, uint8 ``[side, side, 4]``, what it is called here, and the label of the art it is made of."""
+
+    name: str
+    style: str
+    picture: np.ndarray
+    label: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, uint8 ``[side, side, 3]``, what is said of it, and the labels of what is on it."""
+
+    image: np.ndarray
+    prompt: str
+    labels: tuple[str, ...]
+
+
+class Scenes:
+    """Draws scenes of a dataset. Colours that ``is_held_out_repainting`` names are never shown."""
+
+    def __init__(self, dataset: data.Dataset, mix: Mix = Mix()) -> None:
+        self.dataset, self.mix = dataset, mix
+        emoji = dataset.emoji
+        self.known = [i for i, e in enumerate(emoji) if not mix.first or is_first(e)]
+        weights = [
+            (mix.fluent if emoji[i].style == "fluent" else 1.0)
+            * (mix.variant if emoji[i].group in data.VARIANT_GROUPS else 1.0)
+            for i in self.known
+        ]
+        self.totals: list[float] = np.cumsum(weights).tolist()
+        things = {
+            style: [i for i in self.known if emoji[i].style == style and is_thing(emoji[i])] for style in data.STYLES
+        }
+        self.things = {style: found for style, found in things.items() if found}
+        self.labels = frozenset(e.label for e in emoji)
+        self.kinds: dict[Callable[[random.Random], Scene], float] = {
+            self.single: mix.single, self.pair: mix.pair, self.count: mix.count, self.three: mix.three,
+            self.between: mix.between, self.pattern: mix.pattern,
+        }  # fmt: skip
+
+    @property
+    def side(self) -> int:
+        return self.dataset.images.shape[1]
+
+    def __call__(self, rng: random.Random) -> tuple[np.ndarray, str]:
+        scene = self.draw(rng)
+        return scene.image, scene.prompt
+
+    def draw(self, rng: random.Random) -> Scene:
+        return rng.choices(list(self.kinds), list(self.kinds.values()))[0](rng)
+
+    # What is drawn
+
+    def single(self, rng: random.Random) -> Scene:
+        thing = self.pick(rng)
+        before = after = ""
+        if rng.random() < self.mix.centred:
+            size, place = rng.randint(100, 122), (rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8))
+        else:
+            size, place = rng.randint(40, 104), (rng.random(), rng.random())
+            if rng.random() < 0.4:
+                before = rng.choice(list(SIZES))
+                size = rng.randint(*SIZES[before])
+            if rng.random() < 0.4 and size < 90:
+                side = rng.choice([*SIDES, "middle"])
+                place = near(SIDES.get(side, (0.5, 0.5)), rng, 0.15)
+                after = f"at the {side}"
+        ground = self.ground(rng)
+        words = thing.name
+        if thing.tags and not before and not after:
+            words = named_by_keywords(thing, rng)
+        prompt = say(style_word(thing.style, rng), before, words, after, ground.say(rng))
+        return self.compose(ground, prompt, [(thing, size, place)])
+
+    def pair(self, rng: random.Random) -> Scene:
+        style = self.pick_style(rng)
+        one, two = self.pick(rng, style), self.pick(rng, style)
+        apart = (rng.uniform(0, 0.16), rng.uniform(0.84, 1))
+        across = (rng.random(), rng.random()) if rng.random() < 0.3 else (rng.random(),) * 2
+        if rng.random() < 0.3:
+            places, relation, opposite = list(zip(across, apart, strict=True)), "above", "below"
+        else:
+            places, relation, opposite = list(zip(apart, across, strict=True)), "left of", "right of"
+        told = [(one.name, relation, two.name), (two.name, opposite, one.name), (one.name, "and", two.name)]
+        told.append((two.name, "and", one.name))
+        words = rng.choices(told, (0.4, 0.25, 0.175, 0.175))[0]
+        ground = self.ground(rng)
+        prompt = say(style_word(style, rng), *words, ground.say(rng))
+        return self.compose(ground, prompt, [
+            (thing, rng.randint(44, 64), place) for thing, place in zip((one, two), places, strict=True)
+        ])  # fmt: skip
+
+    def count(self, rng: random.Random) -> Scene:
+        thing, number = self.pick(rng, self.pick_style(rng)), rng.randint(2, 4)
+        size = rng.randint(*{2: (46, 60), 3: (34, 41), 4: (42, 54)}[number])
+        line = [i / (number - 1) for i in range(number)]
+        height = rng.random()
+        if number == 4:
+            places = [(x, y) for y in (0.05, 0.95) for x in (0.05, 0.95)]
+        elif rng.random() < 0.6:
+            places = [(x, height) for x in line]
+        else:
+            places = [(x, float(i % 2)) for i, x in enumerate(line)]
+        ground = self.ground(rng)
+        number_word = NUMBERS[number - 2] if rng.random() < 0.8 else ""
+        prompt = say(style_word(thing.style, rng), number_word, plural(thing.name), ground.say(rng))
+        return self.compose(ground, prompt, [(thing, size, near(place, rng, 0.05)) for place in places])
+
+    def three(self, rng: random.Random) -> Scene:
+        style = self.pick_style(rng)
+        things = [self.pick(rng, style) for _ in range(3)]
+        ground = self.ground(rng)
+        first, second, third = (t.name for t in (things if rng.random() < 0.7 else things[::-1]))
+        prompt = say(style_word(style, rng), first, second, "and", third, ground.say(rng))
+        return self.compose(ground, prompt, [
+            (thing, rng.randint(38, 46), (x, rng.random())) for thing, x in zip(things, (0.05, 0.5, 0.95), strict=True)
+        ])  # fmt: skip
+
+    def between(self, rng: random.Random) -> Scene:
+        style = self.pick_style(rng)
+        inner, outer = self.pick(rng, style), self.pick(rng, style)
+        height, size = rng.random(), rng.randint(36, 44)
+        ground = self.ground(rng)
+        prompt = say(style_word(style, rng), inner.name, "between two", plural(outer.name), ground.say(rng))
+        placed = [
+            (outer, size, (0.02, height)),
+            (inner, size + 4, (0.5, height)),
+            (mirrored(outer), size, (0.98, height)),
+        ]
+        return self.compose(ground, prompt, placed)
+
+    def pattern(self, rng: random.Random) -> Scene:
+        thing, across = self.pick(rng, self.pick_style(rng)), rng.randint(3, 4)
+        ground = self.ground(rng)
+        prompt = say(style_word(thing.style, rng), "pattern of", plural(thing.name), ground.say(rng))
+        line = [i / (across - 1) for i in range(across)]
+        return self.compose(ground, prompt, [(thing, 120 // across, (x, y)) for y in line for x in line])
+
+    # How it is put together
+
+    def pick(self, rng: random.Random, style: str | None = None) -> Thing:
+        """A thing of a style, or any picture; some are repainted, some mirrored."""
+        i = rng.choice(self.things[style]) if style else rng.choices(self.known, cum_weights=self.totals)[0]
+        entry, picture = self.dataset.emoji[i], self.dataset.images[i]
+        if not is_thing(entry):
+            return Thing(entry.label, entry.style, picture, entry.label, entry.tags)
+        name: str | None = None
+        if entry.style == "fluent" and rng.random() < self.mix.repaint:
+            colour = rng.choice(list(data.HUES))
+            name = data.repainted_label(entry.label, colour, self.labels)
+            if name is not None and is_held_out_repainting(name):
+                name = None
+            if name is not None:
+                picture = repainted(picture, data.HUES[colour])
+        thing = Thing(name or entry.label, entry.style, picture, entry.label, () if name else entry.tags)
+        return mirrored(thing) if rng.random() < 0.3 else thing
+
+    def pick_style(self, rng: random.Random) -> str:
+        weights = [self.mix.fluent if style == "fluent" else 1.0 for style in self.things]
+        return rng.choices(list(self.things), weights)[0]
+
+    def ground(self, rng: random.Random) -> Ground:
+        return draw_ground(rng, self.side, self.mix.plain)
+
+    def compose(self, ground: Ground, prompt: str, placed: list[tuple[Thing, int, tuple[float, float]]]) -> Scene:
+        """Paste things of a size (pixels, where the picture has 128) at places (0 to 1 of the room that they leave)."""
+        for thing, size, (x, y) in placed:
+            size = min(self.side, max(4, round(size * self.side / 128)))
+            left, top = round(x * (self.side - size)), round(y * (self.side - size))
+            picture = resized(thing.picture, size)
+            part = ground.canvas[top : top + size, left : left + size]
+            part *= 1 - picture[..., 3:] / np.float32(255)
+            part += picture[..., :3]
+        image = (ground.canvas + 0.5).clip(0, 255).astype(np.uint8)
+        return Scene(image, prompt, tuple(thing.label for thing, *_ in placed))
+
+
+class Course:
+    """What is shown when: up to step ``widen`` what is learned first, then everything."""
+
+    def __init__(self, dataset: data.Dataset, widen: int) -> None:
+        self.early, self.late, self.widen = Scenes(dataset, FIRST), Scenes(dataset), widen
+
+    def at(self, step: int) -> Scenes:
+        return self.early if step < self.widen else self.late
+
+
+def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int, str, str]]:
+    """Every (picture, colour, new name) that is shown, or with ``held_out`` that never is."""
+    known = frozenset(e.label for e in dataset.emoji)
+    return [
+        (i, colour, name)
+        for i, e in enumerate(dataset.emoji)
+        if e.style == "fluent" and is_thing(e)
+        for colour in data.HUES
+        if (name := data.repainted_label(e.label, colour, known)) and is_held_out_repainting(name) == held_out
+    ]
+
+
+def is_thing(emoji: data.Emoji) -> bool:
+    """Something that can stand in a scene with others: a picture of a thing, of a name of three words or less."""
+    few = len(split_words(emoji.label)) <= 3
+    return emoji.group in THINGS and few and not any(word in emoji.label for word in NOT_THINGS)
+
+
+def is_first(emoji: data.Emoji) -> bool:
+    return emoji.style == "fluent" and emoji.group in FIRST_GROUPS and is_thing(emoji)
+
+
+def is_held_out_repainting(name: str) -> bool:
+    """One repainted thing in ten is never shown, to see whether colour words compose."""
+    return zlib.crc32(name.encode()) % 10 == 0
+
+
+def mirrored(thing: Thing) -> Thing:
+    return replace(thing, picture=thing.picture[:, ::-1])
+
+
+def near(place: tuple[float, float], rng: random.Random, distance: float) -> tuple[float, float]:
+    x, y = (min(1.0, max(0.0, along + rng.uniform(-distance, distance))) for along in place)
+    return x, y
+
+
+def resized(picture: np.ndarray, size: int) -> np.ndarray:
+    if size == len(picture):
+        return picture
+    whole = Image.frombytes("RGBa", picture.shape[1::-1], np.ascontiguousarray(picture).tobytes())
+    small = whole.resize((size, size), Image.Resampling.BILINEAR)
+    return np.frombuffer(small.tobytes(), np.uint8).reshape(size, size, 4)
+
+
+def repainted(picture: np.ndarray, hue: float) -> np.ndarray:
+    """``data.repaint`` of a picture with opacity."""
+    opacity = picture[..., 3:].astype(np.float32)
+    straight = (picture[..., :3] * (255 / np.maximum(opacity, 1))).clip(0, 255).astype(np.uint8)
+    painted = data.repaint(straight[None], hue)[0] * (opacity / 255)
+    return np.concatenate([np.rint(painted).astype(np.uint8), picture[..., 3:]], -1)
+
+
+def style_word(style: str, rng: random.Random) -> str:
+    """Without a style word most pictures shown are fluent, so that is what a bare prompt will mean."""
+    return style if rng.random() < (0.15 if style == "fluent" else 0.9) else ""
+
+
+def named_by_keywords(thing: Thing, rng: random.Random) -> str:
+    """Label, label and keyword, or keywords."""
+    kind = rng.random()
+    if kind < 0.7:
+        return thing.name
+    if kind < 0.88:
+        return f"{thing.name} {rng.choice(thing.tags)}"
+    return " ".join(rng.sample(thing.tags, min(len(thing.tags), rng.randint(2, 4))))
+
+
+def plural(name: str) -> str:
+    """As it is said; the vocabulary knows the singular."""
+    return name if name.endswith("s") else f"{name}s"
+
+
+def say(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
+def make_vocabulary(dataset: data.Dataset) -> Vocabulary:
+    """All words of labels and keywords, and those of scenes."""
+    emoji = (*dataset.emoji, *dataset.not_shown)
+    words = {word for e in emoji for text in (e.label, *e.tags) for word in split_words(text)}
+    return Vocabulary(tuple(sorted(words | WORDS)))
