@@ -12,6 +12,7 @@ import torch
 
 import heatkv
 from heatkv.cache import full_cache
+from heatkv.generate import generate_events
 from heatkv.models import CheckpointError, Sampling, find_geometry, load, seeded_noise
 from heatkv.models.bundled import save_folder
 from heatkv.models.infinity.text import PromptError, Vocabulary, WordEncoder
@@ -231,3 +232,12 @@ def test_a_replay_gives_the_logits_that_tokens_were_drawn_from(tmp_path: Path) -
     assert torch.equal(torch.stack(logits, 1).argmax(-1), tokens_BN)
     other = list(model.replay(["3"], torch.zeros_like(tokens_BN), full_cache(model.geometry), sampling))
     assert torch.equal(other[0], logits[0]) and not torch.allclose(other[5], logits[5])
+
+
+def test_a_preview_is_white_where_nothing_is_drawn_yet(tmp_path: Path) -> None:
+    model = bundled(tmp_path)
+    events = list(generate_events(model, "red apple", 0, full_cache(model.geometry), previews=True))
+    for event in events:
+        assert event.pixels is not None
+        assert (event.pixels[2 * event.scale :] == 255).all()
+        assert not (event.pixels[: 2 * event.scale] == 255).all()

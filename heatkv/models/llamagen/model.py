@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from heatkv.cache import KVCache
@@ -90,6 +91,9 @@ class LlamaGenModel(Staged):
     def decode(self, latent: Tensor) -> Tensor:
         self._use("decoder")
         pixels = (127.5 * self.autoencoder.decode(latent) + 128).clamp(0, 255)
+        # Cells that are not drawn yet have no code; what the decoder makes of that is no part of the picture.
+        blank_B1HW = (latent == 0).all(1, keepdim=True).float()
+        pixels.masked_fill_(F.interpolate(blank_B1HW, scale_factor=self.autoencoder.config.stride) > 0, 255)
         return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu()
 
     def about(self) -> dict[str, Any]:
