@@ -28,7 +28,7 @@ from torch import Tensor
 from heatkv.cache.attention import PartialAttention, partial_attention, partial_weights
 from heatkv.cache.seam import Entries, ScheduleCache, full_schedule
 from heatkv.files import shown
-from heatkv.formats import FORMATS, ranges_around
+from heatkv.formats import FORMATS
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 from heatkv.models.memory import check_batch
 from heatkv.scales import Geometry
@@ -126,8 +126,8 @@ def rounding_variance(kv_RM2D: Tensor, bounds: Sequence[tuple[int, int]]) -> Ten
     ends = [kv_RM2D[:, start:end].aminmax(dim=1) for start, end in bounds[:-1]]
     if not ends:
         return kv_RM2D.new_empty(len(kv_RM2D), 0, *kv_RM2D.shape[2:])
-    _, _, width = ranges_around(torch.stack([e.min for e in ends], 1), torch.stack([e.max for e in ends], 1))
-    return (width * 0.5**ROUNDED_TO.bits).square_() / 12
+    ranges = ROUNDED_TO.ranges_for(torch.stack([e.min for e in ends], 1), torch.stack([e.max for e in ends], 1))
+    return ROUNDED_TO.steps(ranges)[0].square() / 12
 
 
 def rounding(

@@ -53,6 +53,17 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+def variants(text: str) -> list[str]:
+    """Policies with commas between; a part with an equals sign and no colon goes on with the options before it."""
+    found: list[str] = []
+    for part in list_of(str, text):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
 def list_of(kind: type, text: str) -> list[Any]:
     """The values of a list with commas between; ``ValueError`` where there is none."""
     try:
@@ -271,7 +282,7 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
     from heatkv.study.compare import compare
 
     budgets = list_of(float, arguments.budgets)
-    policies = list(REGISTRY) if arguments.policies == "all" else list_of(str, arguments.policies)
+    policies = list(REGISTRY) if arguments.policies == "all" else variants(arguments.policies)
     device = chosen_device(arguments.device)
     dtype = str(chosen_dtype(arguments.dtype, device)).removeprefix("torch.")
     scores = HeadScores.load(arguments.scores) if arguments.scores else bundled_scores(model)
@@ -281,6 +292,7 @@ def compare_model(arguments: argparse.Namespace, model: str, prompts: list[str])
         scores,
         list(dict.fromkeys(budgets)),
         list(dict.fromkeys(policies)),
+        baseline=arguments.baseline,
         device=str(device),
         dtype=dtype,
         repetitions=arguments.seeds,
@@ -424,7 +436,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument("--budget", type=float, required=True)
     sub.add_argument("--policy", default="heatkv")
     sub.add_argument("--sink-scales", type=int, help="leading segments that always stay (default: 3; by lines 1)")
-    sub.add_argument("--storage", help="how cells are stored: compute, int8, int4, int2 (default: as the policy does)")
+    sub.add_argument("--storage", help="how cells are stored, such as int8 or int4 (default: as the policy does)")
     sub.add_argument("--seed", type=int, default=0, help="for policies that roll dice")
     sub.add_argument("--out", type=Path, required=True, help="schedule file to write (JSON)")
 
@@ -436,7 +448,11 @@ def make_parser() -> OneLineParser:
         "--prompts", type=Path, required=True, help="text file, one prompt a line; none used for calibration"
     )
     sub.add_argument("--budgets", default="0.5,0.3,0.2,0.1")
-    sub.add_argument("--policies", default="all", help="names with commas between (default: all)")
+    sub.add_argument(
+        "--policies", default="all",
+        help="names with commas between, options behind a colon: heatkv:sinks=1,storage=int8,h2o (default: all)",
+    )  # fmt: skip
+    sub.add_argument("--baseline", default="heatkv", help="the policy that the others are compared with")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--seeds", type=int, default=2, help="seeds a prompt")
     sub.add_argument(

@@ -79,17 +79,30 @@ class Format:
         """Codes and ranges (uint8) of cells ``[..., N, D]``."""
         x = x.float()
         low, high = x.aminmax(dim=-1 if self.ranges == "token" else -2, keepdim=True)
-        octave, centre, width = ranges_around(low, high)
-        step, first = self._steps(width, centre)
+        ranges = self.ranges_for(low, high)
+        step, first = self.steps(ranges)
         codes = ((x - first) / step).round_().clamp_(0, 2**self.bits - 1).to(torch.uint8)
+        return self._packed(codes), ranges
+
+    def ranges_for(self, low: Tensor, high: Tensor) -> Tensor:
+        """Ranges (uint8) that cover what lies between two ends: all widths, then all centres."""
+        middle = (low + high) * 0.5
+        # Wide enough with its centre rounded, and for a centre that 7 bits can tell.
+        width = torch.maximum((high - low) * (CENTRES / (CENTRES - 1)), middle.abs() * (CENTRES / 127))
+        octave = width.clamp_min_(2.0**LEAST_OCTAVE).log2_().mul_(OCTAVES).ceil_()
+        octave.clamp_max_(255 + OCTAVES * LEAST_OCTAVE)
+        centre = (middle * CENTRES / (octave / OCTAVES).exp2_()).round_().clamp_(-128, 127)
         told = (octave - OCTAVES * LEAST_OCTAVE).to(torch.uint8), centre.to(torch.int8).view(torch.uint8)
-        return self._packed(codes), torch.cat(told, -1)
+        return torch.cat(told, -1)
 
     def steps(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
         """Of every range the distance of neighbouring numbers, and the one that code 0 stands for (float32)."""
         octave, centre = ranges.chunk(2, -1)
         width = octave.float().add_(OCTAVES * LEAST_OCTAVE).mul_(1 / OCTAVES).exp2_()
-        return self._steps(width, centre.view(torch.int8).float())
+        # Numbers lie in the middle of 2^bits equal parts of the width.
+        return width * 0.5**self.bits, width * (
+            centre.view(torch.int8).float() / CENTRES - 0.5 + 0.5 ** (self.bits + 1)
+        )
 
     def decode(self, codes: Tensor, steps: tuple[Tensor, Tensor], out: Tensor) -> None:
         """Write into ``out`` ``[..., N, D]`` what `encode` made codes of: off by half a step at most.
@@ -108,11 +121,6 @@ class Format:
         if wide is not out:
             out.copy_(wide)
 
-    def _steps(self, width: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """The distance of neighbouring numbers of ranges, and the number that code 0 stands for."""
-        step = width * 0.5**self.bits
-        return step, width * (centre / CENTRES - 0.5 + 0.5 ** (self.bits + 1))
-
     def _packed(self, codes: Tensor) -> Tensor:
         """Codes ``[..., D]`` as bytes: the first share of the channels in the lowest bits."""
         if self.bits == 8:
@@ -124,15 +132,16 @@ class Format:
         return packed
 
 
-def ranges_around(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The smallest ranges that cover what lies between: octave and centre, whole numbers, and the width they give."""
-    middle = (low + high) * 0.5
-    # Wide enough with its centre rounded, and for a centre that 7 bits can tell.
-    width = torch.maximum((high - low) * (CENTRES / (CENTRES - 1)), middle.abs() * (CENTRES / 127))
-    octave = width.clamp_min_(2.0**LEAST_OCTAVE).log2_().mul_(OCTAVES).ceil_()
-    octave.clamp_max_(255 + OCTAVES * LEAST_OCTAVE)
-    width = (octave / OCTAVES).exp2_()
-    return octave, (middle * CENTRES / width).round_().clamp_(-128, 127), width
+class Symmetric(Format):
+    """Of VAR-Q (re-implementation): a factor a channel of a cell, bfloat16, and whole multiples of it around 0."""
+
+    def ranges_for(self, low: Tensor, high: Tensor) -> Tensor:
+        factor = torch.maximum(high, -low) / (2 ** (self.bits - 1) - 0.5)
+        return factor.clamp_min_(2.0**LEAST_OCTAVE).bfloat16().view(torch.uint8)
+
+    def steps(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
+        factor = ranges.contiguous().view(torch.bfloat16).float()
+        return factor, factor * -(2 ** (self.bits - 1))
 
 
 COMPUTE = Format("compute", "as computed")
@@ -143,6 +152,7 @@ FORMATS: dict[str, Format] = {
         Format("int8", "8 bits", 8, "token"),
         Format("int4", "4 bits", 4, "channel"),
         Format("int2", "2 bits", 2, "channel"),
+        Symmetric("varq4", "VAR-Q's 4 bits", 4, "channel"),
     )
 }
 

@@ -32,7 +32,7 @@ def one_at_a_time(scores: HeadScores, limit: int, levels: tuple[str, ...]) -> tu
     def loss(cell: tuple[int, int, int], level: int, drop: int) -> float:
         i, head, s = cell
         rounded, gone = scores.rounding_LHTS[i, head, :, s], scores.change_LHTS[i, head, :, s]
-        return NOISE[levels[level]] * rounded[:drop].sum() + gone[drop:].sum()
+        return (NOISE[levels[level]] if len(levels) > 1 else 0) * rounded[:drop].sum() + gone[drop:].sum()
 
     while (resident_TL := resident()[: None if geometry.scales.by_line else K - 1]).max(initial=0) > limit:
         t, layer = np.unravel_index(resident_TL.argmax(), resident_TL.shape)

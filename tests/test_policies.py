@@ -436,3 +436,51 @@ def test_a_dynamic_policy_has_no_schedule(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(policies.REGISTRY, policy.name, policy)
     with pytest.raises(ValueError, match="decides while it generates and has no schedule"):
         plan(None, 0.5, "online", model="toy", geometry=SMALL)
+
+
+def test_a_policy_can_be_named_with_what_is_asked_of_it() -> None:
+    policy, asked = policies.variant("heatkv:sinks=1,storage=int4")
+    assert (policy.name, asked) == ("heatkv", {"sink_scales": 1, "storage": "int4"})
+    assert policies.variant("h2o:recent=0.25")[1] == {"recent": 0.25}
+    assert policies.variant("random")[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("heatvk:sinks=1", "no policy 'heatvk'"),
+        ("heatkv:sink=1", "asks for 'sink=1': of heatkv can be asked sinks=, storage="),
+        ("heatkv:sinks", "asks for 'sinks'"),
+        ("heatkv:sinks=many", "sinks is 'many'"),
+    ],
+)
+def test_what_can_not_be_asked_is_said(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        policies.variant(text)
+
+
+@pytest.mark.parametrize("storage", ["int3", "", "8", "mixed"])
+def test_a_storage_that_there_is_not_is_refused(storage: str) -> None:
+    orders = random_orders(SMALL, 1, 0)
+    with pytest.raises(ValueError, match=r"storage (is '|mixed is not for it)"):
+        plan(orders, 0.5, "heatkv", 1, model="toy", geometry=SMALL, storage=storage)
+
+
+def test_token_policies_store_as_computed_and_channels_need_whole_cells() -> None:
+    with pytest.raises(ValueError, match="'h2o' chooses tokens, not cells"):
+        policies.cache_factory("h2o", SMALL, 0.5, storage="int8")
+    lines = Geometry(2, 2, 8, ScaleSchedule.lines(1, 3, 4))
+    with pytest.raises(ValueError, match="a line is cached token by token: choose compute or int8"):
+        plan(None, 0.9, "random", 1, model="toy", geometry=lines, storage="int4")
+
+
+@pytest.mark.parametrize("storage", ["compute", "int8", "int4", "int2"])
+@pytest.mark.parametrize("name", [name for name in STATIC if REGISTRY[name].needs in ("orders", "nothing")])
+def test_every_static_policy_keeps_to_its_budget_in_bytes_in_every_storage(name: str, storage: str) -> None:
+    full_bytes = SMALL.kv_bytes(SMALL.full_peak_tokens, key_bytes=2, value_bytes=2)
+    for sinks in (0, 1):
+        source = None if REGISTRY[name].needs == "nothing" else random_orders(SMALL, sinks, 0)
+        schedule = plan(source, 0.25, name, sinks, model="toy", geometry=SMALL, storage=storage)
+        assert schedule.peak_bytes(1, 2) <= 0.25 * full_bytes
+        assert schedule.peak_share >= 0.2  # and uses it
+        assert (schedule.drop_at_LHS[:, :, :sinks] == len(SMALL.scales)).all()

@@ -268,7 +268,10 @@ HOSTILE = {
     "NaN": (edited(budget=float("nan")), "NaN is not a number"),
     "Infinity": (edited(budget=float("inf")), "Infinity is not a number"),
     "an overflowing number": (edited().replace("0.8", "1e999"), "budget is inf"),
-    "unknown storage": (edited(storage="int3"), "storage is 'int3': it must be one of compute, int8, int4, int2"),
+    "unknown storage": (
+        edited(storage="int3"),
+        "storage is 'int3': it must be one of compute, int8, int4",
+    ),
     "storage of no kind": (edited(storage=[8]), "storage is .8.: it must be one of"),
     "8 bits of heads of unknown size": (edited(storage="int8", head_dim=...), "states its head_dim"),
     "8 bits of heads of odd size": (edited(storage="int8", head_dim=7), "needs a head_dim that 2 divides, not 7"),

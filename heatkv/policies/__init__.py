@@ -64,6 +64,26 @@ def find(name: str) -> Policy:
     return REGISTRY[name]
 
 
+def variant(text: str) -> tuple[Policy, dict[str, Any]]:
+    """A policy and what is asked of it: ``heatkv``, or ``heatkv:sinks=1,storage=int8``.
+
+    What is asked is what `cache_factory` takes by name: ``sinks`` (its ``sink_scales``), ``storage`` and the policy's
+    own options, each of the type of its default. ``ValueError`` says what is wrong.
+    """
+    name, _, asked = text.partition(":")
+    policy, options = find(name), {}
+    for part in filter(None, asked.split(",")):
+        key, equals, value = part.partition("=")
+        known = {"sinks": 0, "storage": "", **policy.options}
+        if not equals or key not in known:
+            raise ValueError(f"{text!r} asks for {part!r}: of {name} can be asked {', '.join(f'{k}=' for k in known)}")
+        try:
+            options["sink_scales" if key == "sinks" else key] = type(known[key])(value)
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {key} is {value!r}, and must be like {known[key]!r}") from error
+    return policy, options
+
+
 def usable(source: PlanSource) -> dict[str, Policy]:
     """The policies that ``source`` is enough for, by name."""
     known: set[Needs] = {"nothing"}

@@ -43,6 +43,7 @@ POLICY = Policy(
     summary="Keeps, in every head, the tokens that received most attention so far, and some of the newest scale.",
     provenance="adaptation",
     needs="nothing",
+    sinks=False,
     cache=cache,
     options={"recent": 0.5},
 )

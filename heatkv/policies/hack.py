@@ -125,6 +125,7 @@ POLICY = Policy(
     summary="Gives heads whose queries all read the same keys few tokens, and the others the newest scale and more.",
     provenance="re-implementation",
     needs="spread",
+    sinks=False,
     cache=cache,
     options={"alpha": 0.5, "ratio": 1 / 3, "merge": True},
 )

@@ -36,7 +36,7 @@ from heatkv.scores import HeadScores
 
 LEVELS = ("int8", "int4", "int2")
 # Loss of a format as a multiple of that of int4: measured on the bundled model, where cells differ little in it.
-NOISE = {"compute": 0.0, "int8": 1 / 57, "int4": 1.0, "int2": 17.0}
+NOISE = {"int8": 1 / 57, "int4": 1.0, "int2": 17.0}
 # Steps of one moment are taken together up to this share of the peak: a bound on the memory left unused.
 QUANTUM = 1 / 256
 TOGETHER = 256  # and so many at most
@@ -79,7 +79,7 @@ def sequence(scores: HeadScores, levels: tuple[str, ...]) -> Sequence:
     source_N, layer_N = np.tile(np.arange(K - 1), L * H), np.repeat(np.arange(L), H * (K - 1))
     cost_FN = np.stack([cell_cost(geometry, name)[source_N] for name in levels])
     gone_TN, round_TN = losses(scores, levels)
-    noise_F1 = np.array([NOISE[name] for name in levels])[:, None]
+    noise_F1 = np.array([NOISE[name] if len(levels) > 1 else 0.0 for name in levels])[:, None]
     drop_N, level_N, all_N = np.full(len(source_N), K), np.zeros(len(source_N), np.int64), np.arange(len(source_N))
 
     own_M = lines_being_drawn(geometry, levels[0])

@@ -134,6 +134,7 @@ POLICY = Policy(
     summary="Gives layers that read history broadly many tokens and the others few; a sample of queries picks which.",
     provenance="re-implementation",
     needs="scores",
+    sinks=False,
     cache=cache,
     options={"scoring": "paper"},
 )

@@ -42,6 +42,7 @@ POLICY = Policy(
     summary="Keeps, in every head, the tokens that a sample of the newest queries attends to most.",
     provenance="adaptation",
     needs="nothing",
+    sinks=False,
     cache=cache,
     options={"window": 32, "kernel": 5},
 )

@@ -20,7 +20,7 @@ import numpy as np
 from heatkv.files import shown
 from heatkv.models.base import GenerativeModel
 from heatkv.models.memory import check_batch
-from heatkv.policies import find
+from heatkv.policies import variant
 from heatkv.schedule import check_budget
 from heatkv.scores import HeadScores
 from heatkv.study.shards import (
@@ -63,7 +63,7 @@ def check_request(
             f"{len(shared)} prompts were used for calibration, first {shared[0]!r}: compare on other prompts"
         )
     for policy in policies:
-        find(policy)
+        variant(policy)
     for budget in budgets:
         check_budget(budget, scores.geometry.scales, 0)
     scores.check_matches(model.geometry)
@@ -146,6 +146,7 @@ def compare(
     budgets: Sequence[float],
     policies: Sequence[str],
     *,
+    baseline: str = BASELINE,
     device: str = "cpu",
     dtype: str = "float32",
     repetitions: int = 2,
@@ -168,6 +169,9 @@ def compare(
         Evaluation prompts; none of them may be one of the calibration's.
     dtype
         ``float32`` or ``bfloat16``; with the former, bfloat16 is a reference, ``dtype_noise``.
+    policies, baseline
+        Names, or names with what is asked of them (`heatkv.policies.variant`); the one that the others are compared
+        with, if it is among them.
     repetitions
         Seeds a prompt.
     orders
@@ -210,8 +214,10 @@ def compare(
         rest = [shard for shards in runs.values() for shard in shards]
         work.do(rest + [s for shards in references.values() for s in shards], workers, engine, progress)
 
-    rows = [_row(work, policy, budget, runs, reasons, len(prompts)) for policy in policies for budget in budgets]
-    ratios = [iso_psnr(rows, policy, BASELINE) for policy in policies if policy != BASELINE]
+    rows = [
+        _row(work, policy, budget, runs, reasons, len(prompts), baseline) for policy in policies for budget in budgets
+    ]
+    ratios = [iso_psnr(rows, policy, baseline) for policy in policies if policy != baseline]
     return {
         "model": identity,
         "prompts": len(prompts),
@@ -228,6 +234,7 @@ def compare(
         "rows": rows,
         "references": {name: summarise(*work.of(shards), len(prompts)) for name, shards in references.items()},
         "iso_psnr": [ratio for ratio in ratios if ratio is not None],
+        "baseline": baseline,
         "policies": {name: describe(name) for name in policies},
     }
 
@@ -241,7 +248,7 @@ def _planned(
         for budget in budgets:
             shards = [
                 shard
-                for order in range(orders if find(policy).seeded else 1)
+                for order in range(orders if variant(policy)[0].seeded else 1)
                 for shard in work.shards("policy", policy, budget, order)
             ]
             try:
@@ -256,7 +263,7 @@ def _planned(
 
 def _row(
     work: _Work, policy: str, budget: float, runs: dict[tuple[str, float], list[Shard]],
-    reasons: dict[tuple[str, float], str], prompts: int,
+    reasons: dict[tuple[str, float], str], prompts: int, baseline: str,
 ) -> dict[str, Any]:  # fmt: skip
     row: dict[str, Any] = {"policy": policy, "budget": budget}
     if (policy, budget) in reasons:
@@ -269,17 +276,17 @@ def _row(
         "share_16bit": round(work.most(shards, "share_16bit"), 6),
         "seconds": work.seconds(shards),
     }
-    if policy != BASELINE and (BASELINE, budget) in runs:
-        row["difference"] = {"to": BASELINE, **difference(values, work.of(runs[BASELINE, budget])[0], prompts)}
+    if policy != baseline and (baseline, budget) in runs:
+        row["difference"] = {"to": baseline, **difference(values, work.of(runs[baseline, budget])[0], prompts)}
     return row
 
 
 def describe(name: str) -> dict[str, Any]:
     """What a policy is, for whoever reads the numbers later."""
-    policy = find(name)
+    policy, asked = variant(name)
     return {
         "title": policy.title, "summary": policy.summary, "provenance": policy.provenance, "needs": policy.needs,
-        "static": policy.static, "options": dict(policy.options),
+        "static": policy.static, "options": dict(policy.options), "asked": asked,
     }  # fmt: skip
 
 
@@ -322,8 +329,8 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
 def markdown_table(result: dict[str, Any]) -> str:
     """The comparison as a Markdown table: references first, then budget by budget, the best policy first."""
     lines = [
-        "| budget | policy | PSNR (95 % CI) | PSNR minus heatkv's (95 % CI) | foreground PSNR | SSIM | bit agreement | "
-        "peak KV bytes |",
+        f"| budget | policy | PSNR (95 % CI) | PSNR minus {result.get('baseline', BASELINE)}'s (95 % CI) | "
+        "foreground PSNR | SSIM | bit agreement | peak KV bytes |",
         "|---|---|---|---|---|---|---|---|",
     ]
 
@@ -349,7 +356,7 @@ def markdown_table(result: dict[str, Any]) -> str:
         budget = row["budget"]
         share = row["kv_bytes_peak"] / result["kv_bytes_full"]
         lines.append(line(first, row["policy"], row, f"{row['kv_bytes_peak']} ({share:.1%})"))
-    lines += [f"\nNot possible at {budget}: {', '.join(names)}." for budget, names in impossible.items()]
+    lines += [f"\nBelow what their sinks take at {budget}: {', '.join(names)}." for budget, names in impossible.items()]
     return "\n".join(lines)
 
 
@@ -357,7 +364,8 @@ def iso_table(result: dict[str, Any]) -> str:
     """Bytes at equal PSNR as a Markdown table; empty where no two policies meet."""
     if not result["iso_psnr"]:
         return ""
-    lines = ["| policy | bytes it takes for the PSNR of heatkv, as a share of heatkv's |", "|---|---|"]
+    baseline = result.get("baseline", BASELINE)
+    lines = [f"| policy | bytes it takes for the PSNR of {baseline}, as a share of {baseline}'s |", "|---|---|"]
     for found in result["iso_psnr"]:
         at = ", ".join(
             f"{level['ratio']:.2f} at {level['psnr']:.1f} dB"

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import io
 import json
+import re
 import sys
 import time
 import zipfile
@@ -29,7 +30,7 @@ from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.files import write_atomic
 from heatkv.models import find_folder, load
 from heatkv.models.base import GenerativeModel, seeded_noise
-from heatkv.policies import cache_factory, find, plan
+from heatkv.policies import cache_factory, plan, variant
 from heatkv.schedule import least_budget
 from heatkv.scores import HeadScores
 from heatkv.study import metrics
@@ -92,7 +93,7 @@ class Shard:
     def name(self) -> str:
         """Of its file, without folder."""
         what = f"{self.policy}-{self.budget:g}-{self.order}" if self.kind == "policy" else self.kind
-        return f"{what}-{self.first:05}.npz"
+        return f"{re.sub('[:,=]', '_', what)}-{self.first:05}.npz"
 
     @property
     def words(self) -> str:
@@ -231,7 +232,7 @@ def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
     if isinstance(cache, ScheduleCache):
         facts["schedule"] = hashlib.sha256(cache.schedule.to_json().encode()).hexdigest()
     else:
-        options = {key: repr(value) for key, value in find(shard.policy).options.items()}
+        options = {key: repr(value) for key, value in variant(shard.policy)[0].options.items()}
         facts |= {"scores": scores_fingerprint(setting.scores), "sinks": setting.sink_scales, "options": options}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -277,7 +278,9 @@ def cache_maker(setting: Setting, shard: Shard) -> Any:
     """What makes the caches of a shard. Raises ``ValueError`` where its policy can not keep to its budget."""
     geometry, scores = setting.scores.geometry, setting.scores
     if shard.kind == "policy":
-        return cache_factory(shard.policy, geometry, shard.budget, scores, setting.sink_scales, seed=shard.order)
+        policy, asked = variant(shard.policy)
+        asked = {"sink_scales": setting.sink_scales, **asked}
+        return cache_factory(policy.name, geometry, shard.budget, scores, seed=shard.order, **asked)
     if shard.kind == "sinks_only":
         least = least_budget(geometry.scales, setting.sink_scales)
         schedule = plan(scores, least, "heatkv", setting.sink_scales)
