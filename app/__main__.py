@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from app.demo import Exhibit
     from heatkv.models.base import GenerativeModel
     from heatkv.scores import HeadScores
 
@@ -21,45 +22,58 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 
+FIRST = "pocket"  # the bundled model whose page stands at the root
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
-    from app.demo import create_demo, launch_options
+    from app.demo import create_pages, launch_options
+    from heatkv.models import bundled_folders
+    from heatkv.threads import keep_to_own_cores
+
+    keep_to_own_cores()
+    names = [options.model] if options.model else sorted(bundled_folders(), key=lambda name: (name != FIRST, name))
+    if options.scores and len(names) > 1:
+        names = names[:1]
+    try:
+        exhibits = [exhibit(name, options.device, options.dtype, options.scores) for name in names]
+    except ValueError as error:
+        print(f"python -m app: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    demo = create_pages(exhibits)
+    demo.launch(server_name=options.host, server_port=options.port, **launch_options())
+
+
+def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path | None = None) -> Exhibit:
+    """A model by name or folder with all that lies beside it. Raises ``ValueError``."""
+    from app.demo import Exhibit
     from app.lessons import Chosen
     from app.strips import bundled_fingerprint, read_strips
     from heatkv.models import find_folder, is_bundled, load
     from heatkv.scores import HeadScores
-    from heatkv.threads import keep_to_own_cores
 
-    keep_to_own_cores()
-    try:
-        folder = find_folder(options.model)
-        label = "bundled calibration"
-        scores = own_scores(folder)
-        if options.scores:
-            scores, label = HeadScores.load(options.scores), f"scores of {options.scores.name}"
-        model = load(options.model, options.device, options.dtype)
-        if scores is None:
-            scores, label = calibrated(model), "calibration on the model's examples"
-        scores.check_matches(model.geometry)
-    except ValueError as error:
-        print(f"python -m app: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    prompts = read_prompts() if is_bundled(options.model) else []
+    folder = find_folder(name)
+    label, scores = "bundled calibration", own_scores(folder)
+    if scores_file:
+        scores, label = HeadScores.load(scores_file), f"scores of {scores_file.name}"
+    model = load(name, device, dtype)
+    if scores is None:
+        scores, label = calibrated(model), "calibration on the model's examples"
+    scores.check_matches(model.geometry)
+    shipped = is_bundled(name) and not scores_file
+    fingerprint = bundled_fingerprint(name) if shipped and own_scores(folder) else ""
     path = folder / "comparison.json"
-    fingerprint = bundled_fingerprint(options.model) if is_bundled(options.model) and not options.scores else ""
-    strips = read_strips(folder, fingerprint) if fingerprint else []
-    demo = create_demo(
+    return Exhibit(
         model,
         scores,
         read_references(path),
-        prompts,
+        read_prompts() if is_bundled(name) else [],
         label,
         read_comparison(path),
-        strips,
+        read_strips(folder, fingerprint) if fingerprint else [],
         Chosen.read(folder, fingerprint),
     )
-    demo.launch(server_name=options.host, server_port=options.port, **launch_options())
 
 
 def own_scores(folder: Path) -> HeadScores | None:
@@ -110,7 +124,7 @@ def read_prompts(path: Path = ROOT / "assets" / "prompts" / "calibration.txt") -
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app", description="HeatKV Explorer in the browser.")
-    parser.add_argument("--model", default="pocket", help="a bundled model or a model folder (default: pocket)")
+    parser.add_argument("--model", help="a bundled model or a model folder (default: all bundled models)")
     parser.add_argument(
         "--scores", type=Path, help="calibration to open with (default: the model's own, or one made on its examples)"
     )

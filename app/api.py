@@ -28,12 +28,12 @@ class Api:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
 
-    def wire(self) -> None:
-        gr.api(self.generate, api_name="generate", **MODEL_JOB)
-        gr.api(self.calibrate, api_name="calibrate", **MODEL_JOB)
-        gr.api(self.plan, api_name="plan")
-        gr.api(self.compare, api_name="compare", **MODEL_JOB)
-        gr.api(self.knockout, api_name="knockout", **MODEL_JOB)
+    def wire(self, prefix: str = "") -> None:
+        gr.api(self.generate, api_name=f"{prefix}generate", **MODEL_JOB)
+        gr.api(self.calibrate, api_name=f"{prefix}calibrate", **MODEL_JOB)
+        gr.api(self.plan, api_name=f"{prefix}plan")
+        gr.api(self.compare, api_name=f"{prefix}compare", **MODEL_JOB)
+        gr.api(self.knockout, api_name=f"{prefix}knockout", **MODEL_JOB)
 
     def plan(self, budget: float, policy: str = "heatkv") -> dict[str, Any]:
         """Plan a schedule for a budget.

@@ -1,8 +1,9 @@
-"""The page: header, controls, tabs and what connects them. ``create_demo`` makes it for any model."""
+"""The page: header, controls, tabs and what connects them. ``create_pages`` makes it for any models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from app.tabs.budgets import BudgetsTab
 from app.tabs.calibrate import CalibrateTab
 from app.tabs.explore import ExploreTab
 from app.tabs.methods import MethodsTab
+from app.turns import Turns
 from app.workbench import Workbench
+from heatkv.files import program_root
 from heatkv.models.base import GenerativeModel
 from heatkv.policies import REGISTRY
 from heatkv.schedule import Schedule
@@ -39,17 +42,9 @@ GROUPS = {
 LIGHT_PARAMETERS = 50_000_000  # a model up to this draws the page's first pictures unasked
 
 
-def create_demo(
-    model: GenerativeModel,
-    scores: HeadScores,
-    references: Mapping[str, Any] | None = None,
-    prompts: Sequence[str] = (),
-    label: str = "bundled calibration",
-    comparison: Mapping[str, Any] | None = None,
-    strips: Sequence[Strip] = (),
-    chosen: Chosen | None = None,
-) -> gr.Blocks:
-    """The app for a loaded model.
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """A loaded model with all that its page shows.
 
     Parameters
     ----------
@@ -68,8 +63,42 @@ def create_demo(
     chosen
         What the lessons show on this model, and what was counted (`app.lessons`).
     """
-    bench = Workbench(model, scores, references, prompts, label)
-    return _Demo(bench, comparison, strips, chosen).build()
+
+    model: GenerativeModel
+    scores: HeadScores
+    references: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Sequence[str] = ()
+    label: str = "bundled calibration"
+    comparison: Mapping[str, Any] = field(default_factory=dict)
+    strips: Sequence[Strip] = ()
+    chosen: Chosen = field(default_factory=Chosen)
+
+
+def create_pages(exhibits: Sequence[Exhibit]) -> gr.Blocks:
+    """The app for one model or several: the first one's page at the root, the others' at their names.
+
+    A menu leads from one to the other and takes prompt, seed and budget along. The models share one queue.
+    """
+    turns = Turns()
+    benches = [Workbench(e.model, e.scores, e.references, e.prompts, e.label, turns) for e in exhibits]
+    models = [
+        {"name": bench.model.id, "title": f"{bench.model.id}: by {bench.geometry.scales.word}s", "path": "./" + name}
+        for bench, name in zip(benches, ["", *(bench.model.id for bench in benches[1:])], strict=True)
+    ]
+    demos = [
+        _Demo(bench, exhibit.comparison, exhibit.strips, exhibit.chosen, models)
+        for bench, exhibit in zip(benches, exhibits, strict=True)
+    ]
+    blocks = demos[0].build()
+    for demo in demos[1:]:
+        with blocks.route(demo.bench.model.id, demo.bench.model.id):
+            demo.compose(f"{demo.bench.model.id}-")
+    return blocks
+
+
+def create_demo(model: GenerativeModel, scores: HeadScores, *more: Any, **other: Any) -> gr.Blocks:
+    """The app for a single model; takes what an `Exhibit` does."""
+    return create_pages([Exhibit(model, scores, *more, **other)])
 
 
 def launch_options() -> dict[str, Any]:
@@ -104,6 +133,14 @@ def launch_options() -> dict[str, Any]:
     }
 
 
+def references() -> str:
+    """How to cite every method; empty where the file is absent."""
+    try:
+        return (program_root() / "assets" / "references.bib").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
 class _Demo:
     def __init__(
         self,
@@ -111,8 +148,10 @@ class _Demo:
         comparison: Mapping[str, Any] | None = None,
         strips: Sequence[Strip] = (),
         chosen: Chosen | None = None,
+        models: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self.bench = bench
+        self.models = models
         self.chosen = chosen or Chosen()
         self.policy = next(iter(bench.policies()))
         self.percent = max(START_PERCENT, bench.percents(self.policy)[0])
@@ -127,11 +166,16 @@ class _Demo:
 
     def build(self) -> gr.Blocks:
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
-            Api(self.bench).wire()  # first, so that its endpoints get the plain names
-            page = self._layout()
-            self._wire(page)
+            self.compose()
         demo.queue(default_concurrency_limit=8, max_size=128)
         return demo
+
+    def compose(self, prefix: str = "") -> None:
+        """The page's components and what connects them; the names of its endpoints begin with ``prefix``."""
+        if len(self.models) > 1:
+            gr.Navbar(visible=False)  # the menu in the header leads to the other models
+        Api(self.bench).wire(prefix)  # first, so that its endpoints get the plain names
+        self._wire(self._layout())
 
     def _layout(self) -> Page:
         bench = self.bench
@@ -181,7 +225,7 @@ class _Demo:
     def ask(self) -> dict[str, Any]:
         classes = self.bench.classes
         names = self.bench.examples if classes is None else [classes.title(i) for i in range(classes.count)]
-        return {"examples": list(names), "models": [], "model": self.bench.model.id}
+        return {"examples": list(names), "models": list(self.models), "model": self.bench.model.id}
 
     def view(self) -> dict[str, Any]:
         """What the page opens with, for its store."""
@@ -197,6 +241,7 @@ class _Demo:
             "tabs": list(TABS),
             "hello": HELLO,
             "auto": self.auto,
+            "references": references(),
         }
 
     def dial(self, calibration: Calibration | None, policy: str) -> dict[str, Any]:

@@ -76,10 +76,10 @@ LocalHeads = tuple[npt.NDArray[np.bool_], int]
 
 
 class Jobs:
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, turns: Turns) -> None:
         self.bench = bench
         self.model = bench.model
-        self.turns = Turns()
+        self.turns = turns
         self.gallery = Gallery()
         self._probes: deque[Probe] = deque(maxlen=PROBES)
         self._draw_job = gpu(self._draw_steps, 120)

@@ -12,6 +12,7 @@ import numpy as np
 from app.inputs import MAX_PROMPTS, InputError, read_prompt, read_prompts
 from app.jobs import Jobs
 from app.recipes import Calibration, Plan, Recipe, read_recipe
+from app.turns import Turns
 from heatkv.formats import COMPUTE
 from heatkv.models.base import GenerativeModel
 from heatkv.models.var.classes import Classes
@@ -31,6 +32,7 @@ class Workbench:
         references: Mapping[str, Any] | None = None,
         prompts: Sequence[str] = (),
         label: str = "bundled calibration",
+        turns: Turns | None = None,
     ) -> None:
         self.model = model
         self.geometry = model.geometry
@@ -41,7 +43,7 @@ class Workbench:
         self.prompts = self._usable(prompts) or self.examples
         self.sink_scales = min(self.geometry.scales.default_sinks, len(self.geometry.scales) - 1)
         self._tables: dict[str, explore.BudgetTable] = {}
-        self.jobs = Jobs(self)
+        self.jobs = Jobs(self, turns or Turns())
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ prompt.addEventListener('input', () => heatkv.emit('typing', prompt.value));
 find('.model select').addEventListener('change', (event) => {
   const link = new URL(heatkv.link(true));
   for (const key of ['head', 'forget', 'a', 'lesson']) link.searchParams.delete(key);
-  location.assign(`${event.target.value}${link.search}`);
+  location.assign(new URL(`${event.target.value}${link.search}`, location.href).href);
 });
 
 find('.theme').addEventListener('click', () => {

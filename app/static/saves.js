@@ -62,10 +62,17 @@ window.heatkvSaves = (() => {
     save(name(h, 'csv'), 'text/csv', `${lines.map((line) => line.join(',')).join('\n')}\n`);
   }
 
+  /** The entries of the methods in use; all of them where none is found. */
+  function cite(text, keys) {
+    const entries = text.split(/\n(?=@)/).filter((entry) => entry.startsWith('@'));
+    const found = entries.filter((entry) => keys.some((key) => entry.startsWith(`${entry.split('{')[0]}{${key},`)));
+    return `${(found.length ? found : entries).join('\n')}\n`;
+  }
+
   return {
     'map-svg': (h) => save(name(h, 'svg'), 'image/svg+xml', drawing(h).text),
     'map-png': png,
     csv,
-    bib: (h) => save('heatkv-explorer.bib', 'text/plain', h.defaults.cite(h.recipe().policy)),
+    bib: (h) => save('heatkv-explorer.bib', 'text/plain', cite(h.defaults.references, ['heatkv', h.recipe().policy])),
   };
 })();

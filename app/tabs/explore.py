@@ -69,6 +69,7 @@ class ExploreTab:
                 Component("memory")
             with gr.Column(scale=6, min_width=300):
                 self.card = Component("headcard", self._opening_card())
+                Component("heads")
                 self.types = Component("headtypes")
         with gr.Row(elem_classes="tools", elem_id="schedule-tools"):
             self.upload = gr.UploadButton(

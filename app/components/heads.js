@@ -1,0 +1,60 @@
+/* Every head as a small picture of its row of the map: sorted, filtered by type, and a way to it. */
+const heatkv = window.heatkv;
+const colours = heatkv.colours;
+const find = (path) => element.querySelector(path);
+const MOST = 256; // of a large model the first ones of the order; the map holds them all
+const WORDS = { itself: 'looks at itself', previous: 'at the previous one', between: 'further back', sinks: 'at the coarsest', spread: 'spreads', local: 'looks near', far: 'far', condition: 'at the prompt' };
+const strength = (l, h) => heatkv.range(heatkv.table.cached).reduce((sum, s) => sum + (colours.level(l, h, s) ?? -9), 0);
+
+function heads() {
+  const t = heatkv.table;
+  const wanted = find('.type').value;
+  const all = heatkv.range(t.layers).flatMap((l) => heatkv.range(t.heads).map((h) => ({ l, h, type: heatkv.typeOf(l, h) || '' })));
+  const chosen = all.filter((one) => !wanted || one.type === wanted);
+  const order = find('.order').value;
+  if (order === 'type') chosen.sort((a, b) => a.type.localeCompare(b.type) || a.l - b.l || a.h - b.h);
+  if (order === 'colour') chosen.sort((a, b) => strength(b.l, b.h) - strength(a.l, a.h));
+  return { all, chosen };
+}
+
+function paint(canvas, l, h) {
+  const t = heatkv.table;
+  const p = colours.palette();
+  canvas.width = t.cached;
+  canvas.height = 1;
+  const pen = canvas.getContext('2d');
+  for (const s of heatkv.range(t.cached)) {
+    const colour = colours.shade(p, colours.level(l, h, s));
+    pen.fillStyle = colours.css(heatkv.kept(l, h, s) ? colour : colours.mix(p.gone, colour, 0.22));
+    pen.fillRect(s, 0, 1, 1);
+  }
+}
+
+function show() {
+  const t = heatkv.table;
+  if (!find('.type').children[1]) find('.type').append(...t.typeNames.map((name) => Object.assign(document.createElement('option'), { value: name, textContent: WORDS[name] || name })));
+  const { all, chosen } = heads();
+  find('.count').textContent = `${chosen.length} of ${all.length}${chosen.length > MOST ? `, the first ${MOST}` : ''}`;
+  find('.grid').replaceChildren(...chosen.slice(0, MOST).map(({ l, h, type }) => {
+    const button = Object.assign(document.createElement('button'), { type: 'button', title: type ? WORDS[type] || type : '' });
+    button.dataset.head = `${l}.${h}`;
+    const canvas = document.createElement('canvas');
+    paint(canvas, l, h);
+    button.append(canvas, `${l + 1}.${h + 1}`);
+    button.setAttribute('aria-label', `Layer ${l + 1}, head ${h + 1}${type ? `, ${WORDS[type] || type}` : ''}`);
+    button.addEventListener('click', () => { heatkv.look(l, h, heatkv.cell.scale); heatkv.emit('open-head'); });
+    return button;
+  }));
+  mark();
+}
+function mark() {
+  const here = `${heatkv.cell.layer}.${heatkv.cell.head}`;
+  for (const button of find('.grid').children) button.setAttribute('aria-pressed', String(button.dataset.head === here));
+}
+/** While the slider moves only the colours change. */
+const repaint = () => { for (const button of find('.grid').children) paint(button.firstChild, ...button.dataset.head.split('.').map(Number)); };
+let soon = null;
+for (const name of ['.type', '.order']) find(name).addEventListener('change', show);
+heatkv.follow(element, ['table', 'colours', 'look'], show);
+heatkv.follow(element, ['cell'], mark);
+for (const name of ['budget', 'edits']) heatkv.bus.addEventListener(name, () => { clearTimeout(soon); soon = setTimeout(() => { if (element.isConnected && heatkv.table) repaint(); }, 60); });
