@@ -15,17 +15,26 @@ let position = null; // [row, column] of the chosen position, or null for the me
 let large = null; // the tile that was enlarged
 let asked = '';
 
-/** What a head reads is drawn when somebody looks at this card. */
+let seen = false; // whether the card is on the screen: what a head reads is drawn when somebody looks at it
+
 function ask(target = null) {
-  const value = props.value;
-  if (!value || !heatkv.defaults) return;
-  const wanted = { layer: value.layer, head: value.head, target, prompt: heatkv.view.prompt, seed: heatkv.view.seed };
+  if (!heatkv.defaults || !heatkv.table) return;
+  const wanted = { layer: heatkv.cell.layer, head: heatkv.cell.head, target, prompt: heatkv.view.prompt, seed: heatkv.view.seed };
   if (JSON.stringify(wanted) === asked) return;
   asked = JSON.stringify(wanted);
   trigger('open', wanted);
-  trigger('probe', wanted);
+  if (seen) trigger('probe', wanted);
 }
-new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting) && props.value && !props.value.view && heatkv.defaults && heatkv.defaults.auto) ask(); }, { threshold: 0.25 }).observe(find('card'));
+new IntersectionObserver((entries) => {
+  seen = entries.some((entry) => entry.isIntersecting);
+  if (seen && props.value && !props.value.view && heatkv.defaults && heatkv.defaults.auto) { asked = ''; ask(); }
+}, { threshold: 0.25 }).observe(find('card'));
+// The card is of the head under the cursor, whoever moved it there.
+let soon = null;
+heatkv.follow(element, ['cell', 'table'], () => {
+  clearTimeout(soon);
+  soon = setTimeout(() => { if (props.value && (props.value.layer !== heatkv.cell.layer || props.value.head !== heatkv.cell.head)) ask(); }, 250);
+});
 find('target').addEventListener('change', (event) => { position = null; ask(Number(event.target.value)); });
 
 function showEvidence(groups) {

@@ -156,6 +156,7 @@ function show() {
   for (const button of find('.modes').children) button.setAttribute('aria-pressed', String(button.dataset.mode === mode));
   find('.unpin').hidden = heatkv.same(heatkv.view.a, heatkv.FULL);
   find('.pin').hidden = heatkv.same(heatkv.view.a, heatkv.recipe());
+  document.body.classList.toggle('heatkv-stale', !both); // what is said of the pictures further down is of older ones then
   showStatus(both);
   showSteps(both);
 }
