@@ -46,7 +46,9 @@ class Calibration:
         """Tells calibrations apart by what they hold."""
         scores = self.scores
         arrays = (
-            [self.source] if scores is None else [scores.mass_sum_LHTS, scores.change_sum_LHTS, scores.spread_sum_LH]
+            [self.source]
+            if scores is None
+            else [scores.mass_sum_LHTS, scores.change_sum_LHTS, scores.spread_sum_LH, scores.rounding_sum_LHTS]
         )
         data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays if a is not None)
         return hashlib.sha256(data).hexdigest()[:16]

@@ -21,6 +21,7 @@ from heatkv.files import shown
 from heatkv.models.base import GenerativeModel
 from heatkv.models.memory import check_batch
 from heatkv.policies import variant
+from heatkv.scales import ScaleSchedule
 from heatkv.schedule import check_budget
 from heatkv.scores import HeadScores
 from heatkv.study.shards import (
@@ -235,7 +236,7 @@ def compare(
         "references": {name: summarise(*work.of(shards), len(prompts)) for name, shards in references.items()},
         "iso_psnr": [ratio for ratio in ratios if ratio is not None],
         "baseline": baseline,
-        "policies": {name: describe(name) for name in policies},
+        "policies": {name: about_policy(name, scores.geometry.scales) for name in policies},
     }
 
 
@@ -281,12 +282,12 @@ def _row(
     return row
 
 
-def describe(name: str) -> dict[str, Any]:
-    """What a policy is, for whoever reads the numbers later."""
+def about_policy(name: str, scales: ScaleSchedule) -> dict[str, Any]:
+    """What a policy is on this way of drawing, for whoever reads the numbers later."""
     policy, asked = variant(name)
     return {
-        "title": policy.title, "summary": policy.summary, "provenance": policy.provenance, "needs": policy.needs,
-        "static": policy.static, "options": dict(policy.options), "asked": asked,
+        "title": policy.title, "summary": policy.summary, "provenance": policy.provenance_for(scales),
+        "needs": policy.needs, "static": policy.static, "options": dict(policy.options), "asked": asked,
     }  # fmt: skip
 
 
