@@ -277,3 +277,14 @@ def load_trained(path: Path) -> tuple[WordEncoder, LlamaGenTransformer, dict[str
     model = TextToTokens(Vocabulary(tuple(state["words"])), config, average["codes_Vc"])
     model.load_state_dict(average)
     return model.text.eval(), model.folded().eval(), state
+
+
+def with_words(text: WordEncoder, words: frozenset[str]) -> WordEncoder:
+    """The same text encoder, which knows these of its words alone: those of the pictures that it has learned."""
+    kept = [word for word in text.vocabulary.words if word in words]
+    rows = [0] + [row for row in (text.vocabulary.id(word) for word in kept) if row is not None]
+    result = copy.deepcopy(text)
+    result.vocabulary = Vocabulary(tuple(kept))
+    result.embedding = nn.Embedding(len(rows), text.embedding.embedding_dim, padding_idx=0)
+    result.embedding.weight.data.copy_(text.embedding.weight.data[rows])
+    return result
