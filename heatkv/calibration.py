@@ -83,8 +83,14 @@ def observe(
         with_square_RME = torch.cat([v_RMD, v_RMD.square().sum(-1, True), torch.ones_like(v_RMD[..., :1])], -1)
         variance_RS2D = rounding_variance(torch.stack([k_RDM.transpose(1, 2), v_RMD], 2), bounds)
     sums: list[Tensor] = []
-    for tile_RND in q_RND.split(max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), dim=1):
-        p_RNM = torch.bmm(tile_RND, k_RDM).softmax(-1)
+    tile, first = max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), 0
+    for tile_RND in q_RND.split(tile, dim=1):
+        logits_RNM = torch.bmm(tile_RND, k_RDM)
+        if unseen_BNM is not None:
+            unseen_B1NM = unseen_BNM[:, None, first : first + tile]
+            logits_RNM.view(batch, heads, -1, keys).masked_fill_(unseen_B1NM, -torch.inf)
+            first += tile
+        p_RNM = logits_RNM.softmax(-1)
         mass_RSN = of_source_SM @ p_RNM.transpose(1, 2)
         share_SRND = q_RND.new_empty(sources, *tile_RND.shape)
         for share_RND, (start, end) in zip(share_SRND.unbind(), bounds, strict=True):

@@ -468,7 +468,7 @@ def make_parser() -> OneLineParser:
     sub = command("bench", cmd_bench, "measure speed and memory, full cache against budgets")
     sub.add_argument("--random-init", action="store_true", help="a published model's full size with random weights")
     sub.add_argument("--budgets", default="1,0.5,0.3,0.1", help="shares of the full peak")
-    sub.add_argument("--policy", default="heatkv", help="a static policy (default: heatkv)")
+    sub.add_argument("--policy", default="heatkv", help="how budgets are spent (default: heatkv)")
     sub.add_argument("--batch", default="1,2,4,8", help="images at a time")
     sub.add_argument("--repeats", type=int, default=5)
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: bundled, or random orders)")

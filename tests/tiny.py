@@ -1,4 +1,4 @@
-"""A tiny random model of the Infinity family, for tests that need a model but no pictures."""
+"""Tiny random models, one that draws by scales and one by lines, for tests that need a model but no pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import Vocabulary, WordEncoder
 from heatkv.models.infinity.transformer import InfinityTransformer, TransformerConfig
+from heatkv.models.llamagen.model import LlamaGenModel
+from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
+from heatkv.models.llamagen.vq import Vq, VqConfig
 from heatkv.scales import ScaleSchedule
 
 WORDS = ("a", "apple", "blue", "cat", "green", "of", "picture", "red", "tree")
@@ -43,4 +46,31 @@ def tiny_model(
             block.sa.scale_mul_1H11.uniform_(0.5, 2.5)
             block.sa.proj.weight.normal_(std=1.0)
             block.ada_gss[:, :, 0].fill_(2.0)
+    return model
+
+
+def tiny_lines_model(
+    grid: int = 6, *, layers: int = 3, heads: int = 4, head_dim: int = 16, readable: bool = True, seed: int = 0
+) -> LlamaGenModel:
+    """Random weights of the LlamaGen family with sharp heads: ``grid`` lines of as many tokens behind four of text."""
+    torch.manual_seed(seed)
+    config = LlamaGenConfig(
+        layers, heads * head_dim, heads, grid, "caption", caption_width=16, condition_tokens=4, vocabulary=32,
+        readable=readable,
+    )  # fmt: skip
+    tokenizer = VqConfig(base_width=8, width_mult=(1, 2), inner_width=8, code_width=4, vocabulary=32, norm_groups=4)
+    model = LlamaGenModel(
+        id="tiny-lines",
+        reader=WordEncoder(Vocabulary(WORDS), 16, 4),
+        transformer=LlamaGenTransformer(config),
+        autoencoder=Vq(tokenizer, with_encoder=False),
+        sampling=Sampling(guidance=2.0, temperature=0.7),
+        examples=("red apple",),
+    )
+    with torch.no_grad():
+        for module in (model.reader, model.transformer, model.autoencoder):
+            for parameter in module.eval().requires_grad_(False).parameters():
+                parameter.normal_(std=0.3)
+        for layer in model.transformer.layers:
+            layer.attention_norm.weight.fill_(1.0)
     return model

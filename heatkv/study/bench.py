@@ -24,7 +24,7 @@ from heatkv.calibration import CalibratingCache
 from heatkv.generate import process_bytes_peak
 from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.models.memory import check_batch
-from heatkv.policies import plan
+from heatkv.policies import cache_factory
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule, check_budget
 from heatkv.scores import HeadScores
@@ -77,13 +77,28 @@ def peaks(device: torch.device, dtype: torch.dtype, repeats: int = 5, side: int 
 
 
 def bytes_read(model: GenerativeModel, schedule: Schedule | None, rows: int) -> int:
-    """The least a run reads: the blocks' weights once a scale, and what is cached once a scale."""
+    """The least a run reads: the blocks' weights once a scale, and what is cached once a scale; of lines, once a token.
+
+    ``schedule`` is None for the full cache.
+    """
     geometry: Geometry = model.geometry
     blocks = model.transformer.blocks  # type: ignore[attr-defined]
     weights = sum(p.numel() * p.element_size() for p in blocks.parameters())
-    held = schedule or Schedule.full(geometry, "any")
-    cached = rows * int(held.resident_bytes(model.dtype.itemsize)[:-1, -1].sum())
-    return weights * len(geometry.scales) + cached
+    tokens_S, own_S = np.array(geometry.scales.tokens), np.array(geometry.scales.open_tokens)
+    held_S = (schedule or Schedule.full(geometry, "any")).resident_bytes(model.dtype.itemsize)[:, -1]
+    if not geometry.scales.by_line:
+        return weights * len(tokens_S) + rows * int(held_S[:-1].sum())
+    # At the end of a line all of it is there; before, it was less by a token at a time.
+    missing = geometry.kv_bytes(geometry.head_count, key_bytes=model.dtype.itemsize, value_bytes=model.dtype.itemsize)
+    cached = int((held_S * own_S).sum()) - missing * int((own_S * (own_S - 1) // 2).sum())
+    return weights * (1 + int(own_S.sum())) + rows * cached
+
+
+def prefill(model: Any, prompts: list[str], cache: KVCache) -> None:
+    """All that comes before the first token of an image that is drawn token by token."""
+    height, width = model.geometry.scales.picture
+    nothing_BN = torch.zeros(len(prompts), height * width, dtype=torch.int64)
+    next(iter(model.replay(prompts, nothing_BN, cache, model.sampling)))
 
 
 def bench(
@@ -106,7 +121,7 @@ def bench(
     scores
         What to plan from; random orders if None.
     policy
-        Which static policy spends the budgets.
+        Which policy spends the budgets.
     repeats
         Runs of each kind; medians are reported.
 
@@ -123,18 +138,16 @@ def bench(
     geometry, device, sampling = model.geometry, model.device, model.sampling
     source: Any = scores
     if source is None:
-        sources = max(0, len(geometry.scales) - 4)
+        sources = max(0, len(geometry.scales) - 1 - geometry.scales.default_sinks)
         slots = np.tile(np.arange(geometry.head_count), (sources, 1))
         source = np.random.default_rng(0).permuted(slots, axis=1)
 
-    def planned(budget: float) -> Schedule:
-        return plan(source, budget, policy, model=model.id, geometry=geometry)
+    def factory(budget: float) -> Callable[[], KVCache]:
+        return cache_factory(policy, geometry, budget, source, model=model.id)
 
-    def new_cache(schedule: Schedule | None) -> ScheduleCache:
-        return ScheduleCache(geometry, schedule) if schedule else full_cache(geometry)
-
-    schedules = {1.0: None, **{b: planned(b) for b in budgets if b < 1}}
-    plan_seconds = [timed(lambda: planned(min(schedules)), torch.device("cpu")) for _ in range(PLANS)]
+    makers: dict[float, Callable[[], KVCache]] = {1.0: lambda: full_cache(geometry)}
+    makers |= {b: factory(b) for b in budgets if b < 1}
+    plan_seconds = [timed(lambda: factory(min(makers)), torch.device("cpu")) for _ in range(PLANS)]
     flops_peak, bytes_peak = peaks(device, model.dtype, side=peak_side)
     rows = []
     for batch in batches:
@@ -146,21 +159,26 @@ def bench(
 
         progress(f"batch {batch}")
         operations, memory = {}, {}
-        for budget, schedule in schedules.items():  # also warms up
-            cache = new_cache(schedule)
+        for budget, new_cache in makers.items():  # also warms up
+            cache = new_cache()
             forget_peak(device)
             with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
                 run(cache)
             operations[budget] = counter.get_total_flops()
             memory[budget] = cache.peak_bytes, process_bytes_peak(device)
-        seconds: dict[float, list[float]] = {budget: [] for budget in schedules}
+        seconds: dict[float, list[float]] = {budget: [] for budget in makers}
+        before: dict[float, list[float]] = {budget: [] for budget in makers}
         for _ in range(repeats):
-            for budget, schedule in schedules.items():
-                cache = new_cache(schedule)
+            for budget, new_cache in makers.items():
+                cache = new_cache()
                 seconds[budget].append(timed(partial(run, cache), device))
-        for budget, schedule in schedules.items():
-            cache = new_cache(schedule)
+                if geometry.scales.by_line:
+                    before[budget].append(timed(partial(prefill, model, prompts, new_cache()), device))
+        for budget, new_cache in makers.items():
+            cache = new_cache()
             theoretical = cache.planned_bytes(batch * guided, model.dtype.itemsize)
+            schedule = cache.schedule if isinstance(cache, ScheduleCache) else None
+            # What a policy reads that decides as it goes is not known; the full cache's reading is the most.
             read = bytes_read(model, schedule, batch * guided)
             floor = max(operations[budget] / flops_peak, read / bytes_peak)
             typical = median(seconds[budget])
@@ -178,6 +196,11 @@ def bench(
                     "share_of_peak": floor / typical,
                 }
             )
+            if geometry.scales.by_line:
+                height, width = geometry.scales.picture
+                drawing = typical - median(before[budget])
+                rows[-1]["prefill_seconds"] = median(before[budget])
+                rows[-1]["tokens_per_second"] = batch * height * width / drawing
     progress("calibration")
     prompts = [model.examples[0]] * batches[0]
 
@@ -221,6 +244,9 @@ def markdown(result: dict[str, Any]) -> str:
         "| batch | budget | s an image | against full | KV bytes | allocated | process peak | TFLOP | roofline |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    by_token = any("tokens_per_second" in row for row in result["rows"])
+    if by_token:
+        lines[-2:] = [lines[-2] + " prefill | tokens a second |", lines[-1] + "---|---|"]
     for row in result["rows"]:
         peak = row["process_bytes_peak"]
         lines.append(
@@ -228,5 +254,6 @@ def markdown(result: dict[str, Any]) -> str:
             f"{row['kv_bytes_theoretical']} | {row['kv_bytes_allocated']} | "
             f"{'' if peak is None else f'{peak / 1e9:.2f} GB'} | {row['operations'] / 1e12:.4g} | "
             f"{row['share_of_peak']:.0%} |"
+            + (f" {1e3 * row['prefill_seconds']:.1f} ms | {row['tokens_per_second']:.0f} |" if by_token else "")
         )
     return "\n".join(lines)

@@ -39,7 +39,7 @@ from heatkv.study.shards import (
     weights_fingerprint,
     write_shard,
 )
-from heatkv.study.statistics import Values, difference, iso_psnr, summarise
+from heatkv.study.statistics import Values, add_forced, difference, iso_psnr, summarise
 from heatkv.study.workers import Task, check_engine, run_tasks
 
 BASELINE = "heatkv"  # what the others are compared with
@@ -113,12 +113,16 @@ class _Work:
         if shard.kind == "full":
             self.fulls[shard.first] = data, fingerprint
         # The images are needed in the files only.
-        self.results[shard] = Outcome(outcome.facts, outcome.values_IM, outcome.agreement_IK)
+        self.results[shard] = Outcome(outcome.facts, outcome.values_IM, outcome.agreement_IK, outcome.forced_IM)
 
     def of(self, shards: Sequence[Shard]) -> tuple[Values, Values]:
         """Values and agreement of all images of a run."""
         found = [self.results[shard] for shard in shards]
         return np.concatenate([f.values_IM for f in found]), np.concatenate([f.agreement_IK for f in found])
+
+    def forced(self, shards: Sequence[Shard]) -> Values:
+        """`FORCED` of all images of a run; empty where that is not measured."""
+        return np.concatenate([self.results[shard].forced_IM for shard in shards])
 
     def seconds(self, shards: Sequence[Shard]) -> float:
         weights = [len(shard.sample.prompts) for shard in shards]
@@ -233,7 +237,7 @@ def compare(
         "kv_bytes_full": round(work.most(full, "kv_bytes_peak")),
         "seconds_full": work.seconds(full),
         "rows": rows,
-        "references": {name: summarise(*work.of(shards), len(prompts)) for name, shards in references.items()},
+        "references": {name: _reference(work, shards, len(prompts)) for name, shards in references.items()},
         "iso_psnr": [ratio for ratio in ratios if ratio is not None],
         "baseline": baseline,
         "policies": {name: about_policy(name, scores.geometry.scales) for name in policies},
@@ -277,9 +281,16 @@ def _row(
         "share_16bit": round(work.most(shards, "share_16bit"), 6),
         "seconds": work.seconds(shards),
     }
+    add_forced(row, work.forced(shards), prompts)
     if policy != baseline and (baseline, budget) in runs:
         row["difference"] = {"to": baseline, **difference(values, work.of(runs[baseline, budget])[0], prompts)}
     return row
+
+
+def _reference(work: _Work, shards: Sequence[Shard], prompts: int) -> dict[str, Any]:
+    summary = summarise(*work.of(shards), prompts)
+    add_forced(summary, work.forced(shards), prompts)
+    return summary
 
 
 def about_policy(name: str, scales: ScaleSchedule) -> dict[str, Any]:
@@ -334,6 +345,9 @@ def markdown_table(result: dict[str, Any]) -> str:
         "foreground PSNR | SSIM | bit agreement | peak KV bytes |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    forced = any("forced_kl" in row for row in result["rows"])
+    if forced:
+        lines = [lines[0] + " equal tokens, teacher-forced | KL, teacher-forced (95 % CI) |", lines[1] + "---|---|"]
 
     def line(budget: str, label: str, row: dict[str, Any], size: str) -> str:
         low, high = row["ci95"]["psnr"]
@@ -343,13 +357,14 @@ def markdown_table(result: dict[str, Any]) -> str:
         return (
             f"| {budget} | {label} | {row['psnr']:.2f} ({low:.2f} to {high:.2f}) | {gap} | "
             f"{row['psnr_foreground']:.2f} | {row['ssim']:.3f} | {row['bit_agreement']:.3f} | {size} |"
+            + (forced_cells(row) if forced else "")
         )
 
     for key, row in result["references"].items():
         lines.append(line("", f"*{REFERENCE_NAMES[key]}*", row, ""))
     budget = None
     impossible: dict[str, list[str]] = {}
-    for row in sorted(result["rows"], key=lambda r: (-r["budget"], -r.get("psnr", -1.0))):
+    for row in sorted(result["rows"], key=lambda r: (-r["budget"], r.get("forced_kl", 0.0), -r.get("psnr", -1.0))):
         if "reason" in row:
             impossible.setdefault(f"{row['budget']:g}", []).append(row["policy"])
             continue
@@ -359,6 +374,14 @@ def markdown_table(result: dict[str, Any]) -> str:
         lines.append(line(first, row["policy"], row, f"{row['kv_bytes_peak']} ({share:.1%})"))
     lines += [f"\nBelow what their sinks take at {budget}: {', '.join(names)}." for budget, names in impossible.items()]
     return "\n".join(lines)
+
+
+def forced_cells(row: dict[str, Any]) -> str:
+    """Two more columns of `markdown_table`."""
+    if "forced_kl" not in row:
+        return "  |  |"
+    low, high = row["ci95"]["forced_kl"]
+    return f" {row['forced_agreement']:.3f} | {row['forced_kl']:.4f} ({low:.4f} to {high:.4f}) |"
 
 
 def iso_table(result: dict[str, Any]) -> str:

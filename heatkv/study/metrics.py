@@ -73,6 +73,13 @@ def bit_agreement(a: Sequence[npt.NDArray[np.generic]], b: Sequence[npt.NDArray[
     return [float((x == y).mean()) for x, y in zip(a, b, strict=True)]
 
 
+def token_difference(full_BV: torch.Tensor, other_BV: torch.Tensor) -> npt.NDArray[np.float64]:
+    """How far the next token's log-probabilities move, ``[B, 2]``: whether the likeliest stays, and KL in nats."""
+    same_B = full_BV.argmax(-1) == other_BV.argmax(-1)
+    kl_B = (full_BV.exp() * (full_BV - other_BV)).nan_to_num(0.0).sum(-1).clamp_min(0)
+    return torch.stack([same_B.double(), kl_B.double()], -1).numpy()
+
+
 def mean_agreement(per_scale: Sequence[float], tokens: Sequence[int]) -> float:
     """Agreement over all tokens of the image."""
     return float(np.average(per_scale, weights=tokens))

@@ -17,7 +17,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,11 @@ from heatkv.schedule import least_budget
 from heatkv.scores import HeadScores
 from heatkv.study import metrics
 
-VERSION = 1
+VERSION = 2
 METRICS = ("psnr", "psnr_foreground", "ssim", "bit_agreement")
+# Of models that draw token by token, measured on the full cache's own tokens: what the cache alone changes, without
+# what follows from a first different token. Share of equal likeliest tokens, and KL of the next token in nats.
+FORCED = ("forced_agreement", "forced_kl")
 REFERENCES = ("other_seed", "sinks_only", "dtype_noise")
 KINDS = ("full", *REFERENCES, "policy")
 SEED_STRIDE = 1_000  # seed of prompt i, repetition j: i + j * SEED_STRIDE
@@ -130,6 +133,8 @@ class Outcome:
         `METRICS` of every image against the full cache; empty for the full cache itself.
     agreement_IK
         Share of equal tokens by scale, likewise.
+    forced_IM
+        `FORCED` of every image; empty where that is not measured.
     pixels, tokens_K
         The images and what they were drawn from, by scale; of the full cache only.
     """
@@ -137,6 +142,7 @@ class Outcome:
     facts: dict[str, float]
     values_IM: npt.NDArray[np.float64]
     agreement_IK: npt.NDArray[np.float64]
+    forced_IM: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, len(FORCED))))
     pixels: npt.NDArray[np.uint8] | None = None
     tokens_K: tuple[npt.NDArray[np.generic], ...] = ()
 
@@ -144,6 +150,7 @@ class Outcome:
         header = json.dumps({"version": VERSION, "fingerprint": fingerprint, **self.facts}).encode()
         arrays: dict[str, npt.NDArray[Any]] = {
             "header": np.frombuffer(header, np.uint8), "values": self.values_IM, "agreement": self.agreement_IK,
+            "forced": self.forced_IM,
         }  # fmt: skip
         if self.pixels is not None:
             arrays["pixels"] = self.pixels
@@ -164,14 +171,17 @@ class Outcome:
             facts = {name: float(header[name]) for name in ("kv_bytes_peak", "share_16bit", "seconds")}
             images = len(shard.sample.prompts)
             tokens = tuple(found[f"tokens_{k}"] for k in range(sum(name.startswith("tokens_") for name in found)))
-            outcome = cls(facts, found["values"], found["agreement"], found.get("pixels"), tokens)
+            outcome = cls(
+                facts, found["values"], found["agreement"], found["forced"], found.get("pixels"), tokens
+            )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile):
             return None
         if shard.kind == "full":
             whole = outcome.pixels is not None and all(len(part) == images for part in (outcome.pixels, *tokens))
         else:
             whole = outcome.values_IM.shape == (images, len(METRICS)) and len(outcome.agreement_IK) == images
-        return outcome if whole and np.isfinite(outcome.values_IM).all() else None
+        finite = np.isfinite(outcome.values_IM).all() and np.isfinite(outcome.forced_IM).all()
+        return outcome if whole and finite else None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -302,6 +312,8 @@ def execute(setting: Setting, shard: Shard, fingerprint: str, full: bytes | None
         if reference is None:
             raise ShardError(f"{shard.words}: the images of the full cache to score against are missing or damaged")
         outcome = score(reference, outcome)
+        if shard.kind in ("policy", "sinks_only") and model.geometry.scales.by_line:
+            outcome = replace(outcome, forced_IM=teacher_forced(setting, shard, model, reference.tokens_K))
     return outcome.to_bytes(fingerprint)
 
 
@@ -320,7 +332,42 @@ def _generate(setting: Setting, shard: Shard, model: GenerativeModel) -> Outcome
     seconds = (time.perf_counter() - started) / len(sample.prompts)
     facts = {"kv_bytes_peak": float(peak), "share_16bit": share, "seconds": seconds}
     tokens_K = tuple(np.concatenate(scale) for scale in zip(*tokens, strict=True))
-    return Outcome(facts, np.zeros((0, len(METRICS))), np.zeros((0, 0)), np.concatenate(pixels), tokens_K)
+    none = np.zeros((0, len(METRICS)))
+    return Outcome(facts, none, np.zeros((0, 0)), pixels=np.concatenate(pixels), tokens_K=tokens_K)
+
+
+def teacher_forced(
+    setting: Setting, shard: Shard, model: Any, tokens_K: Sequence[npt.NDArray[np.generic]]
+) -> npt.NDArray[np.float64]:
+    """`FORCED` of every image: both caches read the images of the full one, and only what is cached differs."""
+    make_cache, rows = cache_maker(setting, shard), []
+    names = setting.model, setting.device, setting.dtype_of(shard)
+    tokens_IN = np.concatenate(tokens_K, axis=1).astype(np.int64)
+    for first in range(0, len(tokens_IN), setting.batch):
+        prompts = shard.sample.slice(first, setting.batch).prompts
+        tokens_BN = torch.from_numpy(tokens_IN[first : first + setting.batch])
+        likely_NBV = forced_reference(names, prompts, tokens_BN.numpy().tobytes(), tokens_BN.shape[1])
+        replayed = model.replay(prompts, tokens_BN, make_cache(), model.sampling)
+        seen = [
+            metrics.token_difference(full_BV.float(), logits_BV.cpu().log_softmax(-1))
+            for full_BV, logits_BV in zip(likely_NBV, replayed, strict=True)
+        ]
+        rows.append(np.mean(seen, axis=0))
+    return np.concatenate(rows)
+
+
+@lru_cache(maxsize=4 * BATCHES)
+def forced_reference(
+    names: tuple[str, str, str], prompts: tuple[str, ...], tokens: bytes, length: int
+) -> list[torch.Tensor]:
+    """Log-probabilities of every token of images given as bytes, with the full cache; all policies ask for the same.
+
+    Remembered in half precision, which is good for KL down to about 1e-4.
+    """
+    model: Any = loaded(*names)
+    tokens_BN = torch.frombuffer(bytearray(tokens), dtype=torch.int64).view(-1, length)
+    steps = model.replay(prompts, tokens_BN, full_cache(model.geometry), model.sampling)
+    return [logits_BV.log_softmax(-1).half().cpu() for logits_BV in steps]
 
 
 def score(reference: Outcome, run: Outcome) -> Outcome:
