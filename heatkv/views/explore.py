@@ -195,14 +195,24 @@ class HeadProfiles:
         return int(layer), int(head)
 
 
+def even_attention(scales: ScaleSchedule) -> npt.NDArray[np.float64]:
+    """Attention of a head that spreads it evenly over all tokens it sees, ``(targets, sources)``."""
+    even_TS = np.zeros((len(scales), len(scales)))
+    for t, (start, _) in enumerate(scales.bounds):
+        # Tokens of a line see it up to themselves; those of a scale or a condition, all of it.
+        own_N = np.arange(1, scales.open_tokens[t] + 1) if scales.open_tokens[t] else np.array([scales.tokens[t]])
+        even_TS[t, :t] = np.array(scales.tokens[:t]) * np.mean(1 / (start + own_N))
+        even_TS[t, t] = np.mean(own_N / (start + own_N))
+    return even_TS
+
+
 def head_profiles(scores: HeadScores, sink_scales: int) -> HeadProfiles:
     """Sum up a calibration. Needs two scales at least."""
     scales = scores.geometry.scales
     K = len(scales)
     if K < 2:
         raise ValueError("a model with a single scale caches nothing: there is nothing to see")
-    even_TS = np.tril(np.tile(np.array(scales.tokens, float), (K, 1)))
-    even_TS /= even_TS.sum(axis=1, keepdims=True)
+    even_TS = even_attention(scales)
     mass_LHTS = scores.mass_LHTS
     targets = range(min(sink_scales + 1, K - 1), K)
     groups_TG = [_group_slices(t, sink_scales) for t in targets]
