@@ -42,7 +42,7 @@ def reads(cache: KVCache, layer: int, lanes: int) -> list[set[int]]:
 @pytest.mark.parametrize("name", REGISTRY)
 def test_the_budget_holds_at_every_token_in_allocated_bytes(name: str, budget: float) -> None:
     cache, full_bytes = cache_of(name, budget, GEOMETRY, sinks=1), GEOMETRY.kv_bytes(GEOMETRY.full_peak_tokens, batch=2)
-    limit, most = token_limit(budget, GEOMETRY, REGISTRY[name].storage), 0
+    limit, most = token_limit(budget, GEOMETRY), 0
     for per_layer in random_qkv(GEOMETRY, 2):
         for layer, qkv in enumerate(per_layer):
             cache.attend(layer, *qkv)
@@ -51,7 +51,9 @@ def test_the_budget_holds_at_every_token_in_allocated_bytes(name: str, budget: f
                 assert GEOMETRY.kv_bytes(cache.tokens, batch=2) <= cache.allocated_bytes
             most = max(most, cache.tokens)
     assert cache.allocated_bytes == 0 and cache.tokens == 0
-    assert 0.7 * min(limit, GEOMETRY.full_peak_tokens) <= most <= cache.planned_tokens <= limit
+    assert most <= cache.planned_tokens
+    if name in EXACT:
+        assert 0.7 * limit <= most <= cache.planned_tokens <= limit
 
 
 @pytest.mark.parametrize("padded", [False, True])
