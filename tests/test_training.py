@@ -31,7 +31,7 @@ SIDES = (1, 2, 3, 8)
 SIZE: dict[str, Any] = {"side": 32, "scales": SIDES, "stride": 4, "width_mult": (1, 2), "patch": 2, "base_width": 8}
 BITS = TokenizerRun(steps=4, batch=2, evaluate_every=2, **SIZE)
 SMALL = TransformerRun(
-    steps=4, widen=2, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8, start=4, fresh=2, depth=2,
+    steps=4, grow=1, widen=2, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8, start=4, fresh=2, depth=2,
     width=64, heads=4, evaluate_every=2, samples=0, compile=False,
 )  # fmt: skip
 CODES = CodebookRun(
@@ -39,7 +39,18 @@ CODES = CodebookRun(
     evaluate_every=2,
 )  # fmt: skip
 LINES = LinesRun(
-    steps=4, widen=2, batch=2, pool=8, start=4, fresh=2, depth=1, width=32, heads=2, evaluate_every=2, compile=False
+    steps=4,
+    grow=1,
+    widen=2,
+    batch=2,
+    pool=8,
+    start=4,
+    fresh=2,
+    depth=1,
+    width=32,
+    heads=2,
+    evaluate_every=2,
+    compile=False,
 )
 
 

@@ -184,3 +184,34 @@ def test_a_model_folder_brings_its_table(tmp_path: Path) -> None:
     (tmp_path / "synonyms.json").write_text("{}")
     with pytest.raises(ValueError, match=r"synonyms\.json"):
         load(tmp_path, "cpu")
+
+
+SCENE = Synonyms(
+    {"car": "automobile", "blue car": "blue van", "apple": "red apple", "red apple": "red apple", "night": "stars",
+     "bow": "ribbon", "archery": "bow and arrow"},
+    ("red", "blue"), ("noto",),
+    {"to the left of": "left of", "big": "large", "on the grass": "on grass", "next to": "and"},
+    ("left", "of", "and", "on", "grass", "two", "large", "red", "blue", "at", "night"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("an apple to the left of a blue car", "red apple left of blue van"),
+        ("two cars on the grass", "two automobile on grass"),
+        ("blue apple and a big cat", "blue apple and large cat"),  # a thing in another colour than its label's
+        ("cat at night", "cat at night"),  # not the picture of stars
+        ("night", "stars"),  # alone it is a picture
+        ("bow and arrow next to cat", "bow and arrow and cat"),  # a label with a word of scenes in it
+        ("happy cat", "happy cat"),
+    ],
+)
+def test_every_thing_of_a_scene_is_read_as_its_label(said: str, read: str) -> None:
+    vocabulary = Vocabulary(tuple(sorted({w for text in (read, *SCENE.phrases.values()) for w in text.split()})))
+    assert SCENE.read(split_words(said), vocabulary) == read.split()
+
+
+def test_scene_words_survive_saving(tmp_path: Path) -> None:
+    SCENE.save(tmp_path / "synonyms.json")
+    assert Synonyms.load(tmp_path / "synonyms.json") == SCENE

@@ -26,7 +26,7 @@ class CodebookRun:
 
     The encoder and the codes learn up to step ``freeze``; then they stay as their average is, so that the transformer
     can be trained on them, and the decoder goes on alone up to ``steps``. Both parts end with a falling learning rate.
-    A step sees pieces of ``crop`` x ``crop`` pixels, one of each of ``batch`` pictures.
+    A step sees ``batch`` pictures; for the decoder alone a piece of ``crop`` x ``crop`` pixels of each is enough.
     ``flat`` is the weight that pulls all cells of one plain colour together: background should cost one code.
     A code that a step uses less than ``dead`` times on average is put where the batch is represented worst. The first
     ``warm`` steps do without codes: from the start on, they pull all cells to the few that are in use.
@@ -39,9 +39,9 @@ class CodebookRun:
     vocabulary: int = 2048
     warm: int = 100
     freeze: int = 1100
-    steps: int = 6000
+    steps: int = 7000
     batch: int = 16
-    crop: int = 128
+    crop: int = 64
     learning_rate: float = 2e-3
     commitment: float = 0.25
     flat: float = 0.25
@@ -207,7 +207,9 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
         )  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate * rate
-        x = cropped(draw_batch(scenes, run.seed * 1_000_003 + step, run.batch, device), run.crop, step)
+        x = draw_batch(scenes, run.seed * 1_000_003 + step, run.batch, device)
+        if frozen:
+            x = cropped(x, run.crop, step)
         with torch.autocast(device.type, torch.bfloat16), torch.set_grad_enabled(not frozen):
             latent = (average if frozen else model).encode(x)
         if step == run.warm:

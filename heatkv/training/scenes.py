@@ -28,6 +28,23 @@ WORDS = frozenset({*grounds.WORDS, *NUMBERS, *SIZES, *SIDES, *GRAMMAR, *data.STY
 THINGS = (3, 4, 5, 6, 7)
 NOT_THINGS = ("o’clock", "-thirty", "button", "sign", "symbol", "moon phase")
 FIRST_GROUPS = (3, 4, 5)
+EVERYDAY = frozenset(
+    """
+red apple, green apple, banana, strawberry, cherries, grapes, lemon, pear, pineapple, watermelon, tangerine, peach,
+tomato, carrot, mushroom, broccoli, ear of corn, eggplant, avocado, pizza, hamburger, french fries, hot dog, doughnut,
+cookie, birthday cake, soft ice cream, croissant, bread, cheese wedge, cooking, pancakes, lollipop, teapot,
+hot beverage, beer mug, wine glass, cat face, dog face, cat, dog, fox, tiger face, lion, panda, bear, koala, penguin,
+baby chick, chicken, frog, octopus, fish, tropical fish, whale, dolphin, turtle, snail, butterfly, honeybee,
+lady beetle, horse, cow face, pig face, monkey face, mouse face, rabbit face, unicorn, elephant, giraffe, crocodile,
+owl, duck, parrot, flamingo, crab, snake, spider, T-Rex, sunflower, tulip, rose, hibiscus, cactus, palm tree,
+deciduous tree, evergreen tree, cherry blossom, four leaf clover, maple leaf, potted plant, automobile, bus, taxi,
+tractor, fire engine, police car, racing car, bicycle, motor scooter, airplane, helicopter, rocket, flying saucer,
+sailboat, ship, locomotive, house, castle, tent, volcano, mountain, rainbow, sun, star, cloud, snowman, umbrella,
+anchor, globe with meridians, crescent moon, fire, droplet, watch, alarm clock
+""".strip()
+    .replace("\n", " ")
+    .split(", ")
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class Mix:
     white pages, ``centred`` that of single things shown large and in the middle. ``fluent`` is how often a fluent
     picture is drawn for one of another style, ``variant`` how often one of people or signs (many, and much alike)
     for one of anything else. A share ``repaint`` of the fluent things has another colour than the art.
-    ``first`` keeps to what is learned first: fluent animals, plants, food, places and vehicles.
+    ``first`` keeps to fluent animals, plants, food, places and vehicles, ``everyday`` to the plainest of them.
     """
 
     single: float = 0.5
@@ -53,8 +70,14 @@ class Mix:
     variant: float = 0.25
     repaint: float = 0.12
     first: bool = False
+    everyday: bool = False
 
 
+# What is learned first: few things, mostly large and alone.
+PLAINEST = Mix(
+    single=0.8, pair=0.13, count=0.03, three=0.01, between=0.01, pattern=0.02, plain=0.7, centred=0.7, repaint=0.08,
+    everyday=True,
+)  # fmt: skip
 FIRST = Mix(
     single=0.7, pair=0.18, count=0.06, three=0.02, between=0.02, pattern=0.02, plain=0.65, centred=0.6, first=True
 )
@@ -86,7 +109,7 @@ class Scenes:
     def __init__(self, dataset: data.Dataset, mix: Mix = Mix()) -> None:
         self.dataset, self.mix = dataset, mix
         emoji = dataset.emoji
-        self.known = [i for i, e in enumerate(emoji) if not mix.first or is_first(e)]
+        self.known = [i for i, e in enumerate(emoji) if is_shown(e, mix)]
         weights = [
             (mix.fluent if emoji[i].style == "fluent" else 1.0)
             * (mix.variant if emoji[i].group in data.VARIANT_GROUPS else 1.0)
@@ -129,7 +152,7 @@ class Scenes:
             if rng.random() < 0.4 and size < 90:
                 side = rng.choice([*SIDES, "middle"])
                 place = near(SIDES.get(side, (0.5, 0.5)), rng, 0.15)
-                after = f"at the {side}"
+                after = f"at {side}"
         ground = self.ground(rng)
         words = thing.name
         if thing.tags and not before and not after:
@@ -241,13 +264,14 @@ class Scenes:
 
 
 class Course:
-    """What is shown when: up to step ``widen`` what is learned first, then everything."""
+    """What is shown when: the plainest things up to step ``grow``, more of them up to ``widen``, then everything."""
 
-    def __init__(self, dataset: data.Dataset, widen: int) -> None:
-        self.early, self.late, self.widen = Scenes(dataset, FIRST), Scenes(dataset), widen
+    def __init__(self, dataset: data.Dataset, grow: int, widen: int) -> None:
+        self.grow, self.widen = grow, widen
+        self.plainest, self.first, self.all = (Scenes(dataset, mix) for mix in (PLAINEST, FIRST, Mix()))
 
     def at(self, step: int) -> Scenes:
-        return self.early if step < self.widen else self.late
+        return self.plainest if step < self.grow else self.first if step < self.widen else self.all
 
 
 def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int, str, str]]:
@@ -268,8 +292,11 @@ def is_thing(emoji: data.Emoji) -> bool:
     return emoji.group in THINGS and few and not any(word in emoji.label for word in NOT_THINGS)
 
 
-def is_first(emoji: data.Emoji) -> bool:
-    return emoji.style == "fluent" and emoji.group in FIRST_GROUPS and is_thing(emoji)
+def is_shown(emoji: data.Emoji, mix: Mix) -> bool:
+    if not mix.first and not mix.everyday:
+        return True
+    first = emoji.style == "fluent" and emoji.group in FIRST_GROUPS and is_thing(emoji)
+    return first and (emoji.label in EVERYDAY or not mix.everyday)
 
 
 def is_held_out_repainting(name: str) -> bool:

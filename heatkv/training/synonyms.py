@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heatkv.models.infinity.words import Synonyms, other_forms, split_words
-from heatkv.training import data
+from heatkv.training import data, scenes
 
 SHORTCODES = ("emojibase", "github", "iamcal")
 MAX_WORDS = 2
@@ -33,6 +33,28 @@ BY_HAND = {
     "storm": "cloud with lightning and rain", "sunny": "sun", "sword": "crossed swords", "teddybear": "teddy bear",
     "teeth": "tooth", "telly": "television", "trainers": "running shoe", "tree": "deciduous tree",
     "water": "droplet", "witch": "mage", "wizard": "mage",
+}  # fmt: skip
+
+# What is said of scenes, and how training says it (see scenes.py and grounds.py).
+GRAMMAR = {
+    "to the left of": "left of", "to the right of": "right of", "on the left of": "left of",
+    "on the right of": "right of", "on the left side of": "left of", "over": "above", "on top of": "above",
+    "atop": "above", "under": "below", "underneath": "below", "beneath": "below", "beside": "and", "next to": "and",
+    "near": "and", "with": "and", "plus": "and", "by the sea": "at sea", "in the sea": "at sea", "on the sea": "at sea",
+    "on water": "at sea", "on the water": "at sea", "ocean": "sea", "in the ocean": "at sea", "on the beach": "on sand",
+    "on a beach": "on sand", "in the desert": "on sand", "in the grass": "on grass", "on the grass": "on grass",
+    "in a meadow": "on grass", "on a meadow": "on grass", "in a field": "on grass", "on a lawn": "on grass",
+    "in the snow": "on snow", "in snow": "on snow", "on the snow": "on snow", "in the night": "at night",
+    "by night": "at night", "under the stars": "at night", "in the dark": "at night", "sky": "sky",
+    "in the air": "in the sky", "at dusk": "at sunset", "at dawn": "at sunset", "in the evening": "at sunset",
+    "big": "large", "huge": "large", "giant": "large", "tiny": "small", "little": "small", "mini": "small",
+    "a pair of": "two", "pair of": "two", "a couple of": "two", "couple of": "two", "2": "two", "3": "three",
+    "4": "four", "gray": "grey", "violet": "purple", "checkered": "checks", "chequered": "checks", "checked": "checks",
+    "striped": "stripes", "dotted": "dots", "polka dots": "dots", "at the center": "at middle",
+    "in the center": "at middle", "in the middle": "at middle", "in the centre": "at middle",
+    "on the left": "at left", "on the right": "at right", "at left": "at left",
+    "background": "", "rows of": "pattern of", "lots of": "pattern of",
+    "many": "pattern of",
 }  # fmt: skip
 
 
@@ -71,7 +93,7 @@ def build(folder: Path) -> Synonyms:
     plurals = {p for p in phrases if p not in BY_HAND and any(f in phrases or f in labels for f in singular(p))}
     phrases = {phrase: label for phrase, label in phrases.items() if phrase not in plurals}
     phrases |= {label: label for label in labels if label.split()[0] in data.HUES}
-    return Synonyms(phrases, tuple(data.HUES), data.STYLES)
+    return Synonyms(phrases, tuple(data.HUES), data.STYLES, GRAMMAR, tuple(sorted(scenes.WORDS)))
 
 
 def specificity(entry: dict[str, Any], phrase: str) -> tuple[bool, bool, int, int]:

@@ -80,11 +80,17 @@ class Synonyms:
         with a colour stand for themselves, so that they are not taken apart.
     colours, styles
         Words that may stand before a phrase, a style first.
+    grammar
+        What may be said of a scene, and how the model was taught to say it ("big": "large"), longer phrases first.
+    scene
+        Words of scenes that stand between and before things ("left", "two", "on", "grass"): they mean what they say.
     """
 
     phrases: dict[str, str] = field(default_factory=dict)
     colours: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
+    grammar: dict[str, str] = field(default_factory=dict)
+    scene: tuple[str, ...] = ()
 
     def find(self, words: list[str]) -> str | None:
         """The label that words stand for, as they are or with the last of them in another form."""
@@ -97,8 +103,9 @@ class Synonyms:
     def read(self, words: list[str], vocabulary: Vocabulary) -> list[str]:
         """The words that the model is given instead.
 
-        A prompt that is a phrase as a whole, style, article and colour apart, becomes its label; elsewhere only
-        single words change, those that the vocabulary lacks.
+        A prompt that is a phrase as a whole, style, article and colour apart, becomes its label. In a prompt with words
+        of a scene, every thing that is named becomes its label; elsewhere only single words change, those that the
+        vocabulary lacks.
         """
         style = words[:1] if words and words[0] in self.styles else []
         rest = words[len(style) :]
@@ -109,10 +116,30 @@ class Synonyms:
         if rest and rest[0] in self.colours and (label := self.find(rest[1:])):
             thing = label.split()
             return [*style, rest[0], *(thing[1:] if thing[0] in self.colours else thing)]
+        scene = replaced(words, self.grammar)
+        if set(scene) & set(self.scene):
+            words = self.read_scene(scene)
         read: list[str] = []
         for word in words:
             label = self.find([word]) if vocabulary.id(word) is None else None
             read += label.split() if label else [word]
+        return read
+
+    def read_scene(self, words: list[str]) -> list[str]:
+        """Words with every thing by its label: the longest run of words that is a label or a phrase, from the left."""
+        labels = set(self.phrases.values())
+        read: list[str] = []
+        while words:
+            if words[0] in ARTICLES:
+                words = words[1:]
+                continue
+            runs = [words[:n] for n in range(min(6, len(words)), 0, -1)]
+            runs = [run for run in runs if len(run) > 1 or run[0] not in self.scene]
+            found = [(run, run if " ".join(run) in labels else (self.find(run) or "").split()) for run in runs]
+            run, label = next(((run, label) for run, label in found if label), (words[:1], words[:1]))
+            repainted = read and read[-1] in self.colours and label[0] in self.colours and len(label) > 1
+            read += label[1:] if repainted else label
+            words = words[len(run) :]
         return read
 
     def save(self, path: Path) -> None:
@@ -122,7 +149,7 @@ class Synonyms:
             said.setdefault(label, []).append(phrase)
         table = {
             "format": FORMAT, "version": VERSION, "styles": list(self.styles), "colours": list(self.colours),
-            "said": dict(sorted(said.items())),
+            "grammar": self.grammar, "scene": list(self.scene), "said": dict(sorted(said.items())),
         }  # fmt: skip
         write_atomic(path, (json.dumps(table, separators=(",", ":")).replace("],", "],\n") + "\n").encode())
 
@@ -135,8 +162,26 @@ class Synonyms:
         said, lists = table.get("said"), [table.get("styles"), table.get("colours")]
         if not isinstance(said, dict) or not all(_is_words(entry) for entry in (*said.values(), *lists)):
             raise SynonymsError(f"{path} must hold lists of words under styles, colours and every label of said")
+        grammar, scene = table.get("grammar", {}), table.get("scene", [])
+        if not isinstance(grammar, dict) or not _is_words(list(grammar.values())) or not _is_words(scene):
+            raise SynonymsError(f"{path} must hold words under grammar and a list of words under scene")
         phrases = {phrase: label for label, entries in said.items() for phrase in entries if split_words(label)}
-        return cls(phrases, tuple(table["colours"]), tuple(table["styles"]))
+        return cls(phrases, tuple(table["colours"]), tuple(table["styles"]), grammar, tuple(scene))
+
+
+def replaced(words: list[str], phrases: dict[str, str]) -> list[str]:
+    """Words with every phrase (of up to four words) exchanged, the longest first."""
+    read: list[str] = []
+    while words:
+        for n in range(min(4, len(words)), 0, -1):
+            if (instead := phrases.get(" ".join(words[:n]))) is not None:
+                read += instead.split()
+                break
+        else:
+            n = 1
+            read.append(words[0])
+        words = words[n:]
+    return read
 
 
 def _is_words(value: object) -> bool:
