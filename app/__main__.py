@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if str(Path(__file__).parent) in sys.path:  # run as a script: the folder of the
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from heatkv.files import one_line, shown  # noqa: E402  (found now)
 
 FIRST = "pocket"  # the bundled model whose page stands at the root
 
@@ -37,12 +39,37 @@ def main(arguments: list[str] | None = None) -> None:
     if options.scores and len(names) > 1:
         names = names[:1]
     try:
+        check_address(options.host, options.port)
         exhibits = [exhibit(name, options.device, options.dtype, options.scores) for name in names]
-    except ValueError as error:
-        print(f"python -m app: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except (ValueError, OSError, MemoryError) as error:
+        raise SystemExit(refused(error)) from None
     demo = create_pages(exhibits)
-    demo.launch(server_name=options.host, server_port=options.port, **launch_options())
+    try:
+        demo.launch(server_name=options.host, server_port=options.port, **launch_options())
+    except (ValueError, OSError) as error:  # somebody else took the port meanwhile
+        raise SystemExit(refused(error)) from None
+
+
+def refused(error: Exception) -> int:
+    """Say what is wrong in one line; the exit code."""
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    print(f"error: {one_line(words or type(error).__name__)}", file=sys.stderr)
+    return 2
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise ``ValueError`` unless the program can listen there; without a port, at any of those that Gradio tries."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"port {shown(port)} is outside 1 to 65535")
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError, OverflowError) as error:
+        where = f"{shown(host)}" + (f", port {port}" if port else "")
+        reason = (error.strerror if isinstance(error, OSError) else "") or "no such address"
+        raise ValueError(f"can not listen at {where}: {reason}; choose another --host or --port") from error
 
 
 def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path | None = None) -> Exhibit:

@@ -11,13 +11,15 @@ from typing import Any
 
 import gradio as gr
 
-from app.inputs import MAX_PROMPTS, InputError, read_policy, read_seed
+from app.inputs import MAX_PROMPTS, InputError, read_policy, read_sampling, read_seed
 from app.page import MODEL_JOB, problem
 from app.pictures import png
 from app.recipes import FULL, Plan, Recipe
 from app.report import scorecard
 from app.turns import Waiting
 from app.workbench import Workbench
+from heatkv.files import is_number
+from heatkv.models.base import Sampling
 from heatkv.scores import HeadScores, orders_to_json
 from heatkv.views.knockout import KnockOut
 
@@ -54,8 +56,9 @@ class Api:
         return found
 
     def generate(
-        self, prompt: str, seed: int = 0, budget: float = 1.0, policy: str = "heatkv"
-    ) -> Iterator[dict[str, Any]]:
+        self, prompt: str, seed: int = 0, budget: float = 1.0, policy: str = "heatkv", guidance: float | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """Draw one image with the full cache and one under a budget, scale by scale.
 
         Parameters:
@@ -63,11 +66,16 @@ class Api:
             seed: Seed of the sampling noise, which both images share.
             budget: Peak cached tokens as a share of the full cache's peak.
             policy: Name of a policy.
+            guidance: Strength of the prompt; this and what follows: the model's own setting where left out.
+            temperature: Divides the logits.
+            top_k: Values that may be drawn, 0 for all.
+            top_p: Probability that the values that may be drawn make up, 0 for all.
         Returns:
             After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics and bytes.
         """
         try:
-            plans = [self._plan(FULL, 1.0), self._plan(policy, budget)]
+            way = read_sampling(self.bench.model.sampling, guidance, temperature, top_k, top_p)
+            plans = [self._plan(FULL, 1.0, sampling=way), self._plan(policy, budget, sampling=way)]
             for at, card in self._draw(prompt, seed, plans):
                 if card:
                     at |= {"policy": policy, "budget": budget, "full_png": at.pop("a_png")}
@@ -113,7 +121,7 @@ class Api:
             "psnr" (dB), both [layer][head].
         """
         try:
-            text, number, geometry = self.bench.read_prompt(prompt), read_seed(seed), self.bench.geometry
+            text, number, geometry = self._prompt(prompt), read_seed(seed), self.bench.geometry
             found: dict[tuple[int, int], KnockOut] = {}
             for step in self.bench.jobs.knock_out(text, number):
                 if isinstance(step, KnockOut):
@@ -139,7 +147,7 @@ class Api:
         try:
             if not isinstance(prompts, list) or not 1 <= len(prompts) <= MAX_PROMPTS:
                 raise InputError(f"Pass a list of 1 to {MAX_PROMPTS} prompts.")
-            chosen = [self.bench.read_prompt(prompt) for prompt in prompts]
+            chosen = [self._prompt(prompt) for prompt in prompts]
             for scores in self.bench.jobs.calibrate(chosen, read_seed(seed)):
                 if isinstance(scores, Waiting):
                     continue
@@ -156,7 +164,7 @@ class Api:
         self, prompt: Any, seed: Any, plans: list[Plan]
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
         """What a program hears while two pictures grow; with the last step the scorecard."""
-        text, number = self.bench.read_prompt(prompt), read_seed(seed)
+        text, number = self._prompt(prompt), read_seed(seed)
         of = len(self.bench.geometry.scales.drawn)
         for step in self.bench.jobs.draw(text, number, plans):
             if isinstance(step, Waiting):
@@ -175,14 +183,20 @@ class Api:
             elif step.step < of - 1:
                 yield {"scale": step.step + 1, "of": of}, None
 
-    def _plan(self, policy: Any, budget: Any, forget: Any = "") -> Plan:
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+    def _prompt(self, value: Any) -> str:
+        """A prompt that the model can read: what is wrong with it is said before anybody waits."""
+        text = self.bench.read_prompt(value)
+        self.bench.model.check_prompt(text)
+        return text
+
+    def _plan(self, policy: Any, budget: Any, forget: Any = "", sampling: Sampling | None = None) -> Plan:
+        if not is_number(budget):
             raise InputError("The budget must be a number above 0 and up to 1.")
         if policy != FULL:
             read_policy(policy, self.bench.policies())
         if not isinstance(forget, str):
             raise InputError("The list of forgotten cells must be a text, for example 6.3,s4.")
-        plan = self.bench.plan_of(Recipe(policy, 100 * float(budget), forget=forget))
+        plan = self.bench.plan_of(Recipe(policy, 100 * float(budget), forget=forget, sampling=sampling))
         plan.make_cache()  # says what is wrong with it before anybody waits
         return plan
 

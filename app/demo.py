@@ -129,6 +129,7 @@ def launch_options() -> dict[str, Any]:
         "strict_cors": True,
         "max_file_size": "32mb",
         "run_history": False,
+        "state_session_capacity": 200,  # visitors whose uploads and calibrations are remembered, the latest
         "max_threads": 80,  # a visitor who waits for a turn holds one
     }
 

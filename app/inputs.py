@@ -6,9 +6,11 @@ import math
 import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from heatkv.files import shown
+from heatkv.models.base import Sampling
 from heatkv.models.prompts import MAX_PROMPT_CHARACTERS
 from heatkv.scales import Geometry
 
@@ -78,6 +80,23 @@ def read_policy(value: Any, allowed: Collection[str]) -> str:
     return value
 
 
+def read_sampling(usual: Sampling, guidance: Any, temperature: Any, top_k: Any, top_p: Any) -> Sampling:
+    """How to draw: ``usual``, but for what is given. Raises `InputError`."""
+    given = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    stated: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None or value == "":
+            continue
+        number = _whole(value) if name == "top_k" else _number(value)
+        if number is None:
+            raise InputError(f"{name} is {shown(value)}: pass a number, or leave it out.")
+        stated[name] = number
+    try:
+        return replace(usual, **stated)
+    except ValueError as error:
+        raise InputError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+
+
 def read_head(value: Any, geometry: Geometry) -> tuple[int, int]:
     """``{"layer": l, "head": h}`` as the head map sends it."""
     found = value if isinstance(value, Mapping) else {}
@@ -108,5 +127,7 @@ def _whole(value: Any) -> int | None:
 
 def without_folder(text: str, path: str) -> str:
     """A message about an uploaded file, without where this machine put it."""
-    folder = os.path.dirname(path)
-    return text.replace(folder + os.sep, "") if folder else text
+    name = os.path.basename(path)
+    for there, here in ((shown(path), shown(name)), (path, name), (os.path.dirname(path) + os.sep, "")):
+        text = text.replace(there, here) if there != os.sep else text
+    return text

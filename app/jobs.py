@@ -8,9 +8,9 @@ where the model is, which may be another process: what goes in and what comes ou
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from app.gallery import Drawing, Gallery, drawing
 from app.gpu import gpu
 from app.pictures import Pixels
+from app.readers import while_read
 from app.recipes import FULL, Calibration, Plan, Recipe
 from app.turns import Turns, Waiting
 from heatkv.cache.probe import MAX_ENTRIES, ProbeCache
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # Attention of all heads of one image is kept up to so many numbers; beyond, one head at a time. And so many images.
 PROBE_NUMBERS = 1 << 25
 PROBES = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,13 @@ class Jobs:
         self._sheet_job = gpu(self._sheet_steps, 120)
         self._local_heads_job = gpu(self._local_heads_steps, 60)
 
+    def _take(
+        self, job: Iterator[T], *, long: bool = False, piece: Callable[[T], bool] = lambda step: False
+    ) -> Iterator[T | Waiting]:
+        """``job`` in its turn, for as long as somebody listens."""
+        steps = self.turns.take(job, long=long, piece=piece)
+        yield from while_read(steps)
+
     # --- pictures --------------------------------------------------------------------------------------------------
 
     def draw(
@@ -96,7 +105,7 @@ class Jobs:
     ) -> Iterator[DrawStep | Waiting]:
         """Pictures of one prompt and seed, growing together; those drawn before are not drawn again."""
         yield from (
-            self.turns.take(self._missing(prompt, seed, plans), long=long)
+            self._take(self._missing(prompt, seed, plans), long=long)
             if self._any_missing(prompt, seed, plans)
             else iter(())
         )
@@ -133,9 +142,13 @@ class Jobs:
                 self.gallery.keep(key, picture)
 
     def _draw_steps(self, prompt: str, seed: int, plans: list[Plan]) -> Iterator[DrawStep]:
-        model, sampling = self.model, self.model.sampling
+        model = self.model
         caches = [plan.make_cache() for plan in plans]
-        runs = [generate_events(model, prompt, seed, cache, sampling, previews=True) for cache in caches]
+        ways = [plan.recipe.sampling or model.sampling for plan in plans]
+        runs = [
+            generate_events(model, prompt, seed, cache, way, previews=True)
+            for cache, way in zip(caches, ways, strict=True)
+        ]
         seen: list[list[ScaleEvent]] = [[] for _ in plans]
         kept: list[npt.NDArray[np.float64] | None] = [None] * len(plans)
         first, last = self.bench.geometry.scales.drawn[0], len(self.bench.geometry.scales) - 1
@@ -147,7 +160,7 @@ class Jobs:
                     kept[i] = kept_share(cache)
             yield DrawStep(events[0].scale - first, tuple(event.pixels for event in events))
         drawings = [
-            drawing(collect(model, prompt, seed, caches[i], p.policy, p.budget, seen[i], sampling), kept[i])
+            drawing(collect(model, prompt, seed, caches[i], p.policy, p.budget, seen[i], ways[i]), kept[i])
             for i, p in enumerate(plans)
         ]
         yield DrawStep(last - first, (None,) * len(plans), tuple(drawings))
@@ -160,7 +173,7 @@ class Jobs:
 
     def probe(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | Waiting | None]:
         """Draw with the full cache and record what heads read; None after every scale, then the probe."""
-        for step in self.turns.take(self._probe_job(prompt, seed, head)):
+        for step in self._take(self._probe_job(prompt, seed, head)):
             if isinstance(step, Probe):
                 self._probes.appendleft(step)
             yield step
@@ -190,14 +203,14 @@ class Jobs:
     def knock_out(self, prompt: str, seed: int) -> Iterator[KnockOut | Waiting | None]:
         """How far the picture moves without each head: a step a head, None in between."""
         job = self._knock_out_job(prompt, seed)
-        yield from self.turns.take(job, long=True, piece=lambda step: step is not None)
+        yield from self._take(job, long=True, piece=lambda step: step is not None)
 
     def _knock_out_steps(self, prompt: str, seed: int) -> Iterator[KnockOut | None]:
         yield from knock_out_steps(self.model, prompt, seed)
 
     def local_heads(self, prompt: str, seed: int, budget: float) -> Iterator[LocalHeads | Waiting | None]:
         """Which heads HeadKV finds local in one image, ``(layers, heads)``, and at which scale; None until then."""
-        yield from self.turns.take(self._local_heads_job(prompt, seed, budget))
+        yield from self._take(self._local_heads_job(prompt, seed, budget))
 
     def _local_heads_steps(self, prompt: str, seed: int, budget: float) -> Iterator[LocalHeads | None]:
         cache = self.bench.plan_of(Recipe("headkv", 100 * budget)).make_cache()
@@ -211,7 +224,7 @@ class Jobs:
 
     def calibrate(self, prompts: Sequence[str], seed: int = 0) -> Iterator[HeadScores | Waiting]:
         """Scores so far, prompt by prompt; others may draw in between."""
-        yield from self.turns.take(self._calibrate_job(list(prompts), seed), long=True, piece=lambda step: True)
+        yield from self._take(self._calibrate_job(list(prompts), seed), long=True, piece=lambda step: True)
 
     def _calibrate_steps(self, prompts: list[str], seed: int) -> Iterator[HeadScores]:
         yield from calibrate_steps(self.model, prompts, seed)
@@ -222,7 +235,7 @@ class Jobs:
         """One image with the full cache, then one under every policy; others may draw in between."""
         policies = [FULL, *self.bench.policies(calibration)]
         job = self._sheet_job(prompt, seed, calibration, budget, policies)
-        yield from self.turns.take(job, long=True, piece=lambda step: step.run is not None)
+        yield from self._take(job, long=True, piece=lambda step: step.run is not None)
 
     def _sheet_steps(
         self, prompt: str, seed: int, calibration: Calibration | None, budget: float, policies: list[str]

@@ -18,6 +18,7 @@ import heatkv
 from app.inputs import InputError, read_percent
 from heatkv.cache import KVCache, ScheduleCache
 from heatkv.files import shown
+from heatkv.models.base import Sampling
 from heatkv.policies import REGISTRY, cache_factory
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
@@ -62,6 +63,7 @@ class Recipe:
     percent: float = 100
     source: Source = "bundled"
     forget: str = ""
+    sampling: Sampling | None = None  # None: the model's own
 
     @property
     def label(self) -> str:
@@ -92,7 +94,8 @@ class Plan:
         basis = self.calibration.fingerprint if r.policy != FULL else ""
         if r.source == "uploaded" and self.uploaded is not None:
             basis = hashlib.sha256(self.uploaded.to_json().encode()).hexdigest()[:16]
-        return f"{r.policy}|{r.percent:g}|{basis}|{r.forget}"
+        drawn = "" if r.sampling is None else repr(r.sampling)
+        return f"{r.policy}|{r.percent:g}|{basis}|{r.forget}|{drawn}"
 
     @property
     def schedule(self) -> Schedule | None:

@@ -133,7 +133,7 @@ class BudgetsTab:
         except ValueError as error:
             return self.failed(problem(error))
         has_choice = bool(preset.size)
-        percents = budgets.percents_of(preset)
+        percents = budgets.percents_of(preset, policy)
         try:
             at = read_percent(percent, percents)
         except InputError:
@@ -166,8 +166,9 @@ class BudgetsTab:
         try:
             preset = budgets.choose_preset(model, size, ratio)
             fitting = ranking if ranking is not None and ranking.fits(preset) else None
-            share = read_percent(percent, budgets.percents_of(preset)) / 100
-            schedule = budgets.plan_for(preset, fitting, share, read_policy(policy, budgets.policies_for(fitting)))
+            name = read_policy(policy, budgets.policies_for(fitting))
+            share = read_percent(percent, budgets.percents_of(preset, name)) / 100
+            schedule = budgets.plan_for(preset, fitting, share, name)
         except ValueError as error:
             return gr.skip(), notice(problem(error), "error")
         name = file_name(preset.id, schedule.policy, f"{100 * schedule.budget:g}") + ".json"

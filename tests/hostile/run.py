@@ -1,7 +1,8 @@
-"""``python tests/hostile/run.py [--cli 650]``: generated hostile command lines, none of which may do wrong.
+"""``python tests/hostile/run.py [--cli 650 --api 700]``: generated hostile input, none of which may do wrong.
 
-A case may succeed, or end with exit code 2 and one line; within 10 s and 1.5 GB; nothing half-written, no traceback.
-``--case 17`` repeats one. Exit code 1 where a case did wrong.
+A command line may succeed, or end with exit code 2 and one line; within 10 s and 1.5 GB; nothing half-written, no
+traceback. A payload is answered within 10 s, in words, without a path or a traceback, and the server still serves.
+``--case 17`` repeats a command line. Exit code 1 where a case did wrong.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that has computed wit
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
 
+import httpx  # noqa: E402
+from api_cases import make_payload  # noqa: E402
+from api_cases import violations as api_violations  # noqa: E402
 from cli_cases import make_case  # noqa: E402
 from runner import Outcome, empty, run, violations  # noqa: E402
+from served import call, payload, resident, served  # noqa: E402
 from world import World, make_world  # noqa: E402
 
 
@@ -34,9 +39,37 @@ def run_cli_case(number: int, seed: int, world: World) -> tuple[list[str], Outco
     return arguments, outcome, violations(outcome)
 
 
+def run_payloads(count: int, seed: int) -> int:
+    """Send so many payloads, one after the other; how many did wrong."""
+    started, wrong, statuses, peak = time.monotonic(), 0, Counter[int](), 0
+    with served(1800) as (url, process), httpx.Client(timeout=60) as client:
+        for number in range(count):
+            name, body = make_payload(number, seed)
+            status, answer, seconds = call(client, url, name, body)
+            statuses[status] += 1
+            peak = max(peak, resident(process))
+            found = api_violations(status, answer, seconds)
+            if peak > 1_500_000_000:
+                found.append(f"the server holds {peak / 1e9:.2f} GB")
+            if found:
+                wrong += 1
+                print(
+                    f"payload {number}: {'; '.join(found)}\n  /{name} {body[:300]!a}\n  {answer[-500:]!a}", flush=True
+                )
+        status, answer, _ = call(client, url, "plan", payload(0.5, "heatkv"))
+        if status != 200 or "drop_at" not in answer:
+            wrong += 1
+            print("the server does not serve any more")
+    minutes = (time.monotonic() - started) / 60
+    held = f"the server held {peak / 2**20:.0f} MB at most"
+    print(f"{count} payloads in {minutes:.1f} min: statuses {dict(statuses)}, {held}, {wrong} did wrong")
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cli", type=int, default=650, help="command lines to run")
+    parser.add_argument("--api", type=int, default=700, help="payloads to send to the app's endpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="run this one alone and show what it says")
     options = parser.parse_args()
@@ -52,6 +85,8 @@ def main() -> int:
                 print(f"case {number}: {'; '.join(found)}\n  {shown!a}\n  {outcome.err[-700:]!a}", flush=True)
     minutes = (time.monotonic() - started) / 60
     print(f"{sum(ends.values())} command lines in {minutes:.1f} min: exit codes {dict(ends)}, {wrong} did wrong")
+    if options.case is None and options.api:
+        wrong += run_payloads(options.api, options.seed)
     return int(wrong > 0)
 
 
