@@ -101,6 +101,15 @@ def test_retrieval_finds_the_own_picture_wherever_it_stands_and_not_another(
     assert found["share"] <= 1 / 20 and len(found["missed"]) >= 19
 
 
+def test_only_names_that_the_model_knows_are_asked_for(run: Path, dataset: data.Dataset) -> None:
+    model = load(run / "m", "cpu")
+    assert evaluate.knows(model, "red apple")
+    assert not evaluate.knows(model, "red zeppelin") and not evaluate.knows(model, "zeppelin")
+    unknown = data.Emoji("zeppelin", (), "fluent", "ff", 5)
+    larger = data.Dataset(np.concatenate([dataset.images, dataset.images[:1]]), (*dataset.emoji, unknown))
+    assert evaluate.candidates(model, larger, "all") == evaluate.candidates(model, dataset, "all")
+
+
 def test_nothing_drawn_is_cut_out_as_nothing() -> None:
     assert (evaluate.cut_out(np.full((1, 20, 20, 3), 90, np.uint8)) == 255).all()
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from heatkv.generate import generate
 from heatkv.models.base import GenerativeModel
+from heatkv.models.prompts import PromptError
 from heatkv.scores import HeadScores
 from heatkv.study.metrics import psnr
 from heatkv.training import data, scenes
@@ -100,10 +101,19 @@ def cut_out(pictures: np.ndarray) -> np.ndarray:
     return np.stack(things)
 
 
-def candidates(dataset: data.Dataset, pool: str) -> list[int]:
-    """The fluent pictures whose names are drawn from."""
+def knows(model: GenerativeModel, name: str) -> bool:
+    """Whether a name is taken as it is: every word known, none read otherwise."""
+    try:
+        return model.check_prompt(name) is None
+    except PromptError:
+        return False
+
+
+def candidates(model: GenerativeModel, dataset: data.Dataset, pool: str) -> list[int]:
+    """The fluent pictures whose names are drawn from: those that the model knows."""
     left_out = data.VARIANT_GROUPS if pool == "objects" else ()
-    return [i for i, e in enumerate(dataset.emoji) if e.style == "fluent" and e.group not in left_out]
+    found = [i for i, e in enumerate(dataset.emoji) if e.style == "fluent" and e.group not in left_out]
+    return [i for i in found if knows(model, dataset.emoji[i].label)]
 
 
 def retrieval(model: GenerativeModel, dataset: data.Dataset, pool: str, settings: Evaluation) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def retrieval(model: GenerativeModel, dataset: data.Dataset, pool: str, settings
     Nearest among the pictures of the names of one draw (or their mirror images), by mean squared error of what is cut
     out of the background; chance is 1 / names. Every draw has its own names and seeds.
     """
-    found = candidates(dataset, pool)
+    found = candidates(model, dataset, pool)
     count = min(settings.names, len(found))
     shares: list[float] = []
     missed: set[str] = set()
@@ -127,7 +137,8 @@ def retrieval(model: GenerativeModel, dataset: data.Dataset, pool: str, settings
         shares.append(round(float(right.mean()), 4))
         missed |= {label for label, hit in zip(labels, right, strict=True) if not hit}
     return {
-        "pool": f"{len(found)} labels of {POOLS[pool]}", "names": count, "chance": round(1 / count, 4),
+        "pool": f"{len(found)} labels of {POOLS[pool]}",
+        "names": count, "chance": round(1 / count, 4),
         "share": round(float(np.mean(shares)), 4), "draws": shares, "missed": sorted(missed),
     }  # fmt: skip
 
@@ -153,7 +164,7 @@ def colour_words(model: GenerativeModel, dataset: data.Dataset, held_out: bool, 
     only apart from each other). Pictures that have the colour anyway are left out; chance is 1 / 7.
     """
     rng = np.random.default_rng(settings.seed)
-    painted = scenes.repaintings(dataset, held_out)
+    painted = [p for p in scenes.repaintings(dataset, held_out) if knows(model, p[2])]
     painted = [painted[i] for i in rng.permutation(len(painted))[: 3 * settings.colours]]
     before = data.nearest_colour(cut_out(data.on_white(dataset.images[[i for i, _, _ in painted]])))
     asked = [p for p, colour in zip(painted, before, strict=True) if p[1] != colour][: settings.colours]
