@@ -41,7 +41,7 @@ function show() {
     const canvas = document.createElement('canvas');
     paint(canvas, l, h);
     button.append(canvas, `${l + 1}.${h + 1}`);
-    button.setAttribute('aria-label', `Layer ${l + 1}, head ${h + 1}${type ? `, ${WORDS[type] || type}` : ''}`);
+    button.setAttribute('aria-label', `${l + 1}.${h + 1}: layer ${l + 1}, head ${h + 1}${type ? `, ${WORDS[type] || type}` : ''}`);
     button.addEventListener('click', () => { heatkv.look(l, h, heatkv.cell.scale); heatkv.emit('open-head'); });
     return button;
   }));

@@ -11,7 +11,7 @@ function show() {
     start.append(make('span', 'number', index + 1), make('b', '', lesson.title), make('span', 'question', lesson.question));
     start.addEventListener('click', () => heatkv.emit('lesson', index));
     const link = Object.assign(make('button', 'link', 'Copy link'), { type: 'button' });
-    link.setAttribute('aria-label', `Copy the link to lesson ${index + 1}`);
+    link.setAttribute('aria-label', `Copy link to lesson ${index + 1}`);
     link.addEventListener('click', async () => {
       const url = `${location.origin}${location.pathname}?lesson=${index + 1}${big.checked ? '&class=1' : ''}`;
       try { await navigator.clipboard.writeText(url); link.textContent = 'Copied'; } catch { link.textContent = `?lesson=${index + 1}`; }

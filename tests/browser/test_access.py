@@ -1,0 +1,148 @@
+"""Who can use the page: keyboard alone, both themes, a still layout, and lessons that cover nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright")
+
+from pages import Site, drawn, picture, release, set_budget, tab, visit
+from playwright.sync_api import Page, expect
+
+TABS = ("Explore", "Learn", "Methods", "Calibrate", "Published models", "About")
+SHIFT = """window.shifted = 0;
+new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
+}).observe({type: 'layout-shift', buffered: true});"""
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """axe-core from npm, by name; skipped where it can not be had."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm on this machine: install it to check with axe-core")
+    folder = tmp_path_factory.mktemp("axe")
+    command = ["npm", "install", "axe-core", "--no-audit", "--no-fund", "--silent"]
+    try:
+        subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=True)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("axe-core does not install from npm here")
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "context_options",
+    [{"viewport": {"width": 1280, "height": 720}, "color_scheme": scheme} for scheme in ("light", "dark")],
+)
+def test_axe_finds_nothing_serious_on_any_tab(page: Page, site: Site, axe: str) -> None:
+    visit(page, site)
+    page.evaluate(axe)
+    for name in TABS:
+        tab(page, name)
+        page.wait_for_timeout(600)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        grave = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
+        assert [(name, v["id"], v["nodes"][0]["target"]) for v in grave] == []
+
+
+def test_the_page_opens_without_jumping(page: Page, site: Site) -> None:
+    page.add_init_script(SHIFT)
+    visit(page, site)
+    page.wait_for_timeout(1500)
+    assert page.evaluate("window.shifted") < 0.1
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["#budget-range", "#dial select", "#ask .prompt input", "#ask .draw", "#stage .pin", "#headmap .detail .field"],
+)
+def test_focus_is_seen(page: Page, site: Site, path: str) -> None:
+    visit(page, site)
+    target = page.locator(path)
+    target.focus()
+    page.keyboard.press("Shift")  # the keyboard is in use, so focus is shown
+    width, style = target.evaluate(
+        "(node) => [parseFloat(getComputedStyle(node).outlineWidth), getComputedStyle(node).outlineStyle]"
+    )
+    assert width >= 2 and style == "solid", "at least two pixels around it"
+
+
+def test_the_controls_are_few_stops_away_and_all_by_keyboard(page: Page, site: Site) -> None:
+    visit(page, site)
+    page.locator("#ask .prompt input").focus()
+    seen = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+            )
+        )
+    assert "budget-range" in seen and seen.index("budget-range") < 8
+    assert sum(name == "SELECT" for name in seen) == 1, "the policy is one stop"
+
+
+@pytest.mark.parametrize("context_options", [{"viewport": {"width": 640, "height": 360}}])
+def test_nothing_is_lost_at_two_hundred_percent(page: Page, site: Site) -> None:
+    """A window of 1280 x 720 at 200 % is one of 640 x 360."""
+    visit(page, site)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 640
+    for path in ("#stage figure.b", "#headmap .detail .field", "#dial select"):
+        page.locator(path).scroll_into_view_if_needed()
+        expect(page.locator(path)).to_be_visible()
+
+
+def test_a_lesson_arrives_drawn_covers_nothing_and_puts_the_controls_back(page: Page, site: Site) -> None:
+    visit(page, site, "?budget=60")
+    before = picture(page, "b")
+    tab(page, "Learn")
+    page.locator("#lessons .start").first.click()
+    bar = page.locator("#lesson .lesson")
+    expect(bar).to_be_visible()
+    page.wait_for_function("heatkv.budget === 100")
+    drawn(page)
+    page.wait_for_function("document.activeElement.classList.contains('title')")
+    covered = bar.evaluate(
+        """(node) => [...node.querySelectorAll('.title, .text, .question')].some((part) => {
+            const area = part.getBoundingClientRect();
+            const top = document.elementFromPoint(area.x + 5, area.y + area.height / 2);
+            return !node.contains(top) || area.y < 0 || area.bottom > innerHeight; })"""
+    )
+    assert not covered
+    expect(bar.locator(".answer")).to_be_empty()
+    bar.locator(".options button").first.click()
+    expect(bar.locator(".answer")).not_to_be_empty()
+    expect(bar.locator(".options .right")).to_have_count(1)
+    page.wait_for_function("location.search.includes('lesson=1')")
+    page.keyboard.press("Escape")
+    expect(bar).to_be_hidden()
+    page.wait_for_function("heatkv.budget === 60")
+    drawn(page)
+    assert picture(page, "b") == before
+
+
+def test_the_walk_of_a_newcomer(page: Page, site: Site) -> None:
+    """Open, read, drag, forget a head, reveal one guess, share."""
+    visit(page, site)
+    expect(page.locator("#stage .hello")).to_contain_text("Drag it")
+    set_budget(page, 30)
+    release(page)
+    drawn(page)
+    page.locator("#headmap [data-forget=head]").click()
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_contain_text("edited")
+    tab(page, "Learn")
+    page.locator("#lessons .start").nth(1).click()
+    page.locator("#lesson .options button").last.click()
+    expect(page.locator("#lesson .answer")).not_to_be_empty()
+    page.locator("#lesson .leave").click()
+    page.wait_for_function("heatkv.budget === 30 && heatkv.edits.count > 0")
+    drawn(page)
+    page.locator("#ask .share").click()
+    link = page.locator("#ask .shared input").input_value()
+    assert "budget=30" in link and "forget=" in link and Path(link).name
