@@ -20,8 +20,9 @@ from typing import Any
 from heatkv.files import write_atomic
 from heatkv.study.compare import summary_table
 
-WIDTH, HEIGHT = 470, 330  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 44, 96, 34, 40  # what its axes and labels take
+WIDTH, HEIGHT = 500, 330  # of a panel
+LEFT, TOP, BOTTOM = 44, 34, 40  # what its axes take
+LETTER = 6.2  # width of a label's, about
 COLOURS = {"heatkv+": "#c2410c", "heatkv+16": "#f59e0b", "heatkv": "#1d4ed8", "random": "#6b7280"}
 OTHERS = "#b8bfca"
 REFERENCES = {"dtype_noise": "bf16 against fp32", "other_seed": "another seed"}
@@ -33,6 +34,11 @@ class Curve:
 
     name: str
     points: tuple[tuple[float, float], ...]
+
+    @property
+    def policy(self) -> str:
+        """Its name without what was asked of it (``heatkv:sinks=1``)."""
+        return self.name.partition(":")[0]
 
 
 def curves(comparison: Mapping[str, Any]) -> list[Curve]:
@@ -58,18 +64,18 @@ def panel(comparison: Mapping[str, Any], left: float) -> str:
         for key, name in REFERENCES.items()
         if key in comparison.get("references", {})
     }
+    end = WIDTH - 24 - max(12, *(len(line.name) for line in lines)) * LETTER
     shares = [share for line in lines for share, _ in line.points]
     levels = [*references.values(), *(psnr for line in lines for _, psnr in line.points)]
     low_x, high_x = math.log(min(shares)), math.log(max(*shares, 1.001 * min(shares)))
     low_y, high_y = 2 * math.floor(min(levels) / 2), 2 * math.ceil(max(levels) / 2 + 1e-9)
 
     def x(share: float) -> float:
-        return LEFT + (math.log(share) - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (math.log(share) - low_x) / (high_x - low_x) * (end - LEFT)
 
     def y(psnr: float) -> float:
         return TOP + (high_y - psnr) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
 
-    end = WIDTH - RIGHT
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(str(comparison["model"]))}</text>']
     for level in range(low_y, high_y + 1, max(2, 2 * round((high_y - low_y) / 12))):
         parts.append(f'<path class="grid" d="M{LEFT} {y(level):.1f}H{end}"/>')
@@ -82,12 +88,13 @@ def panel(comparison: Mapping[str, Any], left: float) -> str:
         parts.append(f'<path class="reference" d="M{LEFT} {y(psnr):.1f}H{end}"/>')
         parts.append(f'<text class="quiet" x="{LEFT + 4}" y="{y(psnr) - 4:.1f}">{escape(name)}</text>')
     for line in lines:
-        colour, width = COLOURS.get(line.name, OTHERS), 2.4 if line.name in COLOURS else 1.2
+        colour, width = COLOURS.get(line.policy, OTHERS), 2.4 if line.name in COLOURS else 1.2
+        dashes = ' stroke-dasharray="6 3"' if line.name != line.policy else ""
         path = "L".join(f"{x(share):.1f} {y(psnr):.1f}" for share, psnr in line.points)
-        parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
+        parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>')
         parts += [f'<circle cx="{x(s):.1f}" cy="{y(p):.1f}" r="{width:.1f}" fill="{colour}"/>' for s, p in line.points]
     for name, at in labels({line.name: y(line.points[-1][1]) for line in lines}).items():
-        colour = COLOURS.get(name, "#6b7280")
+        colour = COLOURS.get(name.partition(":")[0], "#6b7280")
         parts.append(f'<text x="{end + 8}" y="{at + 4:.1f}" style="fill:{colour}">{escape(name)}</text>')
     parts.append(f'<text class="quiet" x="{LEFT}" y="{HEIGHT - 8}">share of the full cache\'s bytes, in 16 bits</text>')
     parts.append(f'<text class="quiet" x="{LEFT - 6}" y="{TOP - 4}" text-anchor="end">dB</text>')
