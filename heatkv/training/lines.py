@@ -30,9 +30,9 @@ class LinesRun:
     compiles the blocks (a minute or two at the start; needs a C++ compiler).
     """
 
-    steps: int = 20000
-    grow: int = 4000
-    widen: int = 10000
+    steps: int = 30000
+    grow: int = 8000
+    widen: int = 16000
     batch: int = 16
     learning_rate: float = 2e-3
     decay: float = 0.3
@@ -43,7 +43,7 @@ class LinesRun:
     depth: int = 8
     width: int = 192
     heads: int = 6
-    words: int = 16
+    words: int = 12
     compile: bool = True
     evaluate_every: int = 250
     seed: int = 0

@@ -38,9 +38,9 @@ class TransformerRun:
     compiler on CPU). At every evaluation ``samples`` images are drawn into ``samples-STEP.png``.
     """
 
-    steps: int = 20000
-    grow: int = 4000
-    widen: int = 10000
+    steps: int = 30000
+    grow: int = 8000
+    widen: int = 16000
     batch: int = 8
     short_batch: int = 32
     short_scales: int = 7
