@@ -81,7 +81,7 @@ def observe(
     of_source_SM = keys_of_sources(tuple(bounds), q_RND.device)
     if rounded:
         with_square_RME = torch.cat([v_RMD, v_RMD.square().sum(-1, True), torch.ones_like(v_RMD[..., :1])], -1)
-        variance_RS2D = rounding_variance(torch.stack([k_RDM.transpose(1, 2), v_RMD], 2), bounds)
+        variances_RSD = rounding_variance(k_RDM.transpose(1, 2), bounds), rounding_variance(v_RMD, bounds)
     sums: list[Tensor] = []
     tile, first = max(1, TILE_PRODUCTS // (batch * heads * max(keys, sources * dim))), 0
     for tile_RND in q_RND.split(tile, dim=1):
@@ -102,7 +102,7 @@ def observe(
         change_SR = (lost_SRN / rest_SRN.square_()).sum(2)
         of_tile = [mass_RSN.sum(2), out_RND.square().sum((1, 2)), change_SR]
         if rounded:
-            of_tile.append(rounding(tile_RND, p_RNM, out_RND, with_square_RME, variance_RS2D, bounds))
+            of_tile.append(rounding(tile_RND, p_RNM, out_RND, with_square_RME, *variances_RSD, bounds))
         if spread:
             of_tile += [p_RNM.sum(1), p_RNM.square_().sum((1, 2))]
         sums = [a + b for a, b in zip(sums, of_tile, strict=True)] if sums else of_tile
@@ -127,18 +127,18 @@ def observe(
     return Observation(mass_HS, share_of_output(change_SR), rounding_HS, spread_H)
 
 
-def rounding_variance(kv_RM2D: Tensor, bounds: Sequence[tuple[int, int]]) -> Tensor:
-    """Variance of the error of keys and values of the earlier source scales in `ROUNDED_TO`, ``[R, S, 2, D]``."""
-    ends = [kv_RM2D[:, start:end].aminmax(dim=1) for start, end in bounds[:-1]]
+def rounding_variance(x_RMD: Tensor, bounds: Sequence[tuple[int, int]]) -> Tensor:
+    """Variance of the error of keys or values of the earlier source scales in `ROUNDED_TO`, ``[R, S, D]``."""
+    ends = [x_RMD[:, start:end].aminmax(dim=1) for start, end in bounds[:-1]]
     if not ends:
-        return kv_RM2D.new_empty(len(kv_RM2D), 0, *kv_RM2D.shape[2:])
+        return x_RMD.new_empty(len(x_RMD), 0, x_RMD.shape[2])
     ranges = ROUNDED_TO.ranges_for(torch.stack([e.min for e in ends], 1), torch.stack([e.max for e in ends], 1))
     return ROUNDED_TO.steps(ranges)[0].square() / 12
 
 
 def rounding(
-    q_RND: Tensor, p_RNM: Tensor, out_RND: Tensor, with_square_RME: Tensor, variance_RS2D: Tensor,
-    bounds: Sequence[tuple[int, int]],
+    q_RND: Tensor, p_RNM: Tensor, out_RND: Tensor, with_square_RME: Tensor, key_RSD: Tensor,
+    value_RSD: Tensor, bounds: Sequence[tuple[int, int]],
 ) -> Tensor:  # fmt: skip
     """Expected squared change of the output with each earlier source scale rounded, summed over queries, ``[S, R]``.
 
@@ -147,8 +147,8 @@ def rounding(
     """
     q_RND, p_RNM, out_RND = (x[:, ::EVERY] for x in (q_RND, p_RNM, out_RND))
     square_RNM, dim = p_RNM.square(), q_RND.shape[-1]
-    logits_RNS = torch.bmm(q_RND.square(), variance_RS2D[:, :, 0].transpose(1, 2))
-    values_RS = variance_RS2D[:, :, 1].sum(-1)
+    logits_RNS = torch.bmm(q_RND.square(), key_RSD.transpose(1, 2))
+    values_RS = value_RSD.sum(-1)
     changes = []
     for s, (start, end) in enumerate(bounds[:-1]):
         moments_RNE = torch.bmm(square_RNM[:, :, start:end], with_square_RME[:, start:end])

@@ -148,7 +148,7 @@ def test_a_budget_that_is_not_possible_is_a_row_with_a_reason(tiny: tuple[str, H
     result = numbers(tiny, budgets=[0.6, 0.1], policies=["heatkv", "streaming"])
     assert ["reason" in row for row in result["rows"]] == [False, True, False, True]
     assert "least feasible" in result["rows"][1]["reason"]
-    assert "Not possible at 0.1: heatkv, streaming." in markdown_table(result)
+    assert "Below what their sinks take at 0.1: heatkv, streaming." in markdown_table(result)
     with pytest.raises(ValueError, match="least feasible"):
         numbers(tiny, budgets=[0.1])
     with pytest.raises(ValueError, match="not a share"):

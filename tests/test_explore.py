@@ -47,8 +47,10 @@ def test_the_browser_is_sent_the_cells_and_bytes_of_the_plan_at_every_budget(pol
     for at, percent in enumerate(percents):
         schedule = plan(scores, percent / 100, policy, 2)
         assert (drawn_cells(sent, at) == schedule.keep(5)[:, :, :5]).all(), f"{percent} %"
-        assert (resident[at] == schedule.resident_tokens_TL.max(axis=1)).all()
-        assert resident[at].max() == schedule.peak_tokens
+        expected_TL = schedule.resident_bytes_TL if schedule.encoded else schedule.resident_tokens_TL
+        assert sent["storage"] == schedule.storage
+        assert (resident[at] == expected_TL.max(axis=1)).all()
+        assert resident[at].max() == (schedule.peak_bytes(1, 2) if schedule.encoded else schedule.peak_tokens)
 
 
 def test_a_policy_that_is_not_nested_is_drawn_as_it_is() -> None:
