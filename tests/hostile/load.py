@@ -41,7 +41,8 @@ class Load:
         """One request of a kind, and what came of it."""
         seed = rng.randrange(6)
         if kind == "abandoned":
-            client.post(f"{self.url}gradio_api/call/calibrate", content=payload(["red apple", "blue cat"] * 32, 0))
+            asked = {"data": [["red apple", "blue cat"] * 32, 0]}
+            client.post(f"{self.url}gradio_api/call/calibrate", json=asked)
             return
         name, body = {
             "plan": ("plan", payload(0.5, "heatkv")),
