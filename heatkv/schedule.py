@@ -354,13 +354,21 @@ def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
 
 
 def check_budget(
-    budget: float, scales: ScaleSchedule, sink_scales: int, *, model: str = "this model", share: float = 1.0
+    budget: float,
+    scales: ScaleSchedule,
+    sink_scales: int,
+    *,
+    model: str = "this model",
+    share: float = 1.0,
+    by_token: bool = False,
 ) -> None:
     """Raise `ScheduleError` unless ``budget`` is a feasible share of the full cache's peak.
 
-    For encoded cells ``scales`` are `counted`, and ``share`` is what they take in all (`counted_share`).
+    ``by_token``: who lets go of tokens, and not of whole lines, needs no room for all of a line. For encoded cells ``scales`` are `counted`, and ``share`` is what they take in all (`counted_share`).
     """
     least = least_budget(scales, sink_scales) * share
+    if by_token and scales.by_line:
+        least = (scales.bounds[sink_scales][0] + 1) / scales.full_peak
     if not is_number(budget) or not 0 < budget <= 1:
         raise ScheduleError(
             f"budget {shown(budget)} is not a share of the full cache's peak; choose a number above 0 and up to 1"
@@ -368,7 +376,7 @@ def check_budget(
     if budget + _SLACK < least:
         raise ScheduleError(
             f"budget {budget:g} is below the least feasible {least:.12f} for {model} with {sink_scales} sink scales"
-            f"{' and the line being drawn' if scales.by_line else ''}; raise it or lower sink_scales"
+            f"{' and the line being drawn' if scales.by_line and not by_token else ''}; raise it or lower sink_scales"
         )
 
 

@@ -196,6 +196,14 @@ def test_what_has_no_room_for_a_line_is_refused_in_one_sentence() -> None:
         cache_of("heatkv", 0.1, GEOMETRY, sinks=1)
 
 
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_what_lets_go_of_tokens_needs_no_room_for_a_line(name: str) -> None:
+    budget = 5 / FULL
+    cache = cache_of(name, budget, GEOMETRY, sinks=1)
+    play(cache, random_qkv(GEOMETRY, 2))
+    assert 0 < cache.peak_bytes <= budget * GEOMETRY.kv_bytes(GEOMETRY.full_peak_tokens, batch=2) * (1 + 1e-9)
+
+
 def test_provenance_depends_on_how_a_model_draws() -> None:
     scales = ScaleSchedule.square([1, 2])
     assert REGISTRY["headkv"].provenance_for(GEOMETRY.scales) == "paper"

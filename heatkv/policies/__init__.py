@@ -252,7 +252,8 @@ def _plan_input(
     if storage == MIXED and chosen.stored is None:
         raise ValueError(f"policy {chosen.name!r} stores all cells alike: storage {MIXED} is not for it")
     in_cost = counted(geometry, storage)
-    check_budget(budget, in_cost.scales, sink_scales, model=model, share=counted_share(geometry, storage))
+    share = counted_share(geometry, storage)
+    check_budget(budget, in_cost.scales, sink_scales, model=model, share=share, by_token=not chosen.static)
 
     if chosen.needs not in ("orders", "nothing") and scores is None:
         raise ValueError(

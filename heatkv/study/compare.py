@@ -66,7 +66,7 @@ def check_request(
     for policy in policies:
         variant(policy)
     for budget in budgets:
-        check_budget(budget, scores.geometry.scales, 0)
+        check_budget(budget, scores.geometry.scales, 0, by_token=True)
     scores.check_matches(model.geometry)
 
 
