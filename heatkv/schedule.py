@@ -364,7 +364,8 @@ def check_budget(
 ) -> None:
     """Raise `ScheduleError` unless ``budget`` is a feasible share of the full cache's peak.
 
-    ``by_token``: who lets go of tokens, and not of whole lines, needs no room for all of a line. For encoded cells ``scales`` are `counted`, and ``share`` is what they take in all (`counted_share`).
+    ``by_token``: who lets go of tokens, and not of whole lines, needs no room for all of a line. For encoded cells
+    ``scales`` are `counted`, and ``share`` is what they take in all (`counted_share`).
     """
     least = least_budget(scales, sink_scales) * share
     if by_token and scales.by_line:
