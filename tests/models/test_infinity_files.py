@@ -113,7 +113,9 @@ def test_published_scales_can_be_chosen_in_the_path(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     geometry = find_geometry(f"{tmp_path}:0.06M:1.5")
     assert geometry.scales.sizes[-1] == (21, 14)
-    assert find_geometry(tmp_path).scales.sizes[-1] == (64, 64)
+    assert find_geometry(f"{tmp_path}:1M").scales.sizes[-1] == (64, 64)
+    with pytest.raises(CheckpointError, match="does not tell the size of its images"):
+        find_geometry(tmp_path)
     model = load(f"{tmp_path}:0.06M", "cpu")
     assert isinstance(model, InfinityModel)
     assert model.transformer.config.rope_grid == (64, 64)  # of the full size, whatever the size
