@@ -1,6 +1,12 @@
 /* Hands the table of budgets to the store of the page. value: see app/workbench.py; with `view` at the start, which says
  * what the page opens with. */
 const heatkv = window.heatkv;
+/** Open the tab that the address names, as soon as its button is there. */
+function openTab(name, tries) {
+  const button = document.querySelector(`#tab-${name}-button`);
+  if (button) button.click(); else if (tries) setTimeout(() => openTab(name, tries - 1), 100);
+}
+
 function take() {
   const value = props.value;
   if (!value || !value.percents) return;
@@ -12,6 +18,7 @@ function take() {
   if (heatkv.defaults.forget) heatkv.edits.set(heatkv.defaults.forget);
   heatkv.look(...heatkv.defaults.at, heatkv.cell.scale);
   heatkv.emit('edits');
+  if (heatkv.view.tab !== 'explore') openTab(heatkv.view.tab, 40);
   // Another policy than the table's: its own table is asked for.
   if (heatkv.view.policy !== value.policy) trigger('policy', { policy: heatkv.view.policy });
 }

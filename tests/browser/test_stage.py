@@ -351,6 +351,12 @@ def test_a_shared_link_shows_the_same_pictures_in_a_fresh_browser(page: Page, si
     other.context.close()
 
 
+def test_an_address_opens_its_tab(page: Page, site: Site) -> None:
+    visit(page, site, "?tab=methods&budget=50")
+    expect(page.get_by_role("tab", name="Methods", exact=True)).to_have_attribute("aria-selected", "true")
+    assert page.evaluate("heatkv.budget") == 50
+
+
 def test_an_empty_seed_is_drawn_and_shared_as_the_seed_it_was(page: Page, site: Site) -> None:
     visit(page, site, "?seed=5")
     page.locator("#ask .seed input").fill("")
