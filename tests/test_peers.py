@@ -241,9 +241,12 @@ def test_what_can_not_be_run_is_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize("name", DYNAMIC)
-def test_a_budget_below_the_sinks_is_refused_of_dynamic_policies_too(name: str) -> None:
-    with pytest.raises(ScheduleError, match="below the least feasible"):
-        cache_of(name, 0.1)
+def test_a_budget_below_the_sinks_is_refused_of_dynamic_policies_that_have_them(name: str) -> None:
+    if policies.REGISTRY[name].sinks:
+        with pytest.raises(ScheduleError, match="below the least feasible"):
+            cache_of(name, 0.1)
+    else:
+        assert cache_of(name, 0.1).planned_tokens > 0
     with pytest.raises(ValueError, match="decides while it generates"):
         plan(scores_of(GEOMETRY), 0.5, name)
 
