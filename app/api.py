@@ -25,7 +25,7 @@ from heatkv.views.knockout import KnockOut
 
 
 class Api:
-    """``/generate``, ``/compare``, ``/knockout``, ``/calibrate`` and ``/plan`` on the bundled calibration."""
+    """``/generate``, ``/draw``, ``/compare``, ``/knockout``, ``/calibrate``, ``/plan`` on the bundled calibration."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
@@ -36,6 +36,7 @@ class Api:
         gr.api(self.plan, api_name=f"{prefix}plan")
         gr.api(self.compare, api_name=f"{prefix}compare", **MODEL_JOB)
         gr.api(self.knockout, api_name=f"{prefix}knockout", **MODEL_JOB)
+        gr.api(self.draw, api_name=f"{prefix}draw", **MODEL_JOB)
 
     def plan(self, budget: float, policy: str = "heatkv") -> dict[str, Any]:
         """Plan a schedule for a budget.
@@ -56,9 +57,8 @@ class Api:
         return found
 
     def generate(
-        self, prompt: str, seed: int = 0, budget: float = 1.0, policy: str = "heatkv", guidance: float | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        self, prompt: str, seed: int = 0, budget: float = 1.0, policy: str = "heatkv"
+    ) -> Iterator[dict[str, Any]]:
         """Draw one image with the full cache and one under a budget, scale by scale.
 
         Parameters:
@@ -66,7 +66,23 @@ class Api:
             seed: Seed of the sampling noise, which both images share.
             budget: Peak cached tokens as a share of the full cache's peak.
             policy: Name of a policy.
-            guidance: Strength of the prompt; this and what follows: the model's own setting where left out.
+        Returns:
+            After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics and bytes.
+        """
+        yield from self.draw(prompt, seed, budget, policy)
+
+    def draw(
+        self, prompt: str, seed: int = 0, budget: float = 1.0, policy: str = "heatkv", guidance: float | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """The same as generate, with a say in how tokens are drawn.
+
+        Parameters:
+            prompt: What to draw; of a class-conditional model a class, by name or number.
+            seed: Seed of the sampling noise, which both images share.
+            budget: Peak cached tokens as a share of the full cache's peak.
+            policy: Name of a policy.
+            guidance: Strength of the prompt; this and what follows: null for the model's own setting.
             temperature: Divides the logits.
             top_k: Values that may be drawn, 0 for all.
             top_p: Probability that the values that may be drawn make up, 0 for all.

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,18 @@ def test_generate_streams_scales_and_ends_with_the_images_of_the_library(served:
     image = Image.open(io.BytesIO(base64.b64decode(steps[-1]["compressed_png"])))
     assert (np.asarray(image) == expected.pixels).all()
     assert steps[-1]["kv_bytes_peak"] == expected.kv_bytes_peak and len(steps[-1]["bit_agreement"]) == 6
+
+
+def test_draw_takes_sampling_and_generate_the_four_values_it_always_took(served: tuple[Client, Any, Any]) -> None:
+    client, model, scores = served
+    found = list(client.submit("red apple", 4, 0.4, "heatkv", 1.0, api_name="/draw"))[-1]
+    plain = replace(model.sampling, guidance=1.0)
+    expected = heatkv.generate(model, "red apple", 4, heatkv.plan(scores, 0.4), plain)
+    image = Image.open(io.BytesIO(base64.b64decode(found["compressed_png"])))
+    assert (np.asarray(image) == expected.pixels).all() and found["kv_bytes_full"] == expected.kv_bytes_full
+    with pytest.raises(Exception, match="outside 0 to 50"):
+        client.predict("red apple", 4, 0.4, "heatkv", 99.0, api_name="/draw")
+    assert len(client.view_api(return_format="dict")["named_endpoints"]["/generate"]["parameters"]) == 4
 
 
 def test_calibrate_gives_scores_that_load(served: tuple[Client, Any, Any], tmp_path: Any) -> None:
