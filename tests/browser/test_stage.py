@@ -138,7 +138,8 @@ def test_the_browser_shows_the_cells_that_are_planned(page: Page, site: Site) ->
             schedule = heatkv.plan(site.scores, percent / 100, name)
             assert (np.array(page.evaluate("heatkv.keptCells()")) == schedule.keep(last)[:, :, :last]).all(), name
             peak = page.evaluate("heatkv.memory().peak")
-            assert peak == schedule.peak_tokens * page.evaluate("heatkv.table.heldBytesPerToken")
+            held = schedule.resident_bytes_TL.max() if schedule.encoded else schedule.peak_tokens
+            assert peak == held * page.evaluate("heatkv.table.heldBytesPerToken")
 
 
 def test_the_slider_goes_where_the_policy_can_go(page: Page, site: Site) -> None:
