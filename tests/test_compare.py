@@ -150,7 +150,7 @@ def test_a_budget_that_is_not_possible_is_a_row_with_a_reason(tiny: tuple[str, H
     assert "least feasible" in result["rows"][1]["reason"]
     assert "Below what their sinks take at 0.1: heatkv, streaming." in markdown_table(result)
     with pytest.raises(ValueError, match="least feasible"):
-        numbers(tiny, budgets=[0.1])
+        numbers(tiny, budgets=[0.1], policies=["heatkv"])
     with pytest.raises(ValueError, match="not a share"):
         numbers(tiny, budgets=[7])
 
