@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ MODEL_JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 60}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # Put in front of a handler: what the page shows now takes the place of the argument that stands for it.
 WISH = "(...values) => values.map((value) => (value && value.wish ? window.heatkv.wish() : value))"
+
+
+END_SECONDS, HEARD_SECONDS = 4.0, 0.5
 
 
 @dataclass
@@ -35,6 +39,16 @@ class Page:
     calibration: gr.State  # Calibration of this session, or None for the bundled one
     uploaded: gr.State  # Schedule to use instead of a plan, or None
     map: Component = field(init=False)
+
+
+def cancelled_notice(bench: Workbench, text: str) -> dict[str, str]:
+    """Say that a job was cancelled, once it has ended and the page has heard so: one that starts the next job sooner
+    loses it. Jobs of others may keep the model busy, so there is an end to the waiting."""
+    latest = time.monotonic() + END_SECONDS
+    while bench.jobs.turns.busy and time.monotonic() < latest:
+        time.sleep(0.05)
+    time.sleep(HEARD_SECONDS)
+    return notice(text)
 
 
 def notice(text: str, kind: str = "info") -> dict[str, str]:

@@ -12,7 +12,7 @@ import gradio as gr
 from app.api import scores_bytes
 from app.components import Component
 from app.inputs import MAX_PROMPTS, without_folder
-from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
+from app.page import MODEL_JOB, PRIVATE, Page, cancelled_notice, notice, problem, saved_file
 from app.prompts import prompts_field
 from app.recipes import Calibration
 from app.turns import Waiting
@@ -121,7 +121,7 @@ class CalibrateTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
     def cancelled(self, calibration: Calibration | None) -> tuple[Any, ...]:
-        said = notice("Cancelled. " + self.in_use(calibration)["text"])
+        said = cancelled_notice(self.bench, "Cancelled. " + self.in_use(calibration)["text"])
         return None, said, gr.update(interactive=True), gr.update(interactive=False)
 
     def take_file(self, path: str | None) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import gradio as gr
 from app.charts import METRICS, PROVENANCE, curves, rows_of, table
 from app.components import Component
 from app.inputs import read_percent, read_seed
-from app.page import MODEL_JOB, PRIVATE, WISH, Page, notice, problem
+from app.page import MODEL_JOB, PRIVATE, WISH, Page, cancelled_notice, notice, problem
 from app.pictures import data_url
 from app.prompts import prompt_field
 from app.recipes import Calibration
@@ -111,7 +111,12 @@ class MethodsTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
     def cancelled(self) -> tuple[Any, ...]:
-        return None, notice("Cancelled."), gr.update(interactive=True), gr.update(interactive=False)
+        return (
+            None,
+            cancelled_notice(self.bench, "Cancelled."),
+            gr.update(interactive=True),
+            gr.update(interactive=False),
+        )
 
 
 def _tile(policy: str, full: Generation | None, run: Generation | None, reason: str) -> dict[str, Any]:
