@@ -371,7 +371,7 @@ def test_missing_or_broken_side_files_are_left_out(tmp_path: Path) -> None:
 def test_only_the_endpoints_are_public(bench: Workbench) -> None:
     made = create_demo(bench.model, bench.bundled.scores, REFERENCES)
     public = {fn.api_name for fn in made.fns.values() if fn.api_visibility == "public"}
-    assert public == {"generate", "calibrate", "plan", "compare", "knockout"}
+    assert public == {"generate", "calibrate", "plan", "compare", "draw", "knockout"}
     model_jobs = [fn for fn in made.fns.values() if fn.concurrency_id == "model"]
     assert len(model_jobs) > 5
     import inspect
