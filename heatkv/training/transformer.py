@@ -8,7 +8,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -161,13 +160,6 @@ def make_optimizers(model: TextToBits, run: TransformerRun) -> list[tuple[torch.
     groups = [{"params": rest, "weight_decay": 0.0}, {"params": temperatures, "weight_decay": 0.0}]
     muon = torch.optim.Muon(blocks, run.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [(muon, rates[:1]), (torch.optim.AdamW(groups, rates[0], betas=(0.9, 0.95)), rates)]
-
-
-@torch.no_grad()
-def encode_all(autoencoder: Autoencoder, images: np.ndarray, device: torch.device) -> Tensor:
-    """Latents of pictures uint8 ``[n, side, side, 3]``."""
-    parts = np.array_split(images, max(1, len(images) // 64))
-    return torch.cat([encode(autoencoder, tokenizer.to_model(part, device)) for part in parts]).contiguous()
 
 
 def encode(autoencoder: Autoencoder, x_B3HW: Tensor) -> Tensor:
