@@ -18,6 +18,11 @@ from heatkv.models.infinity.words import Vocabulary, split_words
 from heatkv.training import data, grounds
 from heatkv.training.grounds import Ground, draw_ground
 
+# Pixels, where the picture has 128. Things stand on the grid of the tokenizers' cells and have few sizes: then a thing
+# is written in the same tokens wherever it stands, and those are what has to be learned.
+CELL = 8
+THING_SIZES = (32, 40, 48, 64, 80, 96, 112)
+
 NUMBERS = ("two", "three", "four")
 SIZES = {"small": (34, 50), "large": (104, 126)}
 SIDES = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
@@ -75,7 +80,7 @@ class Mix:
 
 # What is learned first: few things, mostly large and alone.
 PLAINEST = Mix(
-    single=0.8, pair=0.13, count=0.03, three=0.01, between=0.01, pattern=0.02, plain=0.7, centred=0.7, repaint=0.08,
+    single=0.7, pair=0.2, count=0.05, three=0.01, between=0.01, pattern=0.03, plain=0.6, centred=0.7, repaint=0.08,
     everyday=True,
 )  # fmt: skip
 FIRST = Mix(
@@ -251,10 +256,11 @@ class Scenes:
         return draw_ground(rng, self.side, self.mix.plain)
 
     def compose(self, ground: Ground, prompt: str, placed: list[tuple[Thing, int, tuple[float, float]]]) -> Scene:
-        """Paste things of a size (pixels, where the picture has 128) at places (0 to 1 of the room that they leave)."""
-        for thing, size, (x, y) in placed:
-            size = min(self.side, max(4, round(size * self.side / 128)))
-            left, top = round(x * (self.side - size)), round(y * (self.side - size))
+        """Paste things of about a size (pixels, where the picture has 128) at places (0 to 1 of the room they leave)."""
+        cell = max(1, CELL * self.side // 128)
+        for thing, wanted, (x, y) in placed:
+            size = max(1, min(THING_SIZES, key=lambda known: abs(known - wanted)) * self.side // 128)
+            left, top = (round(along * (self.side - size) / cell) * cell for along in (x, y))
             picture = resized(thing.picture, size)
             part = ground.canvas[top : top + size, left : left + size]
             part *= 1 - picture[..., 3:] / np.float32(255)
