@@ -149,6 +149,16 @@ def test_the_exported_lines_generate(trained: Path, tmp_path: Path) -> None:
     assert image.pixels.shape == (32, 32, 3) and image.model == "l"
 
 
+def test_the_model_by_lines_knows_the_words_of_what_it_was_shown(trained: Path, dataset: data.Dataset) -> None:
+    text, _, state = lines.load_trained(trained / "lines.pt")
+    course = scenes.Course(dataset, state["run"]["grow"], state["run"]["widen"])
+    assert set(text.vocabulary.words) == course.at(state["step"] - 1).words & set(state["words"])
+    narrowed = lines.with_words(text, frozenset({"apple"}))
+    assert narrowed.known_and_unknown("red apple")[1] == ["red"]
+    word = text.vocabulary.id("apple")
+    assert torch.equal(narrowed.embedding.weight[1], text.embedding.weight[word])
+
+
 def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
     export.export(trained, tmp_path / "m", "m")
     model = load(tmp_path / "m", "cpu")

@@ -255,33 +255,37 @@ def train(
             result = evaluate(average, *held_out.all(), cache, run.batch)
             history.append({"step": step, **result})
             print(f"step {step}: held-out {', '.join(f'{k} {v:.3f}' for k, v in result.items())}", flush=True)
-            save(path, model, average, optimizers, step, history, run)
+            save(path, model, average, optimizers, step, history, course.at(step - 1).words, run)
     return path
 
 
 def save(
     path: Path, model: TextToTokens, average: TextToTokens, optimizers: list[torch.optim.Optimizer], step: int,
-    history: list[dict[str, float]], run: LinesRun,
+    history: list[dict[str, float]], shown: frozenset[str], run: LinesRun,
 ) -> None:  # fmt: skip
     loop.save_checkpoint(path, {
         "model": model.state_dict(), "average": average.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step, "history": history,
-        "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words), "run": asdict(run),
+        "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words),
+        "shown": sorted(shown), "run": asdict(run),
     })  # fmt: skip
 
 
 def load_trained(path: Path) -> tuple[WordEncoder, LlamaGenTransformer, dict[str, Any]]:
-    """The averaged text encoder and transformer of a checkpoint, ready to run, and the checkpoint's other contents."""
+    """The averaged text encoder and transformer of a checkpoint, ready to run, and the checkpoint's other contents.
+
+    The text encoder knows the words of what was shown, and says of all others that it does not.
+    """
     state = loop.load_checkpoint(path)
     average = state.pop("average")
     config = LlamaGenConfig(**state["config"])
     model = TextToTokens(Vocabulary(tuple(state["words"])), config, average["codes_Vc"])
     model.load_state_dict(average)
-    return model.text.eval(), model.folded().eval(), state
+    return with_words(model.text, frozenset(state["shown"])).eval(), model.folded().eval(), state
 
 
 def with_words(text: WordEncoder, words: frozenset[str]) -> WordEncoder:
-    """The same text encoder, which knows these of its words alone: those of the pictures that it has learned."""
+    """The same text encoder, which knows these of its words alone."""
     kept = [word for word in text.vocabulary.words if word in words]
     rows = [0] + [row for row in (text.vocabulary.id(word) for word in kept) if row is not None]
     result = copy.deepcopy(text)

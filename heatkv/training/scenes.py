@@ -135,6 +135,13 @@ class Scenes:
     def side(self) -> int:
         return self.dataset.images.shape[1]
 
+    @property
+    def words(self) -> frozenset[str]:
+        """All words that its prompts can have."""
+        entries = [self.dataset.emoji[i] for i in self.known]
+        named = {word for e in entries for text in (e.label, *e.tags) for word in split_words(text)}
+        return WORDS | frozenset(data.HUES) | named
+
     def __call__(self, rng: random.Random) -> tuple[np.ndarray, str]:
         scene = self.draw(rng)
         return scene.image, scene.prompt
