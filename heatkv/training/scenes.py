@@ -263,7 +263,7 @@ class Scenes:
         return draw_ground(rng, self.side, self.mix.plain)
 
     def compose(self, ground: Ground, prompt: str, placed: list[tuple[Thing, int, tuple[float, float]]]) -> Scene:
-        """Paste things of about a size (pixels, where the picture has 128) at places (0 to 1 of the room they leave)."""
+        """Paste things, about of a size (pixels, where the picture has 128) where they go (0 to 1 of the room left)."""
         cell = max(1, CELL * self.side // 128)
         for thing, wanted, (x, y) in placed:
             size = max(1, min(THING_SIZES, key=lambda known: abs(known - wanted)) * self.side // 128)
