@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+import app.sessions  # noqa: F401  (Gradio's own remember too much of everybody)
 from app.api import Api
 from app.components import Component
 from app.lessons import Chosen, lessons

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import TypeVar
 
 from gradio.context import LocalContext
 
 T = TypeVar("T")
 UNREAD = 24  # messages that may lie before a job ends: those of some seconds of waiting, or of a picture
+UNREAD_SECONDS = 15.0  # or how long some may lie
 
 
 class Abandoned(RuntimeError):
@@ -29,9 +32,18 @@ def unread() -> int:
     return waiting
 
 
-def while_read(steps: Iterator[T]) -> Iterator[T]:
-    """``steps`` as long as somebody takes them. Raises `Abandoned`, which closes the job and gives its turn up."""
-    for step in steps:
-        if unread() > UNREAD:
-            raise Abandoned("Nobody has read what was drawn so far, so the job has ended.")
-        yield step
+def while_read(steps: Generator[T, None, None]) -> Iterator[T]:
+    """``steps`` as long as somebody takes them. Raises `Abandoned`; closes the job in any case, and at once.
+
+    Nothing else would close it in time: an exception keeps the generators that it came through, and what keeps the
+    exception may be a circle of references, which Python finds when it likes.
+    """
+    heard = time.monotonic()
+    with closing(steps):
+        for step in steps:
+            waiting, now = unread(), time.monotonic()
+            if waiting <= 2:
+                heard = now
+            if waiting > UNREAD or now - heard > UNREAD_SECONDS:
+                raise Abandoned("Nobody has read what was drawn so far, so the job has ended.")
+            yield step

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
-POLL_SECONDS = 0.4
+POLL_SECONDS = (0.4, 2.0)  # how often the first who waits hears the place, and those far behind, who are many
 PATIENCE = 4  # so many short jobs may go before a long one that waits
 
 
@@ -40,8 +40,8 @@ class Turns:
 
     def take(
         self, job: Iterator[T], *, long: bool = False, piece: Callable[[T], bool] = lambda step: False
-    ) -> Iterator[T | Waiting]:
-        """``job``'s steps when its turn has come, and `Waiting` about twice a second until then.
+    ) -> Generator[T | Waiting, None, None]:
+        """``job``'s steps when its turn has come, and `Waiting` now and then until it has, more often near the front.
 
         After a step that is the end of a piece the turn goes to whoever waits. Closing this iterator, in the queue or
         in the middle of a step, closes the job and gives the turn up.
@@ -67,7 +67,11 @@ class Turns:
             (self._long if long else self._short).append(ticket)
         while True:
             with self._changed:
-                if self._starts(ticket) or (self._changed.wait(POLL_SECONDS) and self._starts(ticket)):
+                if self._starts(ticket):
+                    return
+                often, seldom = POLL_SECONDS
+                pause = min(often + 0.1 * (self._before(ticket, long) - 1), seldom)
+                if self._changed.wait_for(lambda: self._starts(ticket), pause):
                     return
                 before = self._before(ticket, long)
             yield Waiting(before)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
+from itertools import count
+from types import SimpleNamespace
 
+import pytest
+
+pytest.importorskip("gradio")
+
+from app.readers import UNREAD, UNREAD_SECONDS, Abandoned, while_read
 from app.turns import PATIENCE, Turns, Waiting
 
 
@@ -111,3 +119,38 @@ def test_two_threads_never_hold_the_model_at_once() -> None:
     for thread in threads:
         thread.join(30)
     assert worst[0] == 1 and not turns.busy
+
+
+def test_a_job_that_nobody_reads_gives_its_turn_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when Python finds what the error keeps: here somebody holds on to the error."""
+    monkeypatch.setattr("app.readers.unread", lambda: UNREAD + 1)
+    log: list[str] = []
+    turns = Turns()
+    with pytest.raises(Abandoned) as kept:
+        list(while_read(turns.take(job(log, "a", 99))))
+    assert log == ["a0", "a ends"] and not turns.busy
+    assert kept.value.__traceback__ is not None
+
+
+def test_messages_may_lie_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = iter([0, 5, 5, 1, 5, 5, 5, 5])
+    monkeypatch.setattr("app.readers.unread", lambda: next(waiting))
+    monkeypatch.setattr("app.readers.time", SimpleNamespace(monotonic=count(0.0, UNREAD_SECONDS / 2).__next__))
+    log: list[str] = []
+    with pytest.raises(Abandoned):
+        list(while_read(Turns().take(job(log, "a", 99))))
+    assert log == [*(f"a{i}" for i in range(7)), "a ends"], "what was read in between counts"
+
+
+def test_those_who_wait_are_not_woken_by_every_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else 60 who wait would hear 60 times a picture that they still do."""
+    monkeypatch.setattr("app.turns.POLL_SECONDS", (0.3, 0.3))
+    turns = Turns()
+    holder, second = turns.take(job([], "a", 9)), turns.take(job([], "b", 9))
+    next(holder)
+    stirring = threading.Thread(target=lambda: [(time.sleep(0.02), turns._leave(object())) for _ in range(8)])
+    started = time.monotonic()
+    stirring.start()
+    assert next(second) == Waiting(1)
+    assert time.monotonic() - started >= 0.3
+    stirring.join()
