@@ -31,7 +31,7 @@ SIDES = (1, 2, 3, 8)
 SIZE: dict[str, Any] = {"side": 32, "scales": SIDES, "stride": 4, "width_mult": (1, 2), "patch": 2, "base_width": 8}
 BITS = TokenizerRun(steps=4, batch=2, evaluate_every=2, **SIZE)
 SMALL = TransformerRun(
-    steps=4, grow=1, widen=2, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8, start=4, fresh=2, depth=2,
+    steps=4, compose=1, grow=2, widen=3, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8, start=4, fresh=2, depth=2,
     width=64, heads=4, evaluate_every=2, samples=0, compile=False,
 )  # fmt: skip
 CODES = CodebookRun(
@@ -40,8 +40,9 @@ CODES = CodebookRun(
 )  # fmt: skip
 LINES = LinesRun(
     steps=4,
-    grow=1,
-    widen=2,
+    compose=1,
+    grow=2,
+    widen=3,
     batch=2,
     pool=8,
     start=4,
@@ -151,7 +152,8 @@ def test_the_exported_lines_generate(trained: Path, tmp_path: Path) -> None:
 
 def test_the_model_by_lines_knows_the_words_of_what_it_was_shown(trained: Path, dataset: data.Dataset) -> None:
     text, _, state = lines.load_trained(trained / "lines.pt")
-    course = scenes.Course(dataset, state["run"]["grow"], state["run"]["widen"])
+    run = LinesRun(**state["run"])
+    course = scenes.Course(dataset, run.compose, run.grow, run.widen)
     assert set(text.vocabulary.words) == course.at(state["step"] - 1).words & set(state["words"])
     narrowed = lines.with_words(text, frozenset({"apple"}))
     assert narrowed.known_and_unknown("red apple")[1] == ["red"]

@@ -176,7 +176,7 @@ def train(arguments: argparse.Namespace) -> Path:
     if isinstance(run, codebook.CodebookRun):
         run = replace(run, **few, warm=1, freeze=2) if arguments.dry_run else run  # type: ignore[arg-type]
         return codebook.train(shown(arguments, run.side), folder, run, device, arguments.stop_after)
-    few |= {"pool": 16, "start": 8, "grow": 1, "widen": 2}
+    few |= {"pool": 16, "start": 8, "compose": 1, "grow": 2, "widen": 3}
     if isinstance(run, transformer.TransformerRun):
         run = replace(run, **few, short_batch=2) if arguments.dry_run else run  # type: ignore[arg-type]
         first = load(arguments.start_from, "cpu") if arguments.start_from else None

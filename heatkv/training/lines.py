@@ -24,13 +24,14 @@ from heatkv.training.pool import HELD_OUT, Pool
 class LinesRun:
     """Settings of a training run; defaults are the CPU recipe.
 
-    What is shown grows at the steps ``grow`` and ``widen`` (``scenes.Course``). A ring of ``pool`` pictures,
+    What is shown grows at the steps ``compose``, ``grow`` and ``widen`` (``scenes.Course``). A ring of ``pool`` pictures,
     as codes, begins with ``start`` of them; every step renews ``fresh`` and learns from ``batch``. A share ``drop`` of
     the prompts is left out, for guidance. The learning rate falls to zero in the last ``decay`` of the run. ``compile``
     compiles the blocks (a minute or two at the start; needs a C++ compiler).
     """
 
     steps: int = 30000
+    compose: int = 5000
     grow: int = 8000
     widen: int = 16000
     batch: int = 16
@@ -215,7 +216,7 @@ def train(
             optimizer.load_state_dict(saved)
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
-    course = scenes.Course(dataset, run.grow, run.widen)
+    course = scenes.Course(dataset, run.compose, run.grow, run.widen)
     held_out = Pool(encoder(vq), device, 96)
     held_out.add(course.at(run.steps), HELD_OUT, 96)
     pool = Pool(encoder(vq), device, run.pool, run.seed)

@@ -35,17 +35,13 @@ NOT_THINGS = ("o’clock", "-thirty", "button", "sign", "symbol", "moon phase")
 FIRST_GROUPS = (3, 4, 5)
 EVERYDAY = frozenset(
     """
-red apple, green apple, banana, strawberry, cherries, grapes, lemon, pear, pineapple, watermelon, tangerine, peach,
-tomato, carrot, mushroom, broccoli, ear of corn, eggplant, avocado, pizza, hamburger, french fries, hot dog, doughnut,
-cookie, birthday cake, soft ice cream, croissant, bread, cheese wedge, cooking, pancakes, lollipop, teapot,
-hot beverage, beer mug, wine glass, cat face, dog face, cat, dog, fox, tiger face, lion, panda, bear, koala, penguin,
-baby chick, chicken, frog, octopus, fish, tropical fish, whale, dolphin, turtle, snail, butterfly, honeybee,
-lady beetle, horse, cow face, pig face, monkey face, mouse face, rabbit face, unicorn, elephant, giraffe, crocodile,
-owl, duck, parrot, flamingo, crab, snake, spider, T-Rex, sunflower, tulip, rose, hibiscus, cactus, palm tree,
-deciduous tree, evergreen tree, cherry blossom, four leaf clover, maple leaf, potted plant, automobile, bus, taxi,
-tractor, fire engine, police car, racing car, bicycle, motor scooter, airplane, helicopter, rocket, flying saucer,
-sailboat, ship, locomotive, house, castle, tent, volcano, mountain, rainbow, sun, star, cloud, snowman, umbrella,
-anchor, globe with meridians, crescent moon, fire, droplet, watch, alarm clock
+red apple, banana, strawberry, cherries, grapes, lemon, pear, pineapple, watermelon, tomato, carrot, mushroom, broccoli,
+ear of corn, avocado, pizza, hamburger, french fries, hot dog, doughnut, birthday cake, soft ice cream, croissant,
+teapot, beer mug, wine glass, cat face, dog face, fox, tiger face, lion, panda, koala, penguin, baby chick, frog,
+octopus, tropical fish, whale, turtle, snail, butterfly, honeybee, lady beetle, cow face, pig face, monkey face,
+rabbit face, unicorn, elephant, owl, crab, sunflower, tulip, rose, cactus, palm tree, evergreen tree, potted plant,
+automobile, bus, bicycle, airplane, rocket, flying saucer, sailboat, locomotive, house, castle, volcano, rainbow, sun,
+star, cloud, snowman, umbrella, crescent moon, fire, droplet, alarm clock
 """.strip()
     .replace("\n", " ")
     .split(", ")
@@ -59,7 +55,8 @@ class Mix:
     ``single``, ``pair``, ``count``, ``three``, ``between`` and ``pattern`` are weights. ``plain`` is the share of
     white pages, ``centred`` that of single things shown large and in the middle. ``fluent`` is how often a fluent
     picture is drawn for one of another style, ``variant`` how often one of people or signs (many, and much alike)
-    for one of anything else. A share ``repaint`` of the fluent things has another colour than the art.
+    for one of anything else. A share ``repaint`` of the fluent things has another colour than the art; a share
+    ``mirror`` of all looks the other way.
     ``first`` keeps to fluent animals, plants, food, places and vehicles, ``everyday`` to the plainest of them.
     """
 
@@ -74,14 +71,19 @@ class Mix:
     fluent: float = 6.0
     variant: float = 0.25
     repaint: float = 0.12
+    mirror: float = 0.3
     first: bool = False
     everyday: bool = False
 
 
-# What is learned first: few things, mostly large and alone.
+# What is learned first: few things, large and alone; then those in scenes.
 PLAINEST = Mix(
-    single=0.7, pair=0.2, count=0.05, three=0.01, between=0.01, pattern=0.03, plain=0.6, centred=0.7, repaint=0.08,
-    everyday=True,
+    single=0.8, pair=0.12, count=0.04, three=0.01, between=0.01, pattern=0.02, plain=0.65, centred=0.85, repaint=0.05,
+    mirror=0.0, everyday=True,
+)  # fmt: skip
+EVERYDAY_SCENES = Mix(
+    single=0.6, pair=0.26, count=0.07, three=0.02, between=0.02, pattern=0.03, plain=0.6, centred=0.7, repaint=0.1,
+    mirror=0.1, everyday=True,
 )  # fmt: skip
 FIRST = Mix(
     single=0.7, pair=0.18, count=0.06, three=0.02, between=0.02, pattern=0.02, plain=0.65, centred=0.6, first=True
@@ -253,7 +255,7 @@ class Scenes:
             if name is not None:
                 picture = repainted(picture, data.HUES[colour])
         thing = Thing(name or entry.label, entry.style, picture, entry.label, () if name else entry.tags)
-        return mirrored(thing) if rng.random() < 0.3 else thing
+        return mirrored(thing) if rng.random() < self.mix.mirror else thing
 
     def pick_style(self, rng: random.Random) -> str:
         weights = [self.mix.fluent if style == "fluent" else 1.0 for style in self.things]
@@ -277,14 +279,14 @@ class Scenes:
 
 
 class Course:
-    """What is shown when: the plainest things up to step ``grow``, more of them up to ``widen``, then everything."""
+    """What is shown when: from every of these steps on what is named, before them the plainest things alone."""
 
-    def __init__(self, dataset: data.Dataset, grow: int, widen: int) -> None:
-        self.grow, self.widen = grow, widen
-        self.plainest, self.first, self.all = (Scenes(dataset, mix) for mix in (PLAINEST, FIRST, Mix()))
+    def __init__(self, dataset: data.Dataset, compose: int, grow: int, widen: int) -> None:
+        self.steps = (compose, grow, widen)
+        self.scenes = [Scenes(dataset, mix) for mix in (PLAINEST, EVERYDAY_SCENES, FIRST, Mix())]
 
     def at(self, step: int) -> Scenes:
-        return self.plainest if step < self.grow else self.first if step < self.widen else self.all
+        return self.scenes[sum(step >= start for start in self.steps)]
 
 
 def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int, str, str]]:

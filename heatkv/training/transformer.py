@@ -29,8 +29,9 @@ class TransformerRun:
     """Settings of a transformer training run; defaults are the CPU recipe.
 
     One step in ``full_every`` sees all scales, the others only the first ``short_scales`` in larger batches, which is
-    cheap and teaches layout first. What is shown grows at the steps ``grow`` and ``widen``
-    (``scenes.Course``). A ring of ``pool`` pictures begins with ``start`` of them, and every step renews ``fresh``.
+    cheap and teaches layout first. What is shown grows at the steps ``compose``, ``grow`` and
+    ``widen`` (``scenes.Course``). A ring of ``pool`` pictures begins with ``start`` of them, and every step renews
+    ``fresh``.
     ``flip`` is the largest share of bits flipped in the model's input (the residual is recomputed, so that later
     scales learn to correct); ``forget`` the largest share of input tokens blanked, so that what is not seen must be
     remembered from earlier scales. ``compile`` compiles the blocks (a minute or two at the start; needs a C++
@@ -38,6 +39,7 @@ class TransformerRun:
     """
 
     steps: int = 30000
+    compose: int = 5000
     grow: int = 8000
     widen: int = 16000
     batch: int = 8
@@ -272,7 +274,7 @@ def train(
     elif first is not None:
         start_from(model, first)
         average.load_state_dict(model.state_dict())
-    course = scenes.Course(dataset, run.grow, run.widen)
+    course = scenes.Course(dataset, run.compose, run.grow, run.widen)
     held_out = Pool(lambda x: encode(autoencoder, x), device, 96)
     held_out.add(course.at(run.steps), HELD_OUT, 96)
     pool = Pool(lambda x: encode(autoencoder, x), device, run.pool, run.seed)
