@@ -31,8 +31,8 @@ SIDES = (1, 2, 3, 8)
 SIZE: dict[str, Any] = {"side": 32, "scales": SIDES, "stride": 4, "width_mult": (1, 2), "patch": 2, "base_width": 8}
 BITS = TokenizerRun(steps=4, batch=2, evaluate_every=2, **SIZE)
 SMALL = TransformerRun(
-    steps=4, compose=1, grow=2, widen=3, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8, start=4, fresh=2, depth=2,
-    width=64, heads=4, evaluate_every=2, samples=0, compile=False,
+    steps=4, compose=1, grow=2, widen=3, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8,
+    start=4, fresh=2, depth=2, width=64, heads=4, evaluate_every=2, samples=0, compile=False,
 )  # fmt: skip
 CODES = CodebookRun(
     side=32, base_width=8, patch=2, vocabulary=16, warm=1, freeze=2, steps=4, batch=2, crop=16,

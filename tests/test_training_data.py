@@ -183,8 +183,8 @@ def test_every_word_of_every_prompt_is_known() -> None:
 def test_what_is_shown_grows_from_the_plainest_things_to_everything() -> None:
     course = scenes.Course(small_dataset(), compose=1, grow=3, widen=5)
     stages = ([course.at(step).draw(random.Random(i)) for i in range(100)] for step in (0, 2, 4, 5))
-    plainest, scenes_of_them, first, everything = ({label for scene in stage for label in scene.labels} for stage in stages)
-    assert plainest == scenes_of_them == {"cat face", "red apple", "lion"}, "everyday words"
+    plainest, composed, first, everything = ({label for scene in stage for label in scene.labels} for stage in stages)
+    assert plainest == composed == {"cat face", "red apple", "lion"}, "everyday words"
     assert first == {"cat face", "red apple", "lion", "car"}
     assert everything >= {"man", "plus"}
     early = [course.at(4).draw(random.Random(i)).prompt for i in range(100)]

@@ -24,10 +24,10 @@ from heatkv.training.pool import HELD_OUT, Pool
 class LinesRun:
     """Settings of a training run; defaults are the CPU recipe.
 
-    What is shown grows at the steps ``compose``, ``grow`` and ``widen`` (``scenes.Course``). A ring of ``pool`` pictures,
-    as codes, begins with ``start`` of them; every step renews ``fresh`` and learns from ``batch``. A share ``drop`` of
-    the prompts is left out, for guidance. The learning rate falls to zero in the last ``decay`` of the run. ``compile``
-    compiles the blocks (a minute or two at the start; needs a C++ compiler).
+    What is shown grows at the steps ``compose``, ``grow`` and ``widen`` (``scenes.Course``). A ring of ``pool``
+    pictures, as codes, begins with ``start`` of them; every step renews ``fresh`` and learns from ``batch``. A share
+    ``drop`` of the prompts is left out, for guidance. The learning rate falls to zero in the last ``decay`` of the
+    run. ``compile`` compiles the blocks (a minute or two at the start; needs a C++ compiler).
     """
 
     steps: int = 30000
