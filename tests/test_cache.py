@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -170,9 +171,15 @@ def test_cache_never_exceeds_its_budget_after_any_layer(problem: Problem) -> Non
     assert cache.peak_bytes <= limit and cache.peak_bytes == cache.planned_bytes(2, 4)
 
 
-def live_bytes(before: set[int]) -> int:
-    """Bytes of all tensors alive that were not before, counted the hard way: by what the garbage collector knows."""
-    return sum(size for pointer, size in live_storages().items() if pointer not in before)
+@contextmanager
+def live_bytes() -> Iterator[Callable[[], int]]:
+    """Counts, the hard way, the bytes of all tensors that came to life in here: by what the garbage collector knows."""
+    before = set(live_storages())
+    gc.freeze()  # what there was before need not be gone through after every call
+    try:
+        yield lambda: sum(size for pointer, size in live_storages().items() if pointer not in before)
+    finally:
+        gc.unfreeze()
 
 
 def live_storages() -> dict[int, int]:
@@ -188,13 +195,12 @@ def test_the_cache_takes_the_planned_bytes_at_its_peak_and_nothing_in_the_end(st
     schedule = mixed(schedule) if storage == MIXED else replace(schedule, storage=storage, budget=1.0)
     qkv = random_qkv(GEOMETRY, 2)
     play(ScheduleCache(GEOMETRY, schedule), qkv)  # what is worked out once a schedule is kept, and not part of a cache
-    before = set(live_storages())
-    cache = ScheduleCache(GEOMETRY, schedule)
-    for t, per_layer in enumerate(qkv):
-        for layer, tensors in enumerate(per_layer):
-            cache.attend(layer, *tensors)
-        alive = live_bytes(before)
-        assert alive == (cache.planned_bytes(2, 4) if t < len(SCALES) - 1 else 0)
+    with live_bytes() as alive:
+        cache = ScheduleCache(GEOMETRY, schedule)
+        for t, per_layer in enumerate(qkv):
+            for layer, tensors in enumerate(per_layer):
+                cache.attend(layer, *tensors)
+            assert alive() == (cache.planned_bytes(2, 4) if t < len(SCALES) - 1 else 0)
     assert cache.peak_bytes == cache.planned_bytes(2, 4)
 
 
@@ -284,22 +290,22 @@ def test_lines_take_the_planned_bytes_and_a_token_copies_nothing(storage: str) -
     schedule = replace(random_schedule(LINES, 0.6, 1), storage=storage)
     qkv = random_qkv(LINES, 2)
     play(ScheduleCache(LINES, schedule), qkv)  # what is worked out once a schedule is kept, and not part of a cache
-    before = set(live_storages())
-    cache = ScheduleCache(LINES, schedule)
-    memory, peak, places = cache._memory, 0, 0
-    assert isinstance(memory, LineMemory)
-    for per_layer in qkv:
-        for layer, tensors in enumerate(per_layer):
-            places = [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
-            cache.attend(layer, *tensors)
-            if cache.scale and cache.first and cache.allocated_bytes:
-                assert places == [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
-            masks = sum(g.bias.nbytes for groups in memory._groups_L for g in groups if g.bias is not None)
-            alive = live_bytes(before) - masks
-            assert cache.allocated_bytes <= alive <= cache.allocated_bytes + 2 * 2 * 8 * 4 * LINES.layers * LINES.heads
-        peak = max(peak, cache.allocated_bytes)
-    assert peak == cache.peak_bytes == cache.planned_bytes(2, 4)
-    assert cache.allocated_bytes == cache.tokens == 0 and live_bytes(before) == 0
+    one_token = 2 * 2 * 8 * 4 * LINES.layers * LINES.heads
+    with live_bytes() as alive:
+        cache = ScheduleCache(LINES, schedule)
+        memory, peak, places = cache._memory, 0, 0
+        assert isinstance(memory, LineMemory)
+        for per_layer in qkv:
+            for layer, tensors in enumerate(per_layer):
+                places = [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
+                cache.attend(layer, *tensors)
+                if cache.scale and cache.first and cache.allocated_bytes:
+                    assert places == [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
+                masks = sum(g.bias.nbytes for groups in memory._groups_L for g in groups if g.bias is not None)
+                assert cache.allocated_bytes <= alive() - masks <= cache.allocated_bytes + one_token
+            peak = max(peak, cache.allocated_bytes)
+        assert peak == cache.peak_bytes == cache.planned_bytes(2, 4)
+        assert cache.allocated_bytes == cache.tokens == 0 and alive() == 0
 
 
 def test_nothing_changes_where_a_call_is_refused() -> None:
