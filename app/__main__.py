@@ -27,8 +27,8 @@ from heatkv.files import one_line, shown  # noqa: E402  (found now)
 FIRST = "pocket"  # the bundled model whose page stands at the root
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, program: str = "python -m app") -> None:
+    options = _parser(program).parse_args(arguments)
     import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
     from app.demo import create_pages, launch_options
     from heatkv.models import bundled_folders
@@ -149,8 +149,8 @@ def read_prompts(path: Path = ROOT / "assets" / "prompts" / "calibration.txt") -
         return []
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m app", description="HeatKV Explorer in the browser.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="HeatKV Explorer in the browser.")
     parser.add_argument("--model", help="a bundled model or a model folder (default: all bundled models)")
     parser.add_argument(
         "--scores", type=Path, help="calibration to open with (default: the model's own, or one made on its examples)"

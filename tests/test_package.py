@@ -104,7 +104,7 @@ def test_installed_command_finds_the_models_and_the_app(installed: Path) -> None
     done = run(installed, "-c", code)
     assert done.returncode == 0, done.stderr
     code_, *files, models = json.loads(done.stdout.splitlines()[-1])
-    assert code_ == 0 and "--port" in done.stdout
+    assert code_ == 0 and "--port" in done.stdout and done.stdout.startswith("usage: heatkv app ")
     assert all(Path(file).is_relative_to(installed) for file in files)
     assert run(installed, "-m", "heatkv", "--version").stdout == f"heatkv {heatkv.__version__}\n"
     assert models == sorted(path.parent.name for path in (ROOT / "assets" / "models").glob("*/config.json"))

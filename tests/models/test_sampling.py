@@ -14,7 +14,8 @@ from tiny import tiny_model
 
 from heatkv import generate
 from heatkv.cache import full_cache
-from heatkv.cli import chosen_sampling, main, make_parser
+from heatkv.cli import main, make_parser
+from heatkv.cli.arguments import chosen_sampling
 from heatkv.models import find_geometry, load, random_init
 from heatkv.models.base import Sampling, seeded_noise
 from heatkv.models.checkpoint import CheckpointError

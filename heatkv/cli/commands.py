@@ -1,0 +1,177 @@
+"""``models``, ``generate``, ``calibrate`` and ``plan``: each takes its arguments and returns what ``--json`` prints."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from dataclasses import asdict
+from typing import Any
+
+from heatkv.cli.arguments import chosen_sampling, load_model, load_scores, read_prompts, say
+from heatkv.files import check_writable, program_root, write_atomic
+
+
+def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.models import download, list_models
+
+    if arguments.download:
+        download(arguments.download, say)
+
+    rows: list[dict[str, Any]] = [
+        {
+            "id": m.id, "family": m.family, "layers": m.geometry.layers, "heads": m.geometry.heads,
+            "scales": [list(size) for size in m.geometry.scales], "on_disk": m.on_disk, "summary": m.summary,
+            "sampling": m.sampling and asdict(m.sampling), "sampling_source": m.sampling_source,
+            "licence": m.licence, "download_bytes": m.download_bytes, "download_estimated": m.download_estimated,
+        }
+        for m in list_models()
+    ]  # fmt: skip
+    if not arguments.json:
+        for row in rows:
+            about, mark = ("about ", "*") if row["download_estimated"] else ("", "")
+            state = "on disk" if row["on_disk"] else f"to download: {about}{row['download_bytes'] / 1e9:.1f} GB{mark}"
+            print(f"{row['id']:<15} {row['layers']:>2} x {row['heads']:>2} heads  {state:<28} {row['summary']}")
+            if row["licence"]:
+                print(f"{'':<15} licence: {row['licence']}")
+        if any(row["download_estimated"] for row in rows):
+            print("* unverified: in part computed from the number of parameters, not read off the hub")
+    return {"models": rows}
+
+
+def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from PIL.PngImagePlugin import PngInfo
+
+    from heatkv.generate import generate
+    from heatkv.models import find_folder, find_geometry
+    from heatkv.policies import cache_factory, find
+    from heatkv.schedule import Schedule
+
+    out = check_writable(arguments.out)
+    find_folder(arguments.model)
+    if arguments.schedule and arguments.budget is not None:
+        raise ValueError("give either --budget or --schedule, not both")
+    if arguments.scores and arguments.budget is None:
+        raise ValueError("--scores are what a budget is planned from: give --budget, too")
+    policy = find(arguments.policy)
+    schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
+    scores = None
+    if arguments.budget is not None:
+        if policy.needs != "nothing":
+            scores = load_scores(arguments)
+        geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
+        cache_factory(arguments.policy, geometry, arguments.budget, scores)  # what is wrong is said before loading
+    model = load_model(arguments)
+    sampling = chosen_sampling(arguments, model.sampling)
+    if note := model.about().get("note"):
+        say(f"note: {note}")
+    result = generate(
+        model, arguments.prompt, arguments.seed, schedule, sampling, policy=arguments.policy, budget=arguments.budget,
+        scores=scores,
+    )  # fmt: skip
+    if result.note:
+        say(f"note: {result.note}")
+    about = PngInfo()
+    facts = {
+        "prompt": result.prompt,
+        "seed": result.seed,
+        "model": result.model,
+        "policy": result.policy,
+        "budget": result.budget,
+        "sampling": asdict(sampling),
+    }
+    for key, value in facts.items():
+        about.add_itxt(key, str(value))
+    buffer = io.BytesIO()
+    result.image.save(buffer, "png", pnginfo=about)
+    write_atomic(out, buffer.getvalue())
+    report = {
+        **facts,
+        "kv_bytes_peak": result.kv_bytes_peak,
+        "kv_bytes_theoretical": result.kv_bytes_theoretical,
+        "kv_bytes_full": result.kv_bytes_full,
+        "process_bytes_peak": result.process_bytes_peak,
+        "seconds": round(result.seconds, 4),
+        "scales": [
+            {"scale": e.scale, "tokens": e.tokens, "kv_bytes": e.kv_bytes, "seconds": round(e.seconds, 4)}
+            for e in result.scales
+        ],
+        "note": result.note,
+        "out": str(out),
+    }
+    if not arguments.json:
+        share = result.kv_bytes_peak / result.kv_bytes_full
+        print(f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({share:.1%} of the full peak)")
+    return report
+
+
+def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.calibration import calibrate_steps
+    from heatkv.models import is_bundled
+
+    out = check_writable(arguments.out)
+    path = arguments.prompts
+    if path is None and is_bundled(arguments.model):
+        path = program_root() / "assets" / "prompts" / "calibration.txt"
+    prompts = read_prompts(path) if path else []
+    model = load_model(arguments)
+    prompts = prompts or list(model.examples)
+    started = time.perf_counter()
+    scores = None
+    sampling = chosen_sampling(arguments, model.sampling)
+    for scores in calibrate_steps(model, prompts, arguments.seed, sampling, arguments.batch):
+        say(f"calibrated {scores.count} of {len(prompts)} prompts")
+    assert scores is not None
+    scores.save(out)
+    seconds = time.perf_counter() - started
+    if not arguments.json:
+        print(f"{out}: {scores.count} prompts in {seconds:.1f} s")
+    return {
+        "model": model.id,
+        "prompts": scores.count,
+        "seed": arguments.seed,
+        "seconds": round(seconds, 3),
+        "out": str(out),
+    }
+
+
+def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.models import find_geometry
+    from heatkv.policies import plan
+    from heatkv.schedule import least_budget
+    from heatkv.scores import HeadScores, load_orders
+
+    out = check_writable(arguments.out)
+    if arguments.orders:
+        if not arguments.model:
+            raise ValueError("--orders needs --model: orders do not say which model they are of")
+        geometry = find_geometry(arguments.model)
+        sinks = geometry.scales.default_sinks if arguments.sink_scales is None else arguments.sink_scales
+        source: Any = load_orders(arguments.orders, geometry, sinks)
+        model = arguments.model
+    else:
+        source = HeadScores.load(arguments.scores)
+        geometry, model = source.geometry, source.model
+    started = time.perf_counter()
+    schedule = plan(
+        source, arguments.budget, arguments.policy, arguments.sink_scales,
+        model=model, geometry=geometry, seed=arguments.seed, storage=arguments.storage,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    schedule.save(out)
+    if not arguments.json:
+        compact = f", {schedule.storage}: {schedule.peak_share:.1%} of the bytes in 16" if schedule.encoded else ""
+        print(f"{out}: {schedule.peak_tokens} of {geometry.full_peak_tokens} cached tokens at the peak{compact}")
+    return {
+        "model": schedule.model,
+        "policy": schedule.policy,
+        "budget": schedule.budget,
+        "least_budget": least_budget(geometry.scales, schedule.sink_scales),
+        "sink_scales": schedule.sink_scales,
+        "storage": schedule.storage,
+        "peak_tokens": schedule.peak_tokens,
+        "full_peak_tokens": geometry.full_peak_tokens,
+        "removed_per_source": schedule.removed_TS.tolist(),
+        "seconds": round(seconds, 5),
+        "out": str(out),
+    }
