@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -22,27 +21,33 @@ if str(Path(__file__).parent) in sys.path:  # run as a script: the folder of the
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from heatkv.files import one_line, shown  # noqa: E402  (found now)
+from heatkv.cli.parser import OneLineParser  # noqa: E402  (found now)
+from heatkv.files import one_line, shown  # noqa: E402
 
 FIRST = "pocket"  # the bundled model whose page stands at the root
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m app") -> None:
     options = _parser(program).parse_args(arguments)
-    import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
-    from app.demo import create_pages, launch_options
-    from heatkv.models import bundled_folders
-    from heatkv.threads import keep_to_own_cores
-
-    keep_to_own_cores()
-    names = [options.model] if options.model else sorted(bundled_folders(), key=lambda name: (name != FIRST, name))
-    if options.scores and len(names) > 1:
-        names = names[:1]
     try:
-        check_address(options.host, options.port)
+        check_address(options.host, options.port)  # what is wrong is said before anything large is imported
+        import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
+        from heatkv.models import bundled_folders, chosen_device, find_folder
+        from heatkv.threads import keep_to_own_cores
+
+        keep_to_own_cores()
+        names = [options.model] if options.model else sorted(bundled_folders(), key=lambda name: (name != FIRST, name))
+        if options.scores and len(names) > 1:
+            names = names[:1]
+        for name in names:
+            find_folder(name)
+        if options.device is not None:
+            chosen_device(options.device)
         exhibits = [exhibit(name, options.device, options.dtype, options.scores) for name in names]
     except (ValueError, OSError, MemoryError) as error:
         raise SystemExit(refused(error)) from None
+    from app.demo import create_pages, launch_options
+
     demo = create_pages(exhibits)
     try:
         demo.launch(server_name=options.host, server_port=options.port, **launch_options())
@@ -149,8 +154,8 @@ def read_prompts(path: Path = ROOT / "assets" / "prompts" / "calibration.txt") -
         return []
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program, description="HeatKV Explorer in the browser.")
+def _parser(program: str) -> OneLineParser:
+    parser = OneLineParser(prog=program, description="HeatKV Explorer in the browser.")
     parser.add_argument("--model", help="a bundled model or a model folder (default: all bundled models)")
     parser.add_argument(
         "--scores", type=Path, help="calibration to open with (default: the model's own, or one made on its examples)"

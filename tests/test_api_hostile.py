@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
 
 sys.path.insert(0, str(Path(__file__).parent / "hostile"))
 
-from api_cases import make_payload, violations  # noqa: E402
-from served import call, payload  # noqa: E402
+from api_cases import LEAKS, make_payload, violations  # noqa: E402
+from served import call, payload, resident  # noqa: E402
 from tiny import tiny_model  # noqa: E402
 
 import heatkv  # noqa: E402
-from app.__main__ import check_address  # noqa: E402
+from app.__main__ import main  # noqa: E402
 from app.demo import create_demo, launch_options  # noqa: E402
 from app.inputs import InputError, read_sampling, without_folder  # noqa: E402
+from heatkv import schedule, scores  # noqa: E402
 from heatkv.models.base import Sampling  # noqa: E402
 from heatkv.schedule import Schedule, ScheduleError  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +70,82 @@ def test_a_job_that_nobody_reads_ends(served: tuple[str, Any]) -> None:
     assert waiting < 40, "64 prompts say more than that"
 
 
+# --- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def upload(client: httpx.Client, url: str, name: str, data: bytes) -> dict[str, Any]:
+    """An uploaded file, as Gradio's page refers to it."""
+    found = client.post(f"{url}gradio_api/upload", files={"files": (name, data)})
+    found.raise_for_status()
+    return {"path": found.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+
+def run_upload(client: httpx.Client, url: str, demo: Any, handler: str, file: Any) -> str:
+    """What the page is told once a handler has taken a file."""
+    fn = next(fn for fn in demo.fns.values() if getattr(fn.fn, "__qualname__", "").endswith(handler))
+    values = [file, *(None if isinstance(one, gr.State) else one.value for one in fn.inputs[1:])]
+    body = {"data": values, "fn_index": fn._id, "session_hash": "uploader", "event_data": None}
+    done = client.post(f"{url}gradio_api/run/predict", json=body, timeout=120)
+    assert done.status_code == 200, done.text
+    return done.text
+
+
+UPLOADS = [("ExploreTab.take_schedule", "mine.json"), ("BudgetsTab.take_file", "mine.json"),
+           ("BudgetsTab.take_file", "mine.safetensors"), ("CalibrateTab.take_file", "mine.safetensors")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("handler", "name"), UPLOADS)
+def test_the_page_answers_while_an_upload_is_read(
+    served: tuple[str, Any], handler: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: here until the page has answered."""
+    url, demo = served
+    reading, answered = threading.Event(), threading.Event()
+
+    def slow(read: Any) -> Any:
+        def slowly(*arguments: Any, **options: Any) -> Any:
+            reading.set()
+            assert answered.wait(60), "the page is deaf while a file is read"
+            return read(*arguments, **options)
+
+        return slowly
+
+    for module, function in ((schedule, "read_bytes"), (scores, "read_bytes"), (scores, "_read_safetensors")):
+        monkeypatch.setattr(module, function, slow(getattr(module, function)))
+    with httpx.Client(timeout=120) as client:
+        file = upload(client, url, name, b"[]")
+        said: list[str] = []
+        uploading = threading.Thread(target=lambda: said.append(run_upload(client, url, demo, handler, file)))
+        uploading.start()
+        assert reading.wait(60)
+        with httpx.Client(timeout=50) as other:
+            assert other.get(url).status_code == 200
+            status, answer, _ = call(other, url, "plan", payload(0.5, "heatkv"))
+        answered.set()
+        uploading.join()
+    assert status == 200 and "drop_at" in answer
+    assert len(said) == 1 and "error" in said[0]
+
+
+@pytest.mark.parametrize(("handler", "name"), UPLOADS)
+def test_an_upload_out_of_proportion_is_refused_before_it_is_parsed(
+    served: tuple[str, Any], handler: str, name: str
+) -> None:
+    """30 MB of lists in lists took 8 s and a gigabyte."""
+    lists = b"[" + b"[]," * 10_000_000 + b"[]]"
+    head = (len(lists) - 8).to_bytes(8, "little") + b'{"__metadata__": ' if name.endswith("safetensors") else b""
+    url, demo = served
+    with httpx.Client(timeout=120) as client:
+        file = upload(client, url, name, (head + lists)[: 30 << 20])
+        before = resident(os.getpid())
+        with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=60) as other:
+            started, answer = time.monotonic(), pool.submit(run_upload, client, url, demo, handler, file)
+            status, _, waited = call(other, url, "plan", payload(0.5, "heatkv"))
+            assert "error" in answer.result() and not LEAKS.search(answer.result())
+    assert status == 200 and waited < 5 and time.monotonic() - started < 5
+    assert resident(os.getpid()) - before < 150 << 20
+
+
 def test_no_folder_of_this_machine_is_told_even_where_the_path_is_shortened(tmp_path: Path) -> None:
     folder = tmp_path / ("gradio" * 12) / "d41d8cd98f00b204e9800998ecf8427e"
     folder.mkdir(parents=True)
@@ -88,18 +171,44 @@ def test_sampling_from_outside_is_read_or_refused() -> None:
             read_sampling(usual, *wrong)
 
 
-@pytest.mark.parametrize("port", [-5, 0, 99_999_999])
-def test_a_port_that_there_is_not_is_refused_in_words(port: int) -> None:
-    with pytest.raises(ValueError, match="outside 1 to 65535"):
-        check_address("127.0.0.1", port)
-
-
-def test_a_busy_port_is_refused_in_words() -> None:
-    import socket
-
+@pytest.fixture
+def busy_port() -> Iterator[int]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ValueError, match=r"can not listen at '127\.0\.0\.1', port"):
-            check_address("127.0.0.1", taken.getsockname()[1])
-    check_address("127.0.0.1", None)
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "-5"], "port -5 is outside 1 to 65535"),
+        (["--port", "99999999"], "port 99999999 is outside 1 to 65535"),
+        (["--port", "abc"], "invalid int value"),
+        (["--port", "BUSY"], "can not listen at '127.0.0.1', port"),
+        (["--host", "no.such.host.invalid"], "can not listen at 'no.such.host.invalid'"),
+        (["--host", "x" * 3000], "can not listen at"),
+        (["--device", "nope"], "device 'nope'"),
+        (["--device", "meta"], "device 'meta' is not one of"),
+        (["--device", "cuda:99"], "device 'cuda:99' can not be used here"),
+        (["--model", "nope"], "nope"),
+        (["--dtype", "int3"], "invalid choice"),
+        (["--scores", "/nowhere/scores.safetensors"], "/nowhere/scores.safetensors"),
+    ],
+)
+def test_the_app_says_in_one_line_why_it_does_not_start(
+    arguments: list[str], words: str, busy_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word.replace("BUSY", str(busy_port)) for word in arguments])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and len(said.err) < 600
+    assert words in said.err
+
+
+def test_a_busy_port_ends_the_program(busy_port: int) -> None:
+    arguments = [sys.executable, "-m", "app", "--port", str(busy_port)]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert f"port {busy_port}" in done.stderr
