@@ -103,7 +103,8 @@ class Api:
 
     def compare(
         self, prompt: str, seed: int = 0, policy_a: str = "full", budget_a: float = 1.0, forget_a: str = "",
-        policy_b: str = "heatkv", budget_b: float = 0.35, forget_b: str = "",
+        policy_b: str = "heatkv", budget_b: float = 0.35, forget_b: str = "", guidance: float | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """Draw one image by recipe A and one by recipe B, with the same noise.
 
@@ -112,15 +113,22 @@ class Api:
             seed: Seed of the sampling noise, which both images share.
             policy_a: Name of a policy, or "full" for the full cache.
             budget_a: Peak cached tokens as a share of the full cache's peak.
-            forget_a: Cells forgotten by hand on top: "6" layer 6, "6.3" its head 3, "6.3.2" a cell, "s4" scale 4.
+            forget_a: Cells forgotten by hand on top: "6" layer 6, "6.3" its head 3, "6.3.2" a cell, "s4" the fourth
+                scale or, where a picture is drawn by lines, the third line: the condition is the first.
             policy_b: As policy_a.
             budget_b: As budget_a.
             forget_b: As forget_a.
+            guidance: Strength of the prompt; this and what follows: null for the model's own setting.
+            temperature: Divides the logits.
+            top_k: Values that may be drawn, 0 for all.
+            top_p: Probability that the values that may be drawn make up, 0 for all.
         Returns:
             After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics of B against A, bytes.
         """
         try:
-            plans = [self._plan(policy_a, budget_a, forget_a), self._plan(policy_b, budget_b, forget_b)]
+            way = read_sampling(self.bench.model.sampling, guidance, temperature, top_k, top_p)
+            sides = (policy_a, budget_a, forget_a), (policy_b, budget_b, forget_b)
+            plans = [self._plan(*side, sampling=way) for side in sides]
             for at, _ in self._draw(prompt, seed, plans):
                 yield at
         except Exception as error:
@@ -139,7 +147,7 @@ class Api:
         try:
             text, number, geometry = self._prompt(prompt), read_seed(seed), self.bench.geometry
             found: dict[tuple[int, int], KnockOut] = {}
-            for step in self.bench.jobs.knock_out(text, number):
+            for step in self.bench.jobs.knock_out((text, number, None)):
                 if isinstance(step, KnockOut):
                     found[step.layer, step.head] = step
                     at: dict[str, Any] = {"heads": len(found), "of": geometry.head_count}

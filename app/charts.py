@@ -10,6 +10,8 @@ from typing import Any
 
 from app.report import REFERENCE_NAMES
 from heatkv.policies import REGISTRY
+from heatkv.policies.base import Policy
+from heatkv.scales import ScaleSchedule
 from heatkv.study.statistics import pareto
 
 METRICS = {
@@ -19,7 +21,7 @@ AXIS = {"psnr": "PSNR, dB", "psnr_foreground": "PSNR of the foreground, dB", "ss
 PROVENANCE = {
     "paper": "as in the paper",
     "re-implementation": "re-implementation, open constants are ours",
-    "adaptation": "adapted from next-token models",
+    "adaptation": "made for another kind of model, adapted",
     "reference": "a yardstick",
     "ours": "ours",
 }
@@ -83,7 +85,7 @@ def curves(comparison: Mapping[str, Any], metric: str) -> Any:
     return figure
 
 
-def table(comparison: Mapping[str, Any]) -> dict[str, Any]:
+def table(comparison: Mapping[str, Any], scales: ScaleSchedule) -> dict[str, Any]:
     """The value of the ``methods`` part: the rows of every budget, the best policy first."""
     rows = rows_of(comparison, "psnr")
     full = comparison.get("kv_bytes_full")
@@ -103,8 +105,14 @@ def table(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "groups": groups,
         "references": known,
         "what": "; ".join(text for text in (what, str(comparison.get("machine", ""))[:200]) if text),
-        "policies": [[p.title, p.summary, PROVENANCE[p.provenance]] for p in REGISTRY.values()],
+        "unit": "tokens" if scales.by_line else "bits",
+        "policies": [[p.title, *about(p, scales)] for p in REGISTRY.values()],
     }
+
+
+def about(policy: Policy, scales: ScaleSchedule) -> tuple[str, str]:
+    """What a policy keeps, and where it is from, for a model that draws so."""
+    return policy.summary_for(scales), PROVENANCE[policy.provenance_for(scales)]
 
 
 def title(policy: str) -> str:

@@ -26,20 +26,16 @@ from app.workbench import Workbench
 from heatkv.files import program_root
 from heatkv.models.base import GenerativeModel
 from heatkv.policies import REGISTRY
+from heatkv.policies.base import Policy
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("words.js", "edits.js", "plans.js", "colours.js", "view.js", "saves.js")
+SCRIPTS = ("words.js", "edits.js", "plans.js", "colours.js", "sight.js", "view.js", "saves.js")
 TITLE = "HeatKV Explorer"
 HELLO = "A keeps all its notes (the cache) while it draws, B only what the slider allows. Drag it."
 TABS = ("explore", "learn", "methods", "calibrate", "published", "about")
-GROUPS = {
-    "HeatKV": ("paper",),
-    "Ours": ("ours",),
-    "Peers": ("re-implementation", "adaptation"),
-    "Yardsticks": ("reference",),
-}
+GROUPS = ("HeatKV", "Ours", "Peers", "Yardsticks")
 LIGHT_PARAMETERS = 50_000_000  # a model up to this draws the page's first pictures unasked
 
 
@@ -143,6 +139,13 @@ def references() -> str:
         return ""
 
 
+def group_of(policy: Policy) -> str:
+    """Where a policy stands in the list."""
+    if policy.name == "heatkv":
+        return "HeatKV"
+    return {"ours": "Ours", "reference": "Yardsticks"}.get(policy.provenance, "Peers")
+
+
 class _Demo:
     def __init__(
         self,
@@ -174,8 +177,6 @@ class _Demo:
 
     def compose(self, prefix: str = "") -> None:
         """The page's components and what connects them; the names of its endpoints begin with ``prefix``."""
-        if len(self.models) > 1:
-            gr.Navbar(visible=False)  # the menu in the header leads to the other models
         Api(self.bench).wire(prefix)  # first, so that its endpoints get the plain names
         self._wire(self._layout())
 
@@ -227,7 +228,10 @@ class _Demo:
     def ask(self) -> dict[str, Any]:
         classes = self.bench.classes
         names = self.bench.examples if classes is None else [classes.title(i) for i in range(classes.count)]
-        return {"examples": list(names), "models": list(self.models), "model": self.bench.model.id}
+        return {
+            "examples": list(names), "models": list(self.models), "model": self.bench.model.id,
+            "sampling": self.bench.sampling_fields(),
+        }  # fmt: skip
 
     def view(self) -> dict[str, Any]:
         """What the page opens with, for its store."""
@@ -249,16 +253,14 @@ class _Demo:
     def dial(self, calibration: Calibration | None, policy: str) -> dict[str, Any]:
         """The policies to choose from, in groups, and the chosen one."""
         allowed = self.bench.policies(calibration)
-        groups = []
-        for name, kinds in GROUPS.items():
-            found = [
-                {"name": p.name, "title": p.title, "summary": p.summary}
-                for p in allowed.values()
-                if p.provenance in kinds
-            ]
-            if found:
-                groups.append({"name": name, "policies": found})
-        return {"groups": groups, "policy": policy}
+        scales = self.bench.geometry.scales
+        groups: dict[str, list[dict[str, str]]] = {name: [] for name in GROUPS}
+        for p in allowed.values():
+            groups[group_of(p)].append({"name": p.name, "title": p.title, "summary": p.summary_for(scales)})
+        return {
+            "groups": [{"name": name, "policies": found} for name, found in groups.items() if found],
+            "policy": policy,
+        }
 
     def refresh(self, calibration: Calibration | None, uploaded: Schedule | None, wish: Any) -> tuple[Any, Any]:
         """The table to draw, and the controls that apply to it."""

@@ -18,6 +18,7 @@ MAX_PROMPT = MAX_PROMPT_CHARACTERS
 MAX_PROMPTS = 64
 MAX_PROMPTS_TEXT = 20_000
 MAX_SEED = 2**32 - 1
+SAMPLING = ("guidance", "temperature", "top_k", "top_p")  # what a visitor may say of how tokens are drawn
 
 
 class InputError(ValueError):
@@ -82,7 +83,7 @@ def read_policy(value: Any, allowed: Collection[str]) -> str:
 
 def read_sampling(usual: Sampling, guidance: Any, temperature: Any, top_k: Any, top_p: Any) -> Sampling:
     """How to draw: ``usual``, but for what is given. Raises `InputError`."""
-    given = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given = dict(zip(SAMPLING, (guidance, temperature, top_k, top_p), strict=True))
     stated: dict[str, Any] = {}
     for name, value in given.items():
         if value is None or value == "":
@@ -91,6 +92,8 @@ def read_sampling(usual: Sampling, guidance: Any, temperature: Any, top_k: Any, 
         if number is None:
             raise InputError(f"{name} is {shown(value)}: pass a number, or leave it out.")
         stated[name] = number
+    if "guidance" in stated:
+        stated["guidance_by_scale"] = ()  # one for all, as was asked
     try:
         return replace(usual, **stated)
     except ValueError as error:

@@ -24,6 +24,7 @@ from app.turns import Turns, Waiting
 from heatkv.cache.probe import MAX_ENTRIES, ProbeCache
 from heatkv.calibration import calibrate_steps
 from heatkv.generate import Generation, ScaleEvent, collect, generate_events
+from heatkv.models.base import Sampling
 from heatkv.policies.headkv import HeadKVCache
 from heatkv.policies.tokens import TokenCache
 from heatkv.scores import HeadScores
@@ -66,15 +67,18 @@ class Probe:
 
     prompt: str
     seed: int
+    sampling: Sampling | None
     pixels: Pixels
     attention: dict[tuple[int, int], tuple[npt.NDArray[np.float16], ...]]
     note: str | None
 
-    def holds(self, prompt: str, seed: int, head: tuple[int, int]) -> bool:
-        return (self.prompt, self.seed) == (prompt, seed) and head in self.attention
+    def holds(self, subject: Subject, head: tuple[int, int]) -> bool:
+        return (self.prompt, self.seed, self.sampling) == subject and head in self.attention
 
 
-LocalHeads = tuple[npt.NDArray[np.bool_], int]
+# What is drawn, whatever the recipe: prompt, seed, and how tokens are drawn (None: the model's own way).
+Subject = tuple[str, int, Sampling | None]
+LocalHeads = tuple[npt.NDArray[np.bool_], str]
 
 
 class Jobs:
@@ -167,21 +171,21 @@ class Jobs:
 
     # --- looking into one picture ----------------------------------------------------------------------------------
 
-    def known_probe(self, prompt: str, seed: int, head: tuple[int, int]) -> Probe | None:
+    def known_probe(self, subject: Subject, head: tuple[int, int]) -> Probe | None:
         """A probe of this head that was made lately, for any visitor."""
-        return next((probe for probe in self._probes if probe.holds(prompt, seed, head)), None)
+        return next((probe for probe in self._probes if probe.holds(subject, head)), None)
 
-    def probe(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | Waiting | None]:
+    def probe(self, subject: Subject, head: tuple[int, int]) -> Iterator[Probe | Waiting | None]:
         """Draw with the full cache and record what heads read; None after every scale, then the probe."""
-        for step in self._take(self._probe_job(prompt, seed, head)):
+        for step in self._take(self._probe_job(subject, head)):
             if isinstance(step, Probe):
                 self._probes.appendleft(step)
             yield step
 
-    def _probe_steps(self, prompt: str, seed: int, head: tuple[int, int]) -> Iterator[Probe | None]:
+    def _probe_steps(self, subject: Subject, head: tuple[int, int]) -> Iterator[Probe | None]:
         cache = ProbeCache(self.bench.geometry, self.probed_heads(head))
         pixels = None
-        for event in generate_events(self.model, prompt, seed, cache):
+        for event in generate_events(self.model, *subject[:2], cache, subject[2]):
             pixels = event.pixels
             if pixels is None:
                 yield None
@@ -189,7 +193,7 @@ class Jobs:
         attention = {
             key: tuple(one.numpy().astype(np.float16) for one in maps) for key, maps in cache.attention.items()
         }
-        yield Probe(prompt, seed, pixels, attention, self.model.check_prompt(prompt))
+        yield Probe(*subject, pixels, attention, self.model.check_prompt(subject[0]))
 
     def probed_heads(self, head: tuple[int, int]) -> list[tuple[int, int]]:
         """All heads where their attention is small enough to keep, else the one asked for."""
@@ -200,25 +204,29 @@ class Jobs:
             return [head]
         return [(layer, h) for layer in range(geometry.layers) for h in range(geometry.heads)]
 
-    def knock_out(self, prompt: str, seed: int) -> Iterator[KnockOut | Waiting | None]:
+    def knock_out(self, subject: Subject) -> Iterator[KnockOut | Waiting | None]:
         """How far the picture moves without each head: a step a head, None in between."""
-        job = self._knock_out_job(prompt, seed)
+        job = self._knock_out_job(subject)
         yield from self._take(job, long=True, piece=lambda step: step is not None)
 
-    def _knock_out_steps(self, prompt: str, seed: int) -> Iterator[KnockOut | None]:
-        yield from knock_out_steps(self.model, prompt, seed)
+    def _knock_out_steps(self, subject: Subject) -> Iterator[KnockOut | None]:
+        yield from knock_out_steps(self.model, *subject)
 
-    def local_heads(self, prompt: str, seed: int, budget: float) -> Iterator[LocalHeads | Waiting | None]:
-        """Which heads HeadKV finds local in one image, ``(layers, heads)``, and at which scale; None until then."""
-        yield from self._take(self._local_heads_job(prompt, seed, budget))
+    def local_heads(self, subject: Subject, budget: float) -> Iterator[LocalHeads | Waiting | None]:
+        """Which heads HeadKV finds local in one image, ``(layers, heads)``, and when it does; None until then."""
+        yield from self._take(self._local_heads_job(subject, budget))
 
-    def _local_heads_steps(self, prompt: str, seed: int, budget: float) -> Iterator[LocalHeads | None]:
+    def _local_heads_steps(self, subject: Subject, budget: float) -> Iterator[LocalHeads | None]:
         cache = self.bench.plan_of(Recipe("headkv", 100 * budget)).make_cache()
         assert isinstance(cache, HeadKVCache)
-        for _ in generate_events(self.model, prompt, seed, cache):
+        for _ in generate_events(self.model, *subject[:2], cache, subject[2]):
             yield None
         rows = [local_BH[0].numpy() for local_BH in cache.local_LBH if local_BH is not None]
-        yield np.stack(rows), cache.typing_scale  # row 0 is the prompt's, with guidance or without
+        if len(rows) < len(cache.local_LBH):
+            raise ValueError(
+                "With so much room for so small a picture HeadKV need not tell heads apart: lower the budget."
+            )
+        yield np.stack(rows), cache.typed_when  # row 0 is the prompt's, with guidance or without
 
     # --- many pictures ---------------------------------------------------------------------------------------------
 

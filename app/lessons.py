@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from heatkv.files import program_root, write_atomic
 from heatkv.views import budgets
-from heatkv.views.explore import TYPES
 
 if TYPE_CHECKING:
     from app.workbench import Workbench
@@ -136,9 +135,10 @@ def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
     profiles = bench.profiles(None)
     if profiles is None:
         return None
-    from app.cards import NAMES
+    from app.cards import kinds_of
 
-    counts = Counter(TYPES[i] for i in profiles.type_LH.ravel())
+    kinds = kinds_of(bench.geometry.scales)
+    counts = Counter(kinds.types[i] for i in kinds.of(profiles).flat)
     (first, many), total, word = counts.most_common(1)[0], profiles.type_LH.size, bench.geometry.scales.word
     names = [kind for kind, _ in counts.most_common(3)]
     order = sorted(names)
@@ -148,10 +148,10 @@ def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
         f"the map a row is a head and a column an earlier {word}. Orange: the head looks there more than evenly. Blue: less.",
         _view(bench, chosen, budget=100, colour="attention"),
         "What do most heads do?",
-        tuple(NAMES[kind] for kind in order),
+        tuple(kinds.names[kind] for kind in order),
         order.index(first),
-        f"{many} of {total} heads: {NAMES[first]}. "
-        + ", ".join(f"{n}: {NAMES[kind]}" for kind, n in counts.most_common()[1:])
+        f"{many} of {total} heads: {kinds.names[first]}. "
+        + ", ".join(f"{n}: {kinds.names[kind]}" for kind, n in counts.most_common()[1:])
         + f". Counted over the {profiles.prompts} prompts of the calibration.",
         "#headmap .levels",
     )
@@ -161,11 +161,12 @@ def _name(bench: Workbench, chosen: Chosen) -> Lesson | None:
     profiles = bench.profiles(None)
     if profiles is None:
         return None
-    from app.cards import NAMES
+    from app.cards import kinds_of
 
+    kinds = kinds_of(bench.geometry.scales)
     layer, head = profiles.showcase
-    kind = TYPES[profiles.type_LH[layer, head]]
-    options = sorted({kind, *TYPES[:4]} if kind in TYPES[:4] else {kind, *TYPES[:3]})
+    kind = kinds.types[kinds.of(profiles)[layer, head]]
+    options = sorted({kind, *[other for other in kinds.types if other not in (kind, "spread")][:3]})
     share = profiles.share_LHG[layer, head]
     best = int((share - profiles.even_G).argmax())
     return Lesson(
@@ -173,9 +174,9 @@ def _name(bench: Workbench, chosen: Chosen) -> Lesson | None:
         f"The frame is around layer {layer + 1}, head {head + 1}. Read its row from left (early) to right (late).",
         _view(bench, chosen, budget=100, colour="attention", head=[layer, head]),
         "What does it look at?",
-        tuple(NAMES[name] for name in options),
+        tuple(kinds.names[name] for name in options),
         options.index(kind),
-        f"It {NAMES[kind]}: {100 * share[best]:.0f} % of its attention there, where an even head would spend "
+        f"It {kinds.names[kind]}: {100 * share[best]:.0f} % of its attention there, where an even head would spend "
         f"{100 * profiles.even_G[best]:.0f} %. Mean over {profiles.prompts} prompts.",
         "#headmap .detail",
     )

@@ -13,10 +13,8 @@ from heatkv.study import metrics
 REFERENCE_NAMES = {
     "dtype_noise": "bf16 against fp32, full cache",
     "other_seed": "another seed, same prompt",
-    "sinks_only": "only the sink scales kept",
+    "sinks_only": "nothing but the sinks kept",
 }
-
-
 SHORT_NAMES = {"dtype_noise": "rounding to 16 bits", "other_seed": "another seed", "sinks_only": "the sinks alone"}
 
 
@@ -26,7 +24,7 @@ def scorecard(
 ) -> dict[str, Any]:  # fmt: skip
     """The value of the ``scorecard`` part: ``less``, called ``b``, measured against ``full``, called ``a``."""
     agreement = metrics.bit_agreement(full.bits, less.bits)
-    mean = metrics.mean_agreement(agreement, geometry.scales.tokens)
+    mean = metrics.mean_agreement(agreement, [len(bits) for bits in full.bits])
     this = {
         "psnr": metrics.psnr(full.pixels, less.pixels),
         "psnr_foreground": metrics.foreground_psnr(full.pixels, less.pixels),
@@ -53,7 +51,8 @@ def scorecard(
         "ladder": sorted(ladder, key=lambda rung: -rung["psnr"]),
         "bits": agreement,
         **this,
-        "bits_title": "Bits that agree" if bitwise else "Tokens that agree",
+        "bits_title": f"{'Bits' if bitwise else 'Tokens'} that agree, by {geometry.scales.word}",
+        "unit": "bits" if bitwise else "tokens",
         "bits_floor": 0.5 if bitwise else 0.0,
         "bits_note": "in percent; the bars start at 50, where two fair coins would be" if bitwise else "in percent",
         "cost": [

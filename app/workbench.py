@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from app.inputs import MAX_PROMPTS, InputError, read_prompt, read_prompts
-from app.jobs import Jobs
+from app.inputs import MAX_PROMPTS, SAMPLING, InputError, read_prompt, read_prompts, read_sampling, read_seed
+from app.jobs import Jobs, Subject
 from app.recipes import Calibration, Plan, Recipe, read_recipe
 from app.turns import Turns
 from heatkv.formats import COMPUTE
@@ -20,6 +20,7 @@ from heatkv.policies import REGISTRY, usable
 from heatkv.policies.base import Policy
 from heatkv.schedule import Schedule
 from heatkv.views import explore
+from heatkv.views.lines import lines_json
 
 
 class Workbench:
@@ -63,6 +64,20 @@ class Workbench:
         if value is None or not str(value).strip():
             raise InputError("No class is chosen: pick one, or write its name or number.")
         return self.classes.title(self.classes.read(read_prompt(str(value) if type(value) is int else value))[0])
+
+    def read_subject(self, value: Any) -> Subject:
+        """What is to be drawn: ``{"prompt", "seed", "sampling": {...}}`` as the page sends it. Raises ``ValueError``."""
+        found = value if isinstance(value, Mapping) else {}
+        prompt, seed, stated = (
+            self.read_prompt(found.get("prompt")),
+            read_seed(found.get("seed")),
+            found.get("sampling"),
+        )
+        if not isinstance(stated, Mapping) or not stated:
+            return prompt, seed, None
+        own = self.model.sampling
+        way = read_sampling(own, *(stated.get(name) for name in SAMPLING))
+        return prompt, seed, None if way == own else way
 
     def read_prompts(self, value: Any, count: Any) -> list[str]:
         """Prompts, one a line, or a list of classes. Raises ``ValueError``."""
@@ -126,11 +141,15 @@ class Workbench:
             "change": "" if change is None else explore.packed(np.rint(change * 65535), "u2"),
             "needs": REGISTRY[policy].needs if uploaded is None else "nothing",
             "most": budgets.most_percent,
+            "rows": self._rows,
             "bytesPerToken": self.bytes_per_token,
             "heldBytesPerToken": budgets.unit_bytes(self._rows, self.model.dtype.itemsize),
             "fixed": uploaded is not None,
             "source": "uploaded" if uploaded is not None else "bundled" if found is self.bundled else "session",
             "model": self.model.id,
+            **(
+                lines_json(found.scores, profiles) if self.geometry.scales.by_line and profiles and found.scores else {}
+            ),
             "word": self.geometry.scales.word,
             "names": [self.geometry.scales.name(k) for k in range(len(self.geometry.scales))],
         }
@@ -155,6 +174,24 @@ class Workbench:
     def _bundled_profiles(self) -> explore.HeadProfiles:
         assert self.bundled.scores is not None
         return explore.head_profiles(self.bundled.scores, self.sink_scales)
+
+    def sampling_fields(self) -> list[dict[str, Any]]:
+        """What a visitor may say of how tokens are drawn, with the model's own values."""
+        own = self.model.sampling
+        fields = [
+            ("guidance", "Guidance", own.guidance, "how strongly the words count; 1: half the work, half the memory"),
+            ("temperature", "Temperature", own.temperature, "below 1 plainer, above 1 wilder"),
+            ("top_k", "Top-k", own.top_k, "draw from so many of the likeliest; 0: from all"),
+            ("top_p", "Top-p", own.top_p, "draw from those that make up so much probability; 0: from all"),
+        ]
+        bitwise = hasattr(
+            getattr(getattr(self.model, "transformer", None), "config", None), "bits"
+        )  # bits have two values: no top-k
+        return [
+            {"name": name, "label": label, "own": value, "hint": hint}
+            for name, label, value, hint in fields
+            if not (bitwise and name == "top_k")
+        ]
 
     @property
     def _rows(self) -> int:

@@ -18,6 +18,7 @@ from tiny import tiny_model
 import heatkv
 from heatkv.generate import generate_events
 from heatkv.policies import REGISTRY
+from heatkv.scales import ScaleSchedule
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores, orders_to_json
 from heatkv.views.explore import TYPES
@@ -26,7 +27,7 @@ gr = pytest.importorskip("gradio")
 
 from app import charts, inputs, pictures  # noqa: E402
 from app.__main__ import read_comparison, read_prompts, read_references  # noqa: E402
-from app.cards import NAMES  # noqa: E402
+from app.cards import SCALES  # noqa: E402
 from app.demo import Exhibit, _Demo, create_demo, create_pages, launch_options  # noqa: E402
 from app.inputs import InputError  # noqa: E402
 from app.recipes import Calibration, Plan, Recipe  # noqa: E402
@@ -42,6 +43,7 @@ REFERENCES = {
 }
 
 
+BY_SCALES = ScaleSchedule.square((1, 2, 3))
 NUMBERS = {"psnr_foreground": 25.0, "ssim": 0.9, "bit_agreement": 0.95, "ci95": {"psnr": [27.0, 29.0]}}
 COMPARISON = {
     "model": "tiny", "prompts": 64, "seeds": 2, "kv_bytes_full": 4000, "references": REFERENCES,
@@ -201,13 +203,13 @@ def test_head_types_are_those_of_the_policies(demo: _Demo) -> None:
         )
 
     types = types_of("hack")
-    assert types[0]["heads"] == contextual_heads(scores).tolist() and len(types) == 1
+    assert types[0]["grids"][0]["heads"] == contextual_heads(scores).tolist() and len(types) == 1
     waiting, *_, found = types_of("headkv")
-    assert waiting["heads"] == [] and np.array(found["heads"]).shape == (3, 4)
+    assert waiting["grids"] == [] and [np.array(grid["heads"]).shape for grid in found["grids"]] == [(3, 4), (3, 4)]
     assert "red apple" in found["source"] and "local" in found["first"]
     cache = demo.bench.plan_of(Recipe("headkv", 50)).make_cache()
     list(generate_events(demo.bench.model, "red apple", 0, cache))
-    assert found["heads"] == [local[0].tolist() for local in cache.local_LBH]  # type: ignore[attr-defined]
+    assert found["grids"][0]["heads"] == [local[0].tolist() for local in cache.local_LBH]  # type: ignore[attr-defined]
     assert types_of("heatkv") == [None]
     assert "zeppelin" in types_of("headkv", "zeppelin")[-1]["text"].lower()
 
@@ -221,7 +223,7 @@ def test_a_contact_sheet_draws_every_policy_and_the_full_cache(demo: _Demo) -> N
     assert progress["text"] == f"{progress['of']} of {progress['of']} drawn" and "seed 2, 50 %" in sheet["head"]
     by_name = {tile["policy"]: tile for tile in sheet["tiles"]}
     assert "100.0%" in by_name["full"]["words"] and "dB" in by_name["headkv"]["words"]
-    assert by_name["headkv"]["provenance"] == "adapted from next-token models"
+    assert by_name["headkv"]["provenance"] == "made for another kind of model, adapted"
     for arguments, words in (
         (("", {"seed": 0, "percent": 50}), "empty"),
         (("zeppelin", {"seed": 0, "percent": 50}), "zeppelin"),
@@ -326,7 +328,7 @@ def test_references_stand_beside_the_numbers_and_are_left_out_where_absent(bench
     full = heatkv.generate(bench.model, "red apple")
     less = heatkv.generate(bench.model, "red apple", schedule=heatkv.plan(bench.bundled.scores, 0.4))
     names = [rung["name"] for rung in scorecard(full, less, bench.geometry, REFERENCES)["ladder"]]
-    assert set(names) == {"this pair", "another seed, same prompt", "only the sink scales kept"}
+    assert set(names) == {"this pair", "another seed, same prompt", "nothing but the sinks kept"}
     alone = scorecard(full, less, bench.geometry, {})
     assert [rung["name"] for rung in alone["ladder"]] == ["this pair"] and alone["references_note"] == ""
 
@@ -342,7 +344,7 @@ def test_curves_hold_every_policy_the_front_and_the_references() -> None:
 
 
 def test_the_table_of_methods_groups_by_budget_best_first() -> None:
-    value = charts.table(COMPARISON)
+    value = charts.table(COMPARISON, BY_SCALES)
     assert [(g["budget"], [row[0] for row in g["rows"]]) for g in value["groups"]] == [
         ("50 %", ["HeatKV", "HACK", "<b>gone</b>"]), ("30 %", ["HeatKV"]),
     ]  # fmt: skip
@@ -353,13 +355,13 @@ def test_the_table_of_methods_groups_by_budget_best_first() -> None:
 
 @pytest.mark.parametrize("comparison", [{}, {"rows": 3, "references": None}, {"rows": [[]], "references": {"n": 1}}])
 def test_without_a_comparison_the_tab_still_draws(bench: Workbench, comparison: Any) -> None:
-    assert charts.table(comparison)["groups"] == []
+    assert charts.table(comparison, BY_SCALES)["groups"] == []
     assert create_demo(bench.model, bench.bundled.scores, REFERENCES, (), comparison) is not None
 
 
 def test_the_bundled_comparison_is_shown() -> None:
     found = read_comparison(Path(__file__).parents[1] / "assets" / "models" / "pocket" / "comparison.json")
-    assert len(charts.table(found)["groups"]) >= 4 and len(charts.curves(found, "psnr").data) >= 4
+    assert len(charts.table(found, BY_SCALES)["groups"]) >= 4 and len(charts.curves(found, "psnr").data) >= 4
 
 
 def test_missing_or_broken_side_files_are_left_out(tmp_path: Path) -> None:
@@ -426,6 +428,6 @@ def test_about_tells_how_heads_differ_in_the_words_of_the_head_cards(bench: Work
     assert profiles is not None
     kinds, counts = np.unique(profiles.type_LH, return_counts=True)
     for kind, count in zip(kinds, counts, strict=True):
-        assert f"{NAMES[TYPES[kind]]} {count / profiles.type_LH.size:.0%}" in rows["What heads do"]
+        assert f"{SCALES.names[TYPES[kind]]} {count / profiles.type_LH.size:.0%}" in rows["What heads do"]
     assert rows["What heads do"].count("%") == len(kinds)
     assert "an even share" in rows["How uneven heads are"]

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import tiny_model
 
 import heatkv
+from heatkv.models.base import Sampling
 from heatkv.schedule import Schedule
 from heatkv.study import metrics
 
@@ -96,6 +97,28 @@ def test_a_and_b_may_be_any_recipes(demo: _Demo, bench: Workbench) -> None:
     assert value["a"]["label"] == "HeatKV upside down, 50 %" and not value["b"]["static"] and value["b"]["kept"]
     same = draw(demo, a={"policy": "heatkv", "percent": 40}, b=B)[-1][0]
     assert same["score"]["text"] == "identical"
+
+
+def test_how_tokens_are_drawn_is_a_visitors_choice(demo: _Demo, bench: Workbench) -> None:
+    way = {"guidance": 1, "temperature": "0.9"}
+    value = draw(demo, sampling=way)[-1][0]
+    full = heatkv.generate(bench.model, "red apple", 3, sampling=Sampling(1.0, 0.9))
+    assert (pixels(value["a"]["image"]) == full.pixels).all() and value["a"]["full"] == full.kv_bytes_full
+    own = draw(demo)[-1][0]
+    assert own["a"]["key"] != value["a"]["key"] and own["a"]["full"] == 2 * value["a"]["full"], "a row less"
+    assert draw(demo, sampling={"guidance": 2.0})[-1][0]["a"]["key"] == own["a"]["key"], "the model's own by its number"
+    for wrong in ({"guidance": 99}, {"top_p": 2}, {"temperature": "x"}, {"top_k": 1.5}):
+        assert draw(demo, sampling=wrong)[-1][0]["error"]
+    card = list(demo.explore.draw_card(None, event(layer=0, head=0, prompt="red apple", seed=3, sampling=way)))[-1]
+    assert (pixels(card["image"]) == full.pixels).all(), "what a head reads is of the picture that is shown"
+    (*_, last) = demo.explore.knock_out(event(id=9, prompt="red apple", seed=3, sampling=way, subject="x"), visitor())
+    assert last["subject"] == "x" and last["done"] == 12
+    file, _ = saved(demo, what="png", b=B, sampling=way)
+    image = Image.open(io.BytesIO(base64.b64decode(file["data"])))
+    assert (image.info["guidance"], image.info["temperature"]) == ("1", "0.9")
+    assert [field["name"] for field in bench.sampling_fields()] == ["guidance", "temperature", "top_p"], (
+        "bits have no k"
+    )
 
 
 def test_forgotten_cells_change_picture_and_bytes(demo: _Demo, bench: Workbench) -> None:
@@ -241,10 +264,10 @@ def test_what_goes_to_a_job_and_comes_back_can_be_sent_to_another_process(bench:
     plans = [bench.plan_of(Recipe()), bench.plan_of(Recipe("h2o", 50)), bench.plan_of(Recipe("heatkv", 40, forget="1"))]
     runs: list[tuple[Any, tuple[Any, ...]]] = [
         (jobs._draw_steps, ("red apple", 0, plans)),
-        (jobs._probe_steps, ("red apple", 0, (0, 0))),
+        (jobs._probe_steps, (("red apple", 0, Sampling(1.5)), (0, 0))),
         (jobs._calibrate_steps, (["red apple"], 0)),
         (jobs._sheet_steps, ("red apple", 0, bench.bundled, 0.5, [FULL, "heatkv"])),
-        (jobs._local_heads_steps, ("red apple", 0, 0.5)),
+        (jobs._local_heads_steps, (("red apple", 0, None), 0.5)),
     ]
     for job, arguments in runs:
         for step in job(*pickle.loads(pickle.dumps(arguments))):

@@ -12,7 +12,7 @@ from test_lines import GEOMETRY
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
 from heatkv.views.explore import even_attention, head_profiles
-from heatkv.views.lines import WIDE_TYPES, distance_profiles, token_view, types_of_image, wide_types
+from heatkv.views.lines import WIDE_TYPES, distance_profiles, line_view, types_of_image, wide_types
 
 
 def looking(share: dict[int | str, float]) -> HeadScores:
@@ -60,13 +60,24 @@ def test_a_token_has_read_what_was_drawn_before_it_and_itself() -> None:
     scales = GEOMETRY.scales
     start, end = scales.bounds[3]
     attention = np.random.default_rng(0).random((end - start, end))
-    view = token_view(attention, scales, 2, 4)
-    assert view.picture_HW.shape == (7, 6) and np.isfinite(view.picture_HW).sum() == 2 * 6 + 5
-    assert view.picture_HW[2, 4] == attention[4, start + 4] and view.picture_HW[0, 0] == attention[4, 3]
-    assert view.condition_T.tolist() == attention[4, :3].tolist()
+    view = line_view(attention, scales, 3)
+    token_HW = view.picture_QHW[1 + 4]
+    assert token_HW.shape == (7, 6) and np.isfinite(token_HW).sum() == 2 * 6 + 5
+    assert token_HW[2, 4] == attention[4, start + 4] and token_HW[0, 0] == attention[4, 3]
+    assert view.condition_QT[1 + 4].tolist() == attention[4, :3].tolist()
+    assert view.picture_QHW[0, 1, 1] == pytest.approx(attention[:, 3 + 6 + 1].mean()), "row 0 is the line's mean"
+    assert np.isfinite(view.picture_QHW[0]).sum() == 3 * 6
     packed = view.to_json()
-    levels = np.frombuffer(base64.b64decode(packed["picture"]), "<u2").reshape(7, 6)
+    levels = np.frombuffer(base64.b64decode(packed["picture"]), "<u2").reshape(7, 7, 6)[5]
     assert (levels == 65535).sum() == 7 * 6 - 17 and levels[2, 5] == 65535
-    assert levels[1, 3] / 65534 * packed["peak"] == pytest.approx(view.picture_HW[1, 3], abs=1e-4)
-    with pytest.raises(ValueError, match="was not read"):
-        token_view(attention, scales, 7, 0)
+    assert levels[1, 3] / 65534 * packed["peaks"][5] == pytest.approx(token_HW[1, 3], abs=1e-4)
+
+
+def test_the_last_line_has_a_token_less_and_the_condition_is_no_line() -> None:
+    scales = GEOMETRY.scales
+    start, end = scales.bounds[7]
+    view = line_view(np.ones((end - start, end)), scales, 7)
+    assert view.to_json()["queries"] == 5 and np.isnan(view.picture_QHW[:, 6, 5]).all()
+    for segment in (0, 8):
+        with pytest.raises(ValueError, match="is no line"):
+            line_view(np.ones((3, 3)), scales, segment)

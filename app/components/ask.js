@@ -1,5 +1,5 @@
-/* What to draw: prompt, seed, Draw; the model where there are several; the link to this view. value: {examples, models:
- * [{name, title, path}], model}. */
+/* What to draw: prompt, seed, how tokens are drawn, Draw; the model where there are several; the link to this view. value:
+ * {examples, models: [{name, title, path}], model, sampling: [{name, label, own, hint}]}. */
 const heatkv = window.heatkv;
 const find = (path) => element.querySelector(path);
 const [prompt, seed] = [find('.prompt input'), find('.seed input')];
@@ -9,10 +9,40 @@ function take() {
   const value = props.value;
   if (!value) return;
   find('datalist').replaceChildren(...value.examples.map((text) => Object.assign(document.createElement('option'), { value: text })));
+  if (!find('.fields').children.length) makeFields(value.sampling);
   find('.model').hidden = value.models.length < 2;
   find('.model select').replaceChildren(...value.models.map((model) => Object.assign(document.createElement('option'), { value: model.path, textContent: model.title, selected: model.name === value.model })));
 }
+/** A field for each thing that can be said of how tokens are drawn; what is no number is not taken. */
+function makeFields(fields) {
+  find('.fields').replaceChildren(...fields.map(({ name, label, own, hint }) => {
+    const input = Object.assign(document.createElement('input'), { type: 'text', inputMode: 'decimal', maxLength: 8, placeholder: String(own) });
+    input.dataset.name = name;
+    input.addEventListener('change', () => {
+      const text = input.value.trim().replace(',', '.');
+      const number = text !== '' && /^\d{1,4}(\.\d{1,6})?$/.test(text) ? Number(text) : null;
+      const { [name]: _, ...others } = heatkv.view.sampling;
+      heatkv.set({ sampling: number === null || number === own ? others : { ...others, [name]: number } });
+      show();
+    });
+    const made = document.createElement('label');
+    made.append(Object.assign(document.createElement('b'), { textContent: label }), input, Object.assign(document.createElement('small'), { textContent: hint }));
+    return made;
+  }));
+}
+function showSampling() {
+  const changed = Object.keys(heatkv.view.sampling).length > 0;
+  for (const input of find('.fields').querySelectorAll('input')) if (document.activeElement !== input) input.value = heatkv.view.sampling[input.dataset.name] ?? '';
+  find('.sampling').classList.toggle('changed', changed);
+  find('.sampling summary span').textContent = changed ? 'Sampling: yours' : 'Sampling';
+  find('.own').disabled = !changed;
+}
+find('.own').addEventListener('click', () => { heatkv.set({ sampling: {} }); show(); });
+find('.sampling').addEventListener('keydown', (event) => { if (event.key === 'Escape') { find('.sampling').open = false; find('.sampling summary').focus(); } });
+document.addEventListener('pointerdown', (event) => { if (element.isConnected && !event.composedPath().includes(find('.sampling'))) find('.sampling').open = false; });
+
 const show = () => {
+  showSampling();
   if (prompt.value !== heatkv.view.prompt) prompt.value = heatkv.view.prompt;
   if (document.activeElement !== seed) seed.value = heatkv.view.seed ?? '';
 };
@@ -27,7 +57,7 @@ find('form').addEventListener('submit', (event) => {
 prompt.addEventListener('input', () => heatkv.emit('typing', prompt.value));
 find('.model select').addEventListener('change', (event) => {
   const link = new URL(heatkv.link(true));
-  for (const key of ['head', 'forget', 'a', 'lesson']) link.searchParams.delete(key);
+  for (const key of ['head', 'forget', 'a', 'lesson', ...heatkv.SAMPLING]) link.searchParams.delete(key);
   location.assign(new URL(`${event.target.value}${link.search}`, location.href).href);
 });
 

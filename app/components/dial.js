@@ -78,7 +78,7 @@ slider.addEventListener('change', () => heatkv.emit('view')); // released: the e
 select.addEventListener('change', () => {
   heatkv.set({ policy: select.value }, 'look');
   heatkv.emit('want-table');
-  trigger('types', { policy: select.value, percent: heatkv.budget, prompt: heatkv.view.prompt, seed: heatkv.view.seed });
+  trigger('types', { policy: select.value, percent: heatkv.budget, ...heatkv.subject() });
 });
 watch('value', take);
 take();

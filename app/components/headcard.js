@@ -1,8 +1,9 @@
 /* One head: its type with the evidence, and what it reads in the picture of the prompt.
  *
- * value: {layer, head, title, text, source, evidence: [{name, share, even}], about, image (data URL), view, target, targets,
- * message, failed}. `view` holds the maps of every position (AttentionView in heatkv/views/explore.py), so that choosing a
- * position needs no request. Triggers 'open' and 'probe' with {layer, head, target, prompt, seed}.
+ * value: {layer, head, title, text, source, evidence: [{name, share, even}], about, image (data URL), drawing, view, target,
+ * targets, message, failed}. `view` holds the maps of every position: AttentionView in heatkv/views/explore.py, a tile a
+ * scale, or LineView in heatkv/views/lines.py, painted over the picture by static/sight.js. So choosing a position needs no
+ * request, unless it is in another line. Triggers 'open' and 'probe' with {layer, head, target} and what is drawn.
  */
 const heatkv = window.heatkv;
 const { make, percent } = heatkv;
@@ -13,13 +14,15 @@ const stretch = find('stretch').querySelector('input');
 let view = null;
 let position = null; // [row, column] of the chosen position, or null for the mean of all
 let large = null; // the tile that was enlarged
+let lines = false; // drawn line by line: one map over the picture in place of a tile a scale
+const grid = () => (lines ? view.size : view.queries); // rows and columns of positions to choose from
 let asked = '';
 
 let seen = false; // whether the card is on the screen: what a head reads is drawn when somebody looks at it
 
 function ask(target = null) {
   if (!heatkv.defaults || !heatkv.table) return;
-  const wanted = { layer: heatkv.cell.layer, head: heatkv.cell.head, target, prompt: heatkv.view.prompt, seed: heatkv.view.seed };
+  const wanted = { layer: heatkv.cell.layer, head: heatkv.cell.head, target, ...heatkv.subject() };
   if (JSON.stringify(wanted) === asked) return;
   asked = JSON.stringify(wanted);
   trigger('open', wanted);
@@ -60,11 +63,16 @@ function take() {
   find('reading').hidden = !value.view;
   view = null;
   if (!value.view || !heatkv.safeImage(value.image)) return;
-  view = { ...value.view, maps: heatkv.unpack(value.view.maps, Uint8Array), shares: heatkv.unpack(value.view.shares, Uint16Array), peaks: heatkv.unpack(value.view.peaks, Float32Array) };
-  if (find('target').children.length !== value.targets) find('target').replaceChildren(...heatkv.range(value.targets).map((k) => Object.assign(document.createElement('option'), { value: k, textContent: heatkv.nameOf(k) })));
+  lines = value.drawing === 'lines';
+  view = lines ? { ...value.view, picture: heatkv.unpack(value.view.picture, Uint16Array), condition: heatkv.unpack(value.view.condition, Uint16Array) }
+    : { ...value.view, maps: heatkv.unpack(value.view.maps, Uint8Array), shares: heatkv.unpack(value.view.shares, Uint16Array), peaks: heatkv.unpack(value.view.peaks, Float32Array) };
+  find('views').classList.toggle('by-line', lines);
+  for (const [name, hidden] of [['tiles', lines], ['stretch', lines], ['sight', !lines], ['prompt', !lines]]) find(name).hidden = hidden;
+  if (find('target').children.length !== value.targets.length) find('target').replaceChildren(...value.targets.map((k) => Object.assign(document.createElement('option'), { value: k, textContent: heatkv.nameOf(k) })));
   find('target').value = value.target;
   picture.alt = value.about;
-  if (position && (position[0] >= view.queries[0] || position[1] >= view.queries[1])) position = null;
+  const [rows, columns] = grid();
+  if (position && (position[0] >= rows || position[1] >= columns || (lines && position[0] !== view.line))) position = null;
   picture.onload = draw;
   if (picture.src !== value.image) picture.src = value.image;
   if (picture.complete) draw();
@@ -112,12 +120,29 @@ function tile(scale, row, most) {
 
 function draw() {
   if (!view || !heatkv.table || !picture.complete) return;
-  const [rows, columns] = view.queries;
-  const row = position ? 1 + position[0] * columns + position[1] : 0;
+  const [rows, columns] = grid();
   const mark = find('mark');
-  mark.hidden = !position;
-  if (position) Object.assign(mark.style, { left: `${(100 * position[1]) / columns}%`, top: `${(100 * position[0]) / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
+  mark.hidden = !position && !lines;
+  const place = position || (lines ? [view.line, 0] : [0, 0]);
+  Object.assign(mark.style, { left: `${(100 * place[1]) / columns}%`, top: `${(100 * place[0]) / rows}%`, width: `${position ? 100 / columns : 100}%`, height: `${100 / rows}%` });
   find('mean').setAttribute('aria-pressed', String(!position));
+  find('mean').textContent = lines ? 'All of the line' : 'All positions';
+  if (lines) drawLine(position ? 1 + position[1] : 0); else drawTiles(position ? 1 + position[0] * columns + position[1] : 0);
+}
+
+function drawLine(row) {
+  const { layer, head } = props.value;
+  heatkv.sight.paint(find('sight'), picture, view, row, (line) => !heatkv.dynamic && !heatkv.kept(layer, head, line + 1));
+  heatkv.sight.paintPrompt(find('prompt').lastElementChild, view, row);
+  const shares = heatkv.sight.shares(view, row);
+  find('prompt').firstElementChild.textContent = `The prompt's ${view.condition.length / (view.queries + 1)} tokens: ${percent(shares[0])}`;
+  const names = (k) => (k === view.line + 1 ? 'its own line' : k ? heatkv.nameOf(k) : 'the prompt');
+  const ranked = shares.map((share, k) => [share, k]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([share]) => share > 0);
+  const gone = heatkv.dynamic ? 0 : shares.reduce((sum, share, k) => sum + (k && k <= view.line && !heatkv.kept(layer, head, k) ? share : 0), 0);
+  find('says').textContent = `${position ? `Column ${position[1] + 1} of ${heatkv.nameOf(view.line + 1)}` : `${heatkv.nameOf(view.line + 1)}, mean over its tokens`}: ${ranked.map(([share, k]) => `${percent(share)} on ${names(k)}`).join(', ')}.${gone > 0.0005 ? ` ${percent(gone)} lies on lines that are hatched: not in the cache at ${heatkv.budget} %.` : ''} Darkest is ${percent(view.peaks[row])} on one token. Grey is not drawn yet.${position ? '' : ' Choose a place on the picture to see what it read.'}`;
+}
+
+function drawTiles(row) {
   const scales = view.sizes.map((_, k) => k);
   const most = Math.max(1e-9, ...scales.map((k) => view.peaks[row * scales.length + k]));
   find('tiles').replaceChildren(...scales.map((k) => tile(k, row, most)));
@@ -128,14 +153,15 @@ function draw() {
 
 function choose(next) {
   if (!view) return;
+  if (lines && next) next = [next[0], Math.min(next[1], next[0] === view.size[0] - 1 ? view.size[1] - 2 : next[1])]; // the last token reads nothing
   position = next;
-  draw();
+  if (lines && next && next[0] !== view.line) ask(next[0] + 1); else draw();
 }
 stretch.addEventListener('change', draw);
 field.addEventListener('click', (event) => {
   if (!view) return;
   const area = field.getBoundingClientRect();
-  const next = [heatkv.clamp(Math.floor(((event.clientY - area.top) / area.height) * view.queries[0]), view.queries[0]), heatkv.clamp(Math.floor(((event.clientX - area.left) / area.width) * view.queries[1]), view.queries[1])];
+  const next = [heatkv.clamp(Math.floor(((event.clientY - area.top) / area.height) * grid()[0]), grid()[0]), heatkv.clamp(Math.floor(((event.clientX - area.left) / area.width) * grid()[1]), grid()[1])];
   choose(position && next.join() === position.join() ? null : next);
 });
 field.addEventListener('keydown', (event) => {
@@ -143,8 +169,8 @@ field.addEventListener('keydown', (event) => {
   if (!view || (!go && event.key !== 'Escape')) return;
   event.preventDefault();
   if (!go) return choose(null);
-  const [row, column] = position || view.queries.map((n) => Math.floor(n / 2));
-  choose(position ? [heatkv.clamp(Math.max(0, row + go[0]), view.queries[0]), heatkv.clamp(Math.max(0, column + go[1]), view.queries[1])] : [row, column]);
+  const [row, column] = position || grid().map((n) => Math.floor(n / 2));
+  choose(position ? [heatkv.clamp(Math.max(0, row + go[0]), grid()[0]), heatkv.clamp(Math.max(0, column + go[1]), grid()[1])] : [row, column]);
 });
 find('mean').addEventListener('click', () => choose(null));
 

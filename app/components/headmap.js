@@ -11,7 +11,6 @@ const overview = find('.overview .field');
 const detail = find('.detail .field');
 const { range } = heatkv;
 let running = null; // the knock-out's number while it is being measured
-const WORDS = { itself: 'itself', previous: 'previous', between: 'earlier', sinks: 'coarsest', spread: 'spread', local: 'near', far: 'far', condition: 'prompt' };
 
 function surface(field) {
   const canvas = field.querySelector('canvas');
@@ -48,11 +47,20 @@ function cross(pen, x, y, w, h, p) {
 }
 /** A line between what always stays and what may go. */
 function divide(pen, w, height, p) {
-  if (!heatkv.table.sinkScales || !heatkv.table.prunable || heatkv.dynamic) return;
+  if (!heatkv.table.sinkScales || !heatkv.table.prunable || heatkv.dynamic || colours.byDistance()) return;
   pen.fillStyle = p.ink;
   pen.fillRect(heatkv.table.sinkScales * w - 0.75, 0, 1.5, height);
 }
 const byHead = () => colours.kind() === 'knockout'; // then the overview's columns are heads
+
+/** Of a layer and a column of the overview: {share} of its heads that keep it, or how they look on average, {level}. */
+function summary(l, c, at) {
+  const t = heatkv.table;
+  if (byHead()) return { level: colours.level(l, c, 0) };
+  const all = range(t.heads);
+  if (colours.byDistance()) return { level: all.reduce((sum, head) => sum + colours.level(l, head, c), 0) / t.heads };
+  return { share: heatkv.dynamic ? 0.01 : all.filter((head) => heatkv.kept(l, head, c, at)).length / t.heads };
+}
 
 function drawOverview() {
   const t = heatkv.table;
@@ -64,10 +72,10 @@ function drawOverview() {
   for (const l of range(t.layers)) {
     for (const c of range(columns)) {
       box(pen, c * w, l * h, w, h, h > 8 ? 2 : 1);
-      const share = byHead() ? colours.level(l, c, 0) : heatkv.dynamic ? 0.01 : range(t.heads).filter((head) => heatkv.kept(l, head, c, at)).length / t.heads;
-      pen.fillStyle = share ? colours.css(colours.mix(p.mid, p.high, share)) : colours.css(share === null || !byHead() ? p.gone : p.mid);
+      const { level, share } = summary(l, c, at);
+      pen.fillStyle = colours.css(share === undefined ? colours.shade(p, level) : share ? colours.mix(p.mid, p.high, share) : p.gone);
       pen.fill();
-      if (!share && !byHead()) hatch(pen, c * w, l * h, w, h, p);
+      if (share === 0) hatch(pen, c * w, l * h, w, h, p);
     }
   }
   if (!byHead()) divide(pen, w, height, p);
@@ -83,8 +91,8 @@ function drawDetail() {
   for (const head of range(t.heads)) {
     for (const s of range(t.cached)) {
       const colour = colours.shade(p, colours.level(layer, head, s));
-      const kept = heatkv.kept(layer, head, s, at);
-      const forgotten = heatkv.edits.has(layer, head, s);
+      const kept = colours.held(layer, head, s, at);
+      const forgotten = !colours.byDistance() && heatkv.edits.has(layer, head, s);
       box(pen, s * w, head * h, w, h, 2);
       pen.fillStyle = colours.css(kept ? colour : colours.mix(p.gone, colour, 0.22)); // what was given up stays visible, faintly
       pen.fill();
@@ -98,16 +106,17 @@ function drawNames() {
   const t = heatkv.table;
   const label = (k, more) => { const made = document.createElement('span'); made.append(Object.assign(document.createElement('b'), { textContent: k }), more || ''); return made; };
   const [left, right] = element.querySelectorAll('.heads-row');
-  left.replaceChildren(...range(byHead() ? t.heads : t.cached).map((s) => label(s + 1)));
+  left.replaceChildren(...range(byHead() ? t.heads : t.cached).map((s) => label(byHead() ? s + 1 : s || t.word === 'scale' ? colours.columnLabel(s) : '')));
   left.classList.toggle('many', (byHead() ? t.heads : t.cached) > 9);
-  right.replaceChildren(...range(t.cached).map((s) => label(s + 1, t.cached <= 8 && t.word === 'scale' ? t.sizes[s].join('×') : '')));
+  right.classList.toggle('many', t.cached > 20);
+  right.replaceChildren(...range(t.cached).map((s) => label(colours.columnLabel(s), t.cached <= 8 && t.word === 'scale' ? t.sizes[s].join('×') : '')));
   find('.overview h3').textContent = byHead() ? 'All heads' : 'All layers';
-  find('.overview').title = byHead() ? 'A row a layer, a column a head' : `A row a layer, a column a ${t.word}: share of heads that keep it`;
+  find('.overview').title = byHead() ? 'A row a layer, a column a head' : colours.byDistance() ? 'A row a layer, a column a distance: the mean of its heads' : `A row a layer, a column a ${t.word}: share of heads that keep it`;
   find('.title').textContent = `Layer ${heatkv.cell.layer + 1}`;
-  find('.title').append(Object.assign(document.createElement('small'), { textContent: ` of ${t.layers}: a row a head, a column a ${t.word} it may remember` }));
+  find('.title').append(Object.assign(document.createElement('small'), { textContent: ` of ${t.layers}: ${colours.byDistance() ? 'a row a head, a column so many lines up' : `a row a head, a column a ${t.word} it may remember`}` }));
   find('.names').replaceChildren(...range(t.heads).map((head) => {
     const name = document.createElement('span');
-    name.append(`${head + 1}`, Object.assign(document.createElement('em'), { textContent: WORDS[heatkv.typeOf(heatkv.cell.layer, head)] || '' }));
+    name.append(`${head + 1}`, Object.assign(document.createElement('em'), { textContent: heatkv.typeWord(heatkv.typeOf(heatkv.cell.layer, head)) }));
     if (head === heatkv.cell.head) name.className = 'on';
     return name;
   }));
@@ -116,7 +125,8 @@ function drawNames() {
   const kind = heatkv.typeOf(heatkv.cell.layer, heatkv.cell.head);
   const button = find('[data-forget="type"]');
   button.disabled = !kind;
-  button.title = kind ? `All heads of this type: ${WORDS[kind] || kind}` : '';
+  for (const what of ['cell', 'source']) find(`[data-forget="${what}"]`).disabled = colours.byDistance(); // a distance is no cell
+  button.title = kind ? `All heads of this type: ${heatkv.typeWords(kind)}` : '';
 }
 
 function drawCursor() {
@@ -134,7 +144,8 @@ function say(layer, head, scale) {
     : heatkv.edits.has(layer, head, scale) ? 'Forgotten by hand.'
     : scale < t.sinkScales ? 'Always kept.'
     : `${heatkv.kept(layer, head, scale) ? 'Kept' : 'Not in the cache'} at ${heatkv.budget} %${heatkv.fixed ? ' (your schedule)' : from === null ? '' : `; kept from ${from} % on`}.`;
-  find('.readout').textContent = `Layer ${layer + 1}, head ${head + 1}, ${heatkv.nameOf(scale)} (${t.sizes[scale].join('×')}): ${colours.says(layer, head, scale)}${fate}`;
+  const size = t.word === 'scale' ? ` (${t.sizes[scale].join('×')})` : '';
+  find('.readout').textContent = `Layer ${layer + 1}, head ${head + 1}, ${colours.columnName(scale)}${colours.byDistance() ? '' : size}: ${colours.says(layer, head, scale)}${colours.byDistance() ? '' : fate}`;
 }
 
 function drawLegend() {
@@ -143,12 +154,12 @@ function drawLegend() {
   for (const i of range(120)) { pen.fillStyle = colours.css(colours.shade(p, colours.two() ? i / 59.5 - 1 : i / 119)); pen.fillRect(i, 0, 1, 1); }
   find('.legend .scale').hidden = heatkv.table.kind === 'none' && colours.kind() === 'attention';
   [find('.less').textContent, find('.more').textContent] = colours.ends();
-  find('.gone-key').hidden = heatkv.dynamic;
-  find('.sinks-key').hidden = !heatkv.table.sinkScales || heatkv.dynamic;
+  find('.gone-key').hidden = heatkv.dynamic || colours.byDistance();
+  find('.sinks-key').hidden = !heatkv.table.sinkScales || heatkv.dynamic || colours.byDistance();
   for (const button of find('.choice').children) {
     const { colour } = button.dataset;
     button.setAttribute('aria-pressed', String(colour === colours.kind()));
-    button.hidden = (colour === 'change' && !heatkv.table.change.length) || (colour === 'kept' && !heatkv.dynamic) || (colour === 'knockout' && !mine);
+    button.hidden = (colour === 'change' && !heatkv.table.change.length) || (colour === 'kept' && !heatkv.dynamic) || (colour === 'knockout' && !mine) || (colour === 'distance' && !heatkv.table.distance);
   }
   find('.top').hidden = !mine;
 }
@@ -181,7 +192,7 @@ function place(field, event, rows, columns) {
 }
 function open() {
   if (!mine) return;
-  const ask = { layer: heatkv.cell.layer, head: heatkv.cell.head, prompt: heatkv.view.prompt, seed: heatkv.view.seed };
+  const ask = { layer: heatkv.cell.layer, head: heatkv.cell.head, ...heatkv.subject() };
   trigger('open', ask);
   trigger('probe', ask);
 }
@@ -220,6 +231,7 @@ detail.addEventListener('click', (event) => {
 
 function cellsOf(what) {
   const { layer, head, scale } = heatkv.cell;
+  if (colours.byDistance() && (what === 'cell' || what === 'source')) return [];
   if (what === 'cell') return [[layer, head, scale]];
   if (what === 'head') return heatkv.edits.headCells(layer, head);
   if (what === 'layer') return heatkv.edits.layerCells(layer);
@@ -258,7 +270,7 @@ function drawKnock() {
   find('.knock i').style.width = here ? `${(100 * here.done) / here.of}%` : '0';
   find('.knock .text').textContent = !running ? '' : here && Number.isInteger(here.waiting) ? `${here.waiting} before you` : here ? `${here.done} of ${here.of} heads` : 'starting …';
 }
-find('.measure').addEventListener('click', () => { running = Date.now(); trigger('knock', { id: running, prompt: heatkv.view.prompt, seed: heatkv.view.seed }); drawKnock(); });
+find('.measure').addEventListener('click', () => { running = Date.now(); trigger('knock', { id: running, ...heatkv.subject(), subject: heatkv.subjectKey() }); drawKnock(); });
 find('.stop').addEventListener('click', () => { trigger('halt', { id: Date.now(), kind: 'knock' }); running = null; drawKnock(); });
 heatkv.bus.addEventListener('mail-knocked', (event) => {
   if (!element.isConnected || event.detail.id !== running) return;

@@ -3,7 +3,6 @@ const heatkv = window.heatkv;
 const colours = heatkv.colours;
 const find = (path) => element.querySelector(path);
 const MOST = 256; // of a large model the first ones of the order; the map holds them all
-const WORDS = { itself: 'looks at itself', previous: 'at the previous one', between: 'further back', sinks: 'at the coarsest', spread: 'spreads', local: 'looks near', far: 'far', condition: 'at the prompt' };
 const strength = (l, h) => heatkv.range(heatkv.table.cached).reduce((sum, s) => sum + (colours.level(l, h, s) ?? -9), 0);
 
 function heads() {
@@ -25,23 +24,23 @@ function paint(canvas, l, h) {
   const pen = canvas.getContext('2d');
   for (const s of heatkv.range(t.cached)) {
     const colour = colours.shade(p, colours.level(l, h, s));
-    pen.fillStyle = colours.css(heatkv.kept(l, h, s) ? colour : colours.mix(p.gone, colour, 0.22));
+    pen.fillStyle = colours.css(colours.held(l, h, s) ? colour : colours.mix(p.gone, colour, 0.22));
     pen.fillRect(s, 0, 1, 1);
   }
 }
 
 function show() {
   const t = heatkv.table;
-  if (!find('.type').children[1]) find('.type').append(...t.typeNames.map((name) => Object.assign(document.createElement('option'), { value: name, textContent: WORDS[name] || name })));
+  if (!find('.type').children[1]) find('.type').append(...t.typeNames.map((name) => Object.assign(document.createElement('option'), { value: name, textContent: heatkv.typeWords(name) })));
   const { all, chosen } = heads();
   find('.count').textContent = `${chosen.length} of ${all.length}${chosen.length > MOST ? `, the first ${MOST}` : ''}`;
   find('.grid').replaceChildren(...chosen.slice(0, MOST).map(({ l, h, type }) => {
-    const button = Object.assign(document.createElement('button'), { type: 'button', title: type ? WORDS[type] || type : '' });
+    const button = Object.assign(document.createElement('button'), { type: 'button', title: heatkv.typeWords(type) });
     button.dataset.head = `${l}.${h}`;
     const canvas = document.createElement('canvas');
     paint(canvas, l, h);
     button.append(canvas, `${l + 1}.${h + 1}`);
-    button.setAttribute('aria-label', `${l + 1}.${h + 1}: layer ${l + 1}, head ${h + 1}${type ? `, ${WORDS[type] || type}` : ''}`);
+    button.setAttribute('aria-label', `${l + 1}.${h + 1}: layer ${l + 1}, head ${h + 1}${type ? `, ${heatkv.typeWords(type)}` : ''}`);
     button.addEventListener('click', () => { heatkv.look(l, h, heatkv.cell.scale); heatkv.emit('open-head'); });
     return button;
   }));

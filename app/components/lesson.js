@@ -7,7 +7,7 @@ let at = null;
 let before = null; // the view before the first lesson
 let guessed = null;
 
-const snapshot = () => ({ prompt: heatkv.view.prompt, seed: heatkv.view.seed, budget: heatkv.budget, policy: heatkv.view.policy, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
+const snapshot = () => ({ ...heatkv.subject(), budget: heatkv.budget, policy: heatkv.view.policy, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
 
 /** Set the controls; the pictures follow. */
 function apply(view) {
@@ -61,7 +61,7 @@ function go(index) {
     return;
   }
   if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click();
-  apply(lessons()[at].view);
+  apply({ sampling: {}, ...lessons()[at].view });
   window.scrollTo({ top: 0 });
   setTimeout(() => find('title').focus({ preventScroll: true }), 60);
 }

@@ -9,7 +9,7 @@ function draw() {
   const plan = heatkv.memory();
   const here = drawn && drawn.recipe === JSON.stringify(heatkv.recipe()) && heatkv.edits.count ? drawn : null;
   const { full, fullPeak, paperFactor } = plan;
-  const held = here ? here.held : plan.held;
+  const held = here ? [...plan.held.slice(0, full.length - here.held.length), ...here.held] : plan.held; // nothing is drawn while a condition is read
   const peak = here ? here.peak : plan.peak;
   const highest = fullPeak * Math.max(1, paperFactor);
   const show = paperFactor ? heatkv.showMib : heatkv.showBytes;
@@ -30,7 +30,7 @@ function draw() {
     parts.push(node('line', { class: 'grid', x1: left, x2: width - right, y1: y(share * highest), y2: y(share * highest) }));
     parts.push(node('text', { x: left - 6, y: y(share * highest) + 4, 'text-anchor': 'end' }, share ? show(share * highest, highest) : '0'));
   }
-  full.forEach((_, k) => parts.push(node('text', { x: x(k), y: bottom + 16, 'text-anchor': 'middle' }, k + 1)));
+  full.forEach((_, k) => { if (full.length < 12 || k % 2 === 0) parts.push(node('text', { x: x(k), y: bottom + 16, 'text-anchor': 'middle' }, heatkv.labelOf(k))); });
   parts.push(node('path', { class: 'area', d: `${path(held)}L${x(held.length - 1)} ${bottom}L${left} ${bottom}Z` }));
   parts.push(node('path', { class: 'full', d: path(full) }), node('path', { class: 'kept', d: path(held) }));
   if (paperFactor) for (const [kind, values] of [['full', full], ['kept', held]]) parts.push(node('path', { class: `paper ${kind}`, d: path(values.map((v) => v * paperFactor)) }));
@@ -43,7 +43,7 @@ function draw() {
   find('.keys .paper-key').hidden = !paperFactor;
   find('.what').textContent = `Memory while each ${t.word} is drawn`;
   find('.figure').textContent = figure;
-  svg.setAttribute('aria-label', `KV cache while ${t.word}s 1 to ${t.sizes.length} are drawn: ${figure}`);
+  svg.setAttribute('aria-label', `KV cache from ${heatkv.nameOf(0)} to ${heatkv.nameOf(t.sizes.length - 1)}: ${figure}`);
 }
 heatkv.follow(element, ['table', 'budget', 'edits'], draw);
 heatkv.bus.addEventListener('drawn', (event) => {

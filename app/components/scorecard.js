@@ -3,8 +3,8 @@ const find = (path) => element.querySelector(path);
 const make = (tag, className, text) => Object.assign(document.createElement(tag), { className: className || '', textContent: text ?? '' });
 const row = (tag, texts) => { const tr = document.createElement('tr'); tr.append(...texts.map((text) => make(tag, '', text))); return tr; };
 
-function ladder(rows) {
-  find('.ladder thead').replaceChildren(row('th', ['', 'PSNR', '', 'foreground', 'SSIM', 'bits']));
+function ladder(rows, unit) {
+  find('.ladder thead').replaceChildren(row('th', ['', 'PSNR', '', 'foreground', 'SSIM', unit]));
   const top = Math.max(...rows.map((entry) => entry.psnr));
   const low = Math.min(...rows.map((entry) => entry.psnr)) - 3;
   find('.ladder tbody').replaceChildren(...rows.map((entry) => {
@@ -41,12 +41,12 @@ function show() {
   find('.headline').replaceChildren(...value.headline.map(([figure, name]) => { const box = make('div'); box.append(make('b', '', figure), make('span', '', name)); return box; }));
   find('.refs-note').textContent = value.references_note;
   find('.close').hidden = value.ladder.length < 2;
-  ladder(value.ladder);
+  ladder(value.ladder, value.unit);
   bits(value.bits, value.bits_floor);
   find('.bits-title').textContent = value.bits_title;
   find('.bits-note').textContent = value.bits_note;
   find('.cost-note').textContent = value.cost_note;
-  find('.cost thead').replaceChildren(row('th', ['', 'full cache', 'compressed', '']));
+  find('.cost thead').replaceChildren(row('th', ['', 'A', 'B', 'B in A']));
   find('.cost tbody').replaceChildren(...value.cost.map((texts) => row('td', texts)));
   find('.fine').textContent = value.fine;
 }

@@ -20,7 +20,7 @@ let number = Date.now();
 let typed = null; // a prompt that is written and not drawn
 
 const recipes = () => ({ a: heatkv.view.a, b: heatkv.recipe() });
-const wantOf = (prompt, seed, recipe) => JSON.stringify([prompt, seed, recipe.policy, recipe.policy === 'full' ? 100 : recipe.percent, recipe.policy === 'full' ? '' : recipe.source, recipe.forget || '']);
+const wantOf = (prompt, seed, recipe, sampling = heatkv.view.sampling) => JSON.stringify([prompt, seed, sampling, recipe.policy, recipe.policy === 'full' ? 100 : recipe.percent, recipe.policy === 'full' ? '' : recipe.source, recipe.forget || '']);
 const want = () => Object.fromEntries(SIDES.map((side) => [side, wantOf(heatkv.view.prompt, heatkv.view.seed, recipes()[side])]));
 const stripWant = () => wantOf(heatkv.view.prompt, heatkv.view.seed, { ...heatkv.recipe(), percent: 0 });
 const fresh = (side) => Boolean(shown[side]) && shown[side].want === want()[side];
@@ -43,7 +43,7 @@ function request(delay = 120) {
     growing = null;
     said = '';
     if (!(fresh('a') && fresh('b'))) step = null;
-    trigger('draw', { id: number, prompt: heatkv.view.prompt, seed: heatkv.view.seed, ...recipes(), has: fresh('a') && shown.a.frames.length > 1 ? shown.a.key : null });
+    trigger('draw', { id: number, ...heatkv.subject(), ...recipes(), has: fresh('a') && shown.a.frames.length > 1 ? shown.a.key : null });
     show();
   }, delay);
 }
@@ -59,7 +59,7 @@ function requestStrip() {
   if (strips.has(key) || b.policy === 'full' || b.source === 'uploaded') return;
   strips.set(key, []);
   number += 1;
-  trigger('strip', { id: number, prompt: heatkv.view.prompt, seed: heatkv.view.seed, b, key });
+  trigger('strip', { id: number, ...heatkv.subject(), b, key });
 }
 
 // --- hearing ---------------------------------------------------------------------------------------------------------
@@ -95,8 +95,8 @@ function finish(value, wants) {
 /** What the page opens with was drawn before anybody came. */
 function open(value) {
   if (shown.a || !heatkv.defaults) return;
-  const wants = Object.fromEntries(SIDES.map((side) => [side, wantOf(value.prompt, value.seed, value.opening[side])]));
-  if (value.opening.strip) strips.set(wantOf(value.prompt, value.seed, { ...value.opening.b, percent: 0 }), value.opening.strip);
+  const wants = Object.fromEntries(SIDES.map((side) => [side, wantOf(value.prompt, value.seed, value.opening[side], {})]));
+  if (value.opening.strip) strips.set(wantOf(value.prompt, value.seed, { ...value.opening.b, percent: 0 }, {}), value.opening.strip);
   for (const side of SIDES) shown[side] = { ...value[side], want: wants[side] };
   score = value.score;
   heatkv.emit('drawn', { a: shown.a, b: shown.b });
@@ -220,7 +220,7 @@ for (const button of find('.menu').children) {
   button.addEventListener('click', () => {
     find('.save').open = false;
     const what = button.dataset.save;
-    if (what === 'png' || what === 'schedule') { number += 1; trigger('save', { id: number, what, prompt: heatkv.view.prompt, seed: heatkv.view.seed, b: heatkv.recipe() }); } else heatkv.emit('save', what);
+    if (what === 'png' || what === 'schedule') { number += 1; trigger('save', { id: number, what, ...heatkv.subject(), b: heatkv.recipe() }); } else heatkv.emit('save', what);
   });
 }
 find('.save').addEventListener('keydown', (event) => { if (event.key === 'Escape') { find('.save').open = false; find('summary').focus(); } });

@@ -11,6 +11,7 @@ window.heatkvPlans = () => {
   let table = null;
   let budget = 100;
   let fixed = false; // an uploaded schedule: the slider does not apply
+  let rows = () => 1; // batch rows drawn, of those that the table counts
   let cell = { layer: 0, head: 0, scale: 0 };
   const emit = (name, detail) => bus.dispatchEvent(new CustomEvent(name, { detail }));
 
@@ -36,6 +37,7 @@ window.heatkvPlans = () => {
       cells: words.unpack(value.cells, Uint16Array),
       change: words.unpack(value.change, Uint16Array),
       types: words.unpack(value.types, Uint8Array),
+      distance: value.distance && { ...value.distance, shares: words.unpack(value.distance.shares, Uint16Array) },
       prunable: cached - value.sinkScales,
       tokens: value.sizes.map(([h, w]) => h * w),
     };
@@ -86,11 +88,12 @@ window.heatkvPlans = () => {
 
   function memory(at = step()) {
     const held = resident(at);
+    const [one, whole] = [table.heldBytesPerToken * rows(), table.bytesPerToken * rows()];
     return {
-      held: held.map((n) => n * table.heldBytesPerToken),
-      full: table.fullResident.map((n) => n * table.bytesPerToken),
-      peak: Math.max(...held) * table.heldBytesPerToken,
-      fullPeak: Math.max(...table.fullResident) * table.bytesPerToken,
+      held: held.map((n) => n * one),
+      full: table.fullResident.map((n) => n * whole),
+      peak: Math.max(...held) * one,
+      fullPeak: Math.max(...table.fullResident) * whole,
       paperFactor: (table.paperBytesPerToken || 0) / table.bytesPerToken, // 0: not asked for
     };
   }
@@ -109,6 +112,7 @@ window.heatkvPlans = () => {
 
   return {
     ...words, bus, emit, follow, load, edits, setBudget, step, planned, kept, keptFrom, resident, memory, look,
+    countRows(count) { rows = count; },
     get table() { return table; },
     get budget() { return fixed ? table.percents[0] : budget; },
     get fixed() { return fixed; },
@@ -116,6 +120,7 @@ window.heatkvPlans = () => {
     get cell() { return cell; },
     get dark() { return document.body.classList.contains('dark'); },
     typeOf(layer, head) { return table.typeNames[table.types[layer * table.heads + head]] || null; },
+    labelOf(scale) { return table.word === 'line' ? scale || 'cond' : scale + 1; }, // the name where there is little room
     nameOf(scale) { return (table.names && table.names[scale]) || `${table.word} ${scale + 1}`; },
     /** Kept cells [layer][head][scale], for tests and for the curious. */
     keptCells: () => words.range(table.layers).map((l) => words.range(table.heads).map((h) => words.range(table.cached).map((s) => kept(l, h, s)))),

@@ -26,12 +26,12 @@ window.heatkvSaves = (() => {
     for (const l of h.range(t.layers)) {
       const [x0, y0] = [10 + (l % columns) * (w + gap), top + Math.floor(l / columns) * (hgt + gap)];
       svg.append(node('text', { x: x0, y: y0 + 10, fill: p.ink, 'font-weight': 600 }, `layer ${l + 1}`));
-      for (const s of h.range(t.cached)) svg.append(node('text', { x: x0 + left + s * cell + cell / 2, y: y0 + 10, fill: p.ink, 'text-anchor': 'middle' }, s + 1));
+      for (const s of h.range(t.cached)) svg.append(node('text', { x: x0 + left + s * cell + cell / 2, y: y0 + 10, fill: p.ink, 'text-anchor': 'middle' }, h.colours.columnLabel(s)));
       for (const head of h.range(t.heads)) {
         svg.append(node('text', { x: x0 + left - 6, y: y0 + 24 + head * row, fill: p.ink, 'text-anchor': 'end' }, `head ${head + 1}`));
         for (const s of h.range(t.cached)) {
           const [x, y] = [x0 + left + s * cell, y0 + 15 + head * row];
-          const kept = h.kept(l, head, s);
+          const kept = h.colours.held(l, head, s);
           const colour = h.colours.shade(p, h.colours.level(l, head, s));
           svg.append(node('rect', { x, y, width: cell - 2, height: row - 2, rx: 2, fill: h.colours.css(kept ? colour : h.colours.mix(p.gone, colour, 0.22)), stroke: kept ? 'none' : h.colours.css(p.line) }));
           if (!kept) svg.append(node('path', { d: `M${x} ${y + row - 2}L${x + cell - 2} ${y}`, stroke: h.colours.css(p.line) }));
@@ -54,10 +54,10 @@ window.heatkvSaves = (() => {
 
   function csv(h) {
     const t = h.table;
-    const lines = [['layer', 'head', 'type', t.word, 'tokens', 'kept', 'forgotten_by_hand', `colour_${h.colours.kind()}`]];
+    const lines = [['layer', 'head', 'type', h.colours.byDistance() ? 'distance' : t.word, 'tokens', 'kept', 'forgotten_by_hand', `colour_${h.colours.kind()}`]];
     for (const l of h.range(t.layers)) for (const head of h.range(t.heads)) for (const s of h.range(t.cached)) {
       const at = h.colours.level(l, head, s);
-      lines.push([l + 1, head + 1, h.typeOf(l, head) || '', s + 1, t.tokens[s], Number(h.kept(l, head, s)), Number(h.edits.has(l, head, s)), at === null ? '' : at.toFixed(4)]);
+      lines.push([l + 1, head + 1, h.typeOf(l, head) || '', h.colours.columnName(s), ...(h.colours.byDistance() ? ['', '', ''] : [t.tokens[s], Number(h.kept(l, head, s)), Number(h.edits.has(l, head, s))]), at === null ? '' : at.toFixed(4)]);
     }
     save(name(h, 'csv'), 'text/csv', `${lines.map((line) => line.join(',')).join('\n')}\n`);
   }

@@ -1,4 +1,4 @@
-/* What is being looked at: prompt, seed, recipes A and B, and how they are shown. One place, and the address of the page.
+/* What is being looked at: prompt, seed, sampling, recipes A and B, and how they are shown. One place, and the address of the page.
  *
  * B follows the controls. A is pinned: the full cache, until somebody pins another recipe. The parts call `set`, and hear
  * 'view' (something else is asked for: the picture has to follow), 'budget' (the slider moves) and 'look' (shown
@@ -7,12 +7,19 @@
 window.heatkv = (() => {
   const plans = window.heatkvPlans();
   const FULL = { policy: 'full', percent: 100, source: 'bundled', forget: '' };
-  const view = { prompt: '', seed: 0, policy: 'heatkv', source: 'bundled', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null };
+  const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null };
   const query = new URLSearchParams(location.search);
   const given = (key, fits = () => true) => { const v = query.get(key); return v !== null && v.length <= 20000 && fits(v) ? v : null; };
-  const SHOWN = { mode: ['side', 'wipe', 'difference', 'steps'], colour: ['auto', 'attention', 'change', 'knockout', 'kept'] };
+  const SHOWN = { mode: ['side', 'wipe', 'difference', 'steps'], colour: ['auto', 'attention', 'distance', 'change', 'knockout', 'kept'] };
   let defaults = null;
   let percent = null; // asked for, before the table says which there are
+
+  // How tokens are drawn: only what differs from the model's own, {name: number}. Guidance of 1 draws one row in place of two.
+  const SAMPLING = ['guidance', 'temperature', 'top_k', 'top_p'];
+  plans.countRows(() => (view.sampling.guidance === undefined || !plans.table.rows ? 1 : (view.sampling.guidance === 1 ? 1 : 2) / plans.table.rows));
+  /** What is drawn whatever the recipe, for handlers, and as a text that tells it from others. */
+  const subject = () => ({ prompt: view.prompt, seed: view.seed, sampling: view.sampling });
+  const subjectKey = () => JSON.stringify(subject());
 
   /** The recipe that the controls stand for. */
   const recipe = () => ({ policy: view.policy, percent: plans.table ? plans.table.percents[plans.step()] : percent, source: view.source, forget: plans.edits.toText() });
@@ -38,6 +45,7 @@ window.heatkv = (() => {
       tab: given('tab', (v) => value.tabs.includes(v)) ?? 'explore',
       lesson: given('lesson', (v) => /^\d{1,2}$/.test(v)) === null ? null : Number(query.get('lesson')) - 1,
     });
+    for (const name of SAMPLING) { const number = given(name, (v) => /^\d{1,4}(\.\d{1,6})?$/.test(v)); if (number !== null) view.sampling[name] = Number(number); }
     for (const [key, names] of Object.entries(SHOWN)) view[key] = given(key, (v) => names.includes(v)) ?? view[key];
     percent = Number(given('budget', (v) => Number(v) >= 1 && Number(v) <= 100) ?? value.percent);
     plans.setBudget(percent);
@@ -55,7 +63,7 @@ window.heatkv = (() => {
 
   function facts(whole) {
     const b = recipe();
-    const all = { prompt: view.prompt, seed: view.seed, budget: b.percent, policy: b.policy, forget: b.forget, a: same(view.a, FULL) ? '' : pack(view.a),
+    const all = { prompt: view.prompt, seed: view.seed, ...view.sampling, budget: b.percent, policy: b.policy, forget: b.forget, a: same(view.a, FULL) ? '' : pack(view.a),
       mode: view.mode, colour: view.colour, tab: view.tab, head: `${plans.cell.layer + 1}.${plans.cell.head + 1}`, lesson: view.lesson === null ? '' : view.lesson + 1 };
     const usual = { ...defaults, budget: defaults.percent, forget: '', a: '', mode: 'side', colour: 'auto', tab: 'explore', head: `${defaults.head[0] + 1}.${defaults.head[1] + 1}`, lesson: '' };
     return Object.entries(all).filter(([key, v]) => v !== '' && (whole ? !['mode', 'colour', 'tab'].includes(key) || v !== usual[key] : String(v) !== String(usual[key])));
@@ -103,8 +111,9 @@ window.heatkv = (() => {
   /** What handlers in Python may need of the view. */
   const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, percent: plans.budget });
 
-  const api = { FULL, wish, readRecipe: unpack, view, begin, set, recipe, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  const api = { FULL, SAMPLING, wish, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
   return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
 })();
 window.heatkv.colours = window.heatkvColours(window.heatkv);
+window.heatkv.sight = window.heatkvSight;
 window.heatkvPublished.colours = window.heatkvColours(window.heatkvPublished);

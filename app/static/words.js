@@ -25,6 +25,13 @@ window.heatkvWords = (() => {
   const mib = (count, whole = count) => (count / 2 ** 20).toFixed(whole < 100 * 2 ** 20 ? 1 : 0);
   const showMib = (count, whole = count) => `${mib(count, whole)} MiB`;
   const percent = (v) => (v >= 0.0995 ? `${Math.round(100 * v)} %` : `${(100 * v).toFixed(1)} %`);
+  /** Types of heads, in a word and in a few. */
+  const TYPES = {
+    itself: ['itself', 'looks at itself'], previous: ['previous', 'at the previous one'], between: ['earlier', 'further back'], sinks: ['coarsest', 'at the coarsest'],
+    local: ['near', 'looks near'], far: ['far', 'looks far up'], condition: ['prompt', 'looks at the prompt'], spread: ['spread', 'spreads'],
+  };
+  const typeWord = (name) => (TYPES[name] || [name])[0] || '';
+  const typeWords = (name) => (TYPES[name] || [name, name])[1] || '';
   const safeImage = (url) => typeof url === 'string' && url.startsWith('data:image/png;base64,');
-  return { unpack, clamp, range, make, showBytes, showPart, mib, showMib, percent, safeImage };
+  return { unpack, clamp, range, make, showBytes, showPart, mib, showMib, percent, typeWord, typeWords, safeImage };
 })();

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app.cards import NAMES
+from app.cards import kinds_of
 from app.components import Component
 from app.page import PRIVATE, saved_file
 from app.workbench import Workbench
@@ -38,12 +39,13 @@ def facts(bench: Workbench) -> dict[str, Any]:
     geometry, model = bench.geometry, bench.model
     known = {key: value for key, value in model.about().items() if isinstance(value, (str, int, float))}
     full = geometry.full_peak_tokens * bench.bytes_per_token
+    sinks = "the condition and a line" if geometry.scales.by_line else f"scales 1 to {bench.sink_scales}"
     rows = [
         ("Model", model.id),
-        ("Scales", str(geometry.scales)),
+        (f"{geometry.scales.word.capitalize()}s", str(geometry.scales)),
         ("Heads", f"{geometry.layers} layers × {geometry.heads} heads of size {geometry.head_dim}"),
         ("Full KV cache", f"{geometry.full_peak_tokens} tokens, {full / 2**20:.2f} MiB, one image"),
-        ("Least budget", f"{bench.percents('heatkv')[0]} %: scales 1 to {bench.sink_scales} alone; none for HeatKV+"),
+        ("Least budget", f"{bench.percents('heatkv')[0]} %: {sinks} alone; none for HeatKV+"),
         *_head_rows(bench),
         ("Device", f"{model.device}, {str(model.dtype).removeprefix('torch.')}"),
         *((key.replace("_", " ").capitalize(), _plain(value)) for key, value in known.items()),
@@ -53,16 +55,17 @@ def facts(bench: Workbench) -> dict[str, Any]:
 
 def _head_rows(bench: Workbench) -> list[tuple[str, str]]:
     """How heads differ, in the words of the head cards."""
-    if bench.bundled.scores is None:
+    profiles = bench.profiles(None)
+    if bench.bundled.scores is None or profiles is None:
         return []
-    found = specialisation(bench.bundled.scores, bench.sink_scales)
-    kinds = sorted(found.types.items(), key=lambda item: -item[1])
+    found, kinds = specialisation(bench.bundled.scores, bench.sink_scales), kinds_of(bench.geometry.scales)
+    shares = Counter(kinds.types[i] for i in kinds.of(profiles).flat).most_common()
     uneven = (
-        f"{found.little:.0%} give some droppable scale less than a quarter of an even share, {found.much:.0%} more "
-        "than twice"
+        f"{found.little:.0%} give some droppable {bench.geometry.scales.word} less than a quarter of an even share, "
+        f"{found.much:.0%} more than twice"
     )
     return [
-        ("What heads do", ", ".join(f"{NAMES[kind]} {share:.0%}" for kind, share in kinds if share > 0)),
+        ("What heads do", ", ".join(f"{kinds.names[kind]} {n / found.heads:.0%}" for kind, n in shares)),
         ("How uneven heads are", uneven),
     ]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
@@ -18,7 +18,7 @@ from app import headtypes
 from app.cards import failed, head_card
 from app.components import Component
 from app.gallery import Drawing
-from app.inputs import InputError, read_head, read_percent, read_seed, without_folder
+from app.inputs import SAMPLING, InputError, read_head, read_percent, without_folder
 from app.jobs import DrawStep, Probe
 from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
 from app.pictures import data_url, file_name, png
@@ -27,6 +27,7 @@ from app.report import scorecard
 from app.strips import Strip, strip_percents
 from app.turns import Waiting
 from app.workbench import Workbench
+from heatkv.models.base import Sampling
 from heatkv.schedule import Schedule, ScheduleError
 from heatkv.views.explore import packed
 
@@ -117,21 +118,19 @@ class ExploreTab:
     def draw(
         self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
     ) -> Iterator[Any]:
-        """Pictures A and B, growing; then the score. ``event``: {id, prompt, seed, a, b, has}."""
-        data, visitor = _mapping(event), str(request.session_hash)
-        number = _number(data)
-        self.newest.ask(visitor, "draw", number)
+        """Pictures A and B, growing; then the score. ``event``: {id, prompt, seed, sampling, a, b, has}."""
+        data, number, wanted = self._asked("draw", event, request)
         try:
-            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            prompt, seed, sampling = self.bench.read_subject(data)
             note = self.bench.model.check_prompt(str(data.get("prompt")))
-            plans = [self.plan(data.get(side), calibration, uploaded) for side in ("a", "b")]
+            plans = [self.plan(data.get(side), calibration, uploaded, sampling) for side in ("a", "b")]
         except Exception as error:
             yield {"id": number, "error": problem(error)}, gr.skip()
             return
         of, sent = len(self.bench.geometry.scales.drawn), 0.0
         try:
             for step in self.bench.jobs.draw(prompt, seed, plans):
-                if not self.newest.is_newest(visitor, "draw", number):
+                if not wanted():
                     return
                 if isinstance(step, Waiting):
                     yield {"id": number, "waiting": step.before}, gr.skip()
@@ -148,23 +147,21 @@ class ExploreTab:
     def strip(
         self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
     ) -> Iterator[Any]:
-        """B's picture at a few budgets, one by one, in the background. ``event``: {id, prompt, seed, b, key}."""
-        data, visitor = _mapping(event), str(request.session_hash)
-        number = _number(data)
-        self.newest.ask(visitor, "strip", number)
+        """B's picture at a few budgets, in the background. ``event``: {id, prompt, seed, sampling, b, key}."""
+        data, _, wanted = self._asked("strip", event, request)
         try:
-            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
-            recipe = data.get("b")
-            wanted = self.bench.read_recipe(recipe, calibration)
+            prompt, seed, sampling = self.bench.read_subject(data)
+            recipe = self.bench.read_recipe(data.get("b"), calibration)
             key = str(data.get("key"))[:2000]
-            shipped = self.strips.get((prompt, seed, wanted.policy))
-            if shipped is not None and wanted.source == "bundled" and not wanted.forget:
+            shipped = self.strips.get((prompt, seed, recipe.policy))
+            if shipped is not None and (recipe.source, recipe.forget, sampling) == ("bundled", "", None):
                 yield {"to": "strip", "key": key, "pictures": shipped.value()["pictures"]}
                 return
-            percents = strip_percents(self.bench, wanted.policy, calibration)
-            plans = [self.plan({**recipe, "percent": p}, calibration, uploaded) for p in percents]  # type: ignore[dict-item]
+            percents = strip_percents(self.bench, recipe.policy, calibration)
+            along = [replace(recipe, percent=percent, sampling=sampling) for percent in percents]
+            plans = [self.bench.plan_of(one, calibration, uploaded) for one in along]
             for step in self.bench.jobs.strip(prompt, seed, plans):
-                if not self.newest.is_newest(visitor, "strip", number):
+                if not wanted():
                     return
                 if not isinstance(step, Waiting):
                     index, drawing = step
@@ -181,19 +178,22 @@ class ExploreTab:
             self.newest.ask(str(request.session_hash), str(kind), _number(data))
 
     def knock_out(self, event: gr.EventData, request: gr.Request) -> Iterator[Any]:
-        """How far the picture moves without each head. ``event``: {id, prompt, seed}."""
-        data, visitor = _mapping(event), str(request.session_hash)
-        number = _number(data)
-        self.newest.ask(visitor, "knock", number)
+        """How far the picture moves without each head. ``event``: {id, prompt, seed, sampling, subject}."""
+        data, number, wanted = self._asked("knock", event, request)
         geometry = self.bench.geometry
         moved = [[None] * geometry.heads for _ in range(geometry.layers)]  # type: list[list[float | None]]
         psnr = [[None] * geometry.heads for _ in range(geometry.layers)]  # type: list[list[float | None]]
         done = 0
         try:
-            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
-            about = {"to": "knocked", "id": number, "of": geometry.head_count, "prompt": prompt, "seed": seed}
-            for step in self.bench.jobs.knock_out(prompt, seed):
-                if not self.newest.is_newest(visitor, "knock", number):
+            subject = self.bench.read_subject(data)
+            about = {
+                "to": "knocked",
+                "id": number,
+                "of": geometry.head_count,
+                "subject": str(data.get("subject"))[:2000],
+            }
+            for step in self.bench.jobs.knock_out(subject):
+                if not wanted():
                     return
                 if isinstance(step, Waiting):
                     yield {**about, "done": done, "waiting": step.before, "moved": moved, "psnr": psnr}
@@ -204,9 +204,21 @@ class ExploreTab:
         except Exception as error:
             yield {"to": "knocked", "id": number, "error": problem(error)}
 
-    def plan(self, recipe: Any, calibration: Calibration | None, uploaded: Schedule | None) -> Plan:
+    def _asked(
+        self, kind: str, event: gr.EventData, request: gr.Request
+    ) -> tuple[Mapping[str, Any], int, Callable[[], bool]]:
+        """What the page sent, the request's number, and whether that is still this visitor's newest of its kind."""
+        data, visitor = _mapping(event), str(request.session_hash)
+        number = _number(data)
+        self.newest.ask(visitor, kind, number)
+        return data, number, lambda: self.newest.is_newest(visitor, kind, number)
+
+    def plan(
+        self, recipe: Any, calibration: Calibration | None, uploaded: Schedule | None, sampling: Sampling | None = None
+    ) -> Plan:
         """What a recipe of the page stands for, checked as far as it can be without drawing."""
-        plan = self.bench.plan_of(self.bench.read_recipe(recipe, calibration), calibration, uploaded)
+        read = replace(self.bench.read_recipe(recipe, calibration), sampling=sampling)
+        plan = self.bench.plan_of(read, calibration, uploaded)
         plan.schedule  # noqa: B018  (says what is wrong with it)
         return plan
 
@@ -243,27 +255,25 @@ class ExploreTab:
     # --- one head --------------------------------------------------------------------------------------------------
 
     def show(self, calibration: Calibration | None, event: gr.EventData) -> Any:
-        """The card of a head from what is at hand. ``event``: {layer, head, prompt, seed, target}."""
+        """The card of a head from what is at hand. ``event``: {layer, head, prompt, seed, sampling, target}."""
         data = _mapping(event)
         try:
-            head = read_head(data, self.bench.geometry)
-            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            head, subject = read_head(data, self.bench.geometry), self.bench.read_subject(data)
         except ValueError:  # the page sends no such head, and a bad prompt is said where it is drawn
             return gr.skip()
-        return self._card(head, calibration, self.bench.jobs.known_probe(prompt, seed, head), data.get("target"))
+        return self._card(head, calibration, self.bench.jobs.known_probe(subject, head), data.get("target"))
 
     def draw_card(self, calibration: Calibration | None, event: gr.EventData) -> Iterator[Any]:
         """Draw the image and record what its heads read, unless that is at hand."""
         data = _mapping(event)
         try:
-            head = read_head(data, self.bench.geometry)
-            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            head, subject = read_head(data, self.bench.geometry), self.bench.read_subject(data)
         except ValueError:
             return
-        if self.bench.jobs.known_probe(prompt, seed, head) is not None:
+        if self.bench.jobs.known_probe(subject, head) is not None:
             return
         try:
-            for found in self.bench.jobs.probe(prompt, seed, head):
+            for found in self.bench.jobs.probe(subject, head):
                 if isinstance(found, Probe):
                     yield self._card(head, calibration, found, data.get("target"))
         except Exception as error:
@@ -293,12 +303,13 @@ class ExploreTab:
             if policy == "hack" and found.scores is not None:
                 yield headtypes.hack_types(found.scores, found.label)
             elif policy == "headkv":
-                text, number = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+                subject = self.bench.read_subject(data)
                 yield headtypes.message("Drawing the image to see which heads look near …")
                 share = read_percent(data.get("percent"), self.bench.percents("headkv")) / 100
-                for types in self.bench.jobs.local_heads(text, number, share):
+                for types in self.bench.jobs.local_heads(subject, share):
                     if isinstance(types, tuple):
-                        yield headtypes.headkv_types(*types, text, number)
+                        about, scales = f"“{subject[0]}”, seed {subject[1]},", self.bench.geometry.scales
+                        yield headtypes.headkv_types(*types, about, scales, self.bench.profiles(found), found.label)
             else:
                 yield None
         except Exception as error:
@@ -312,9 +323,8 @@ class ExploreTab:
         """Picture B as PNG with what it takes to draw it again in its text, or B's schedule."""
         data = _mapping(event)
         try:
-            plan = self.plan(data.get("b"), calibration, uploaded)
             if data.get("what") == "schedule":
-                schedule = plan.schedule
+                schedule = self.plan(data.get("b"), calibration, uploaded).schedule
                 if schedule is None:
                     raise InputError(
                         "This policy decides while it draws: there is no schedule to save. Choose another."
@@ -322,7 +332,8 @@ class ExploreTab:
                 name = file_name(schedule.model, schedule.policy, f"{100 * schedule.budget:g}") + ".json"
                 yield saved_file(name, "application/json", schedule.to_json().encode()), gr.skip()
                 return
-            prompt, seed = self.bench.read_prompt(data.get("prompt")), read_seed(data.get("seed"))
+            prompt, seed, sampling = self.bench.read_subject(data)
+            plan = self.plan(data.get("b"), calibration, uploaded, sampling)
             for step in self.bench.jobs.draw(prompt, seed, [plan]):
                 if isinstance(step, DrawStep) and step.drawings is not None:
                     yield image_file(step.drawings[0].run, plan), gr.skip()
@@ -348,6 +359,7 @@ def image_file(run: Any, plan: Plan) -> dict[str, str]:
         "prompt": run.prompt, "seed": str(run.seed), "model": run.model, "policy": run.policy,
         "budget": f"{run.budget:g}", "forgotten": plan.recipe.forget, "kv_bytes_peak": str(run.kv_bytes_peak),
         "calibration": plan.calibration.label, "software": "HeatKV Explorer",
+        **{name: f"{getattr(plan.recipe.sampling, name):g}" for name in SAMPLING if plan.recipe.sampling},
     }  # fmt: skip
     name = file_name(run.prompt, f"seed{run.seed}", run.policy, f"{100 * run.budget:g}") + ".png"
     return saved_file(name, "image/png", png(run.pixels, {key: text for key, text in facts.items() if text}))

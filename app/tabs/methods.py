@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.charts import METRICS, PROVENANCE, curves, rows_of, table
+from app.charts import METRICS, about, curves, rows_of, table
 from app.components import Component
 from app.inputs import read_percent, read_seed
 from app.page import MODEL_JOB, PRIVATE, WISH, Page, cancelled_notice, notice, problem
@@ -18,6 +18,7 @@ from app.turns import Waiting
 from app.workbench import Workbench
 from heatkv.generate import Generation
 from heatkv.policies import REGISTRY
+from heatkv.scales import ScaleSchedule
 from heatkv.study import metrics
 
 
@@ -56,7 +57,7 @@ class MethodsTab:
         self.progress = Component("progress", elem_id="methods-progress")
         self.notice = Component("notice", elem_id="methods-notice")
         self.sheet = Component("sheet")
-        self.table = Component("methods", table(self.comparison))
+        self.table = Component("methods", table(self.comparison, self.bench.geometry.scales))
 
     def wire(self, page: Page) -> None:
         self.metric.change(self.curves, self.metric, self.plot, queue=False, **PRIVATE)
@@ -103,7 +104,7 @@ class MethodsTab:
                 if step.run is None and not step.reason:
                     continue
                 full = full or step.run
-                tiles.append(_tile(step.policy, full, step.run, step.reason))
+                tiles.append(_tile(step.policy, self.bench.geometry.scales, full, step.run, step.reason))
                 progress = {"done": len(tiles), "of": of, "text": f"{len(tiles)} of {of} drawn"}
                 done = len(tiles) == of
                 yield {"head": head, "tiles": list(tiles)}, progress, gr.skip(), *(idle if done else busy)
@@ -119,14 +120,17 @@ class MethodsTab:
         )
 
 
-def _tile(policy: str, full: Generation | None, run: Generation | None, reason: str) -> dict[str, Any]:
+def _tile(
+    policy: str, scales: ScaleSchedule, full: Generation | None, run: Generation | None, reason: str
+) -> dict[str, Any]:
     """One picture of the sheet with its words."""
     found = REGISTRY.get(policy)
+    summary, provenance = about(found, scales) if found else ("Nothing is dropped.", "")
     tile = {
         "title": found.title if found else "Full cache",
         "policy": policy,
-        "about": found.summary if found else "Nothing is dropped.",
-        "provenance": PROVENANCE[found.provenance] if found else "",
+        "about": summary,
+        "provenance": provenance,
         "image": "",
         "words": reason,
     }

@@ -107,6 +107,10 @@ class Policy:
             raise ValueError(f"policy {self.name!r} has no option {unknown[0]!r}; its options: {known}")
         return {**self.options, **given}
 
+    def summary_for(self, scales: ScaleSchedule) -> str:
+        """The summary in the words of a model that draws that way."""
+        return self.summary.replace("scale", scales.word)
+
     def provenance_for(self, scales: ScaleSchedule) -> Provenance:
         """What it is to a model that draws that way."""
         if not scales.by_line:

@@ -78,6 +78,13 @@ class TypedCache(TokenCache):
         return self.mean * self.geometry.head_count
 
     @property
+    def typed_when(self) -> str:
+        """When heads are typed, in words that complete "found"."""
+        if self.geometry.scales.by_line:
+            return f"once {min(THRESHOLD, self.mean)} tokens a head were cached"
+        return f"at {self.geometry.scales.name(self.typing_scale)}"
+
+    @property
     def block(self) -> int:
         return min(super().block, max(1, self.local_tokens // 3))
 

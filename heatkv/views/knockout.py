@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from heatkv.cache import ScheduleCache
 from heatkv.generate import generate_events
-from heatkv.models.base import GenerativeModel
+from heatkv.models.base import GenerativeModel, Sampling
 from heatkv.schedule import Schedule
 from heatkv.study import metrics
 from heatkv.views.edits import forget, no_cells
@@ -42,11 +42,13 @@ def moved(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
     return float(np.sqrt(np.square(a.astype(np.float64) - b.astype(np.float64)).mean()))
 
 
-def knock_out_steps(model: GenerativeModel, prompt: str, seed: int) -> Iterator[KnockOut | None]:
+def knock_out_steps(
+    model: GenerativeModel, prompt: str, seed: int, sampling: Sampling | None = None
+) -> Iterator[KnockOut | None]:
     """Every head in turn; None after every scale and once for the full picture, so that it can be stopped anywhere."""
     full = Schedule.full(model.geometry, model.id)
     reference = None
-    for event in generate_events(model, prompt, seed, ScheduleCache(model.geometry, full)):
+    for event in generate_events(model, prompt, seed, ScheduleCache(model.geometry, full), sampling):
         reference = event.pixels
         yield None
     assert reference is not None
@@ -54,7 +56,7 @@ def knock_out_steps(model: GenerativeModel, prompt: str, seed: int) -> Iterator[
         for head in range(model.geometry.heads):
             pixels = None
             cache = ScheduleCache(model.geometry, without_head(full, layer, head))
-            for event in generate_events(model, prompt, seed, cache):
+            for event in generate_events(model, prompt, seed, cache, sampling):
                 pixels = event.pixels
                 if pixels is None:
                     yield None

@@ -1,4 +1,4 @@
-"""What people look at in a model that draws by lines: heads by distance, and what a token has read of the picture.
+"""What people look at in a model that draws by lines: heads by distance, and what a line has read of the picture.
 
 Attention by absolute line is in `heatkv.views.explore`, which takes lines as it takes scales; but most heads are about
 distance: the same line, one line up, two lines up, ..., the condition.
@@ -77,6 +77,15 @@ def distance_profiles(scores: HeadScores) -> DistanceProfiles:
     )
 
 
+def lines_json(scores: HeadScores, profiles: HeadProfiles) -> dict[str, Any]:
+    """What a browser draws of a model by lines beside `heatkv.views.explore.cells_json`: distances and wide types."""
+    return {
+        "distance": distance_profiles(scores).to_json(),
+        "types": packed(wide_types(profiles), "u1"),
+        "typeNames": list(WIDE_TYPES),
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class TypesOfImage:
     """HeadKV's types of one image beside those of a calibration: do heads that it finds local look local on average?
@@ -110,53 +119,53 @@ def types_of_image(local_LH: npt.NDArray[np.bool_], profiles: HeadProfiles) -> T
 
 
 @dataclass(frozen=True, eq=False)
-class TokenView:
-    """What one token has read when it was fed: the picture so far, and the condition.
+class LineView:
+    """What the tokens of one line have read when they were fed: the picture so far, and the condition.
+
+    Row 0 is the mean over the line, row 1 + i the token in column i.
 
     Parameters
     ----------
-    line, column
-        The token's place in the map, counted from 0.
-    picture_HW
-        Attention on every token of the map; NaN on what was not drawn yet. The token itself is the last one.
-    condition_T
+    line
+        The line, counted from 0.
+    picture_QHW
+        Attention on every token of the map; NaN on what was not drawn yet. A token reads itself, too.
+    condition_QT
         Attention on the tokens of the condition.
     """
 
     line: int
-    column: int
-    picture_HW: npt.NDArray[np.float64]
-    condition_T: npt.NDArray[np.float64]
+    picture_QHW: npt.NDArray[np.float64]
+    condition_QT: npt.NDArray[np.float64]
 
     def to_json(self) -> dict[str, Any]:
-        """Attention in 16 bits of its maximum, ``peak``; 65535 stands for what was not drawn yet."""
-        peak = float(max(np.nanmax(self.picture_HW), self.condition_T.max(initial=0.0), 1e-12))
-        drawn = np.isfinite(self.picture_HW)
-        levels = np.where(drawn, np.rint(np.nan_to_num(self.picture_HW) / peak * 65534), 65535)
+        """Attention in 16 bits of a row's maximum, ``peaks``; 65535 stands for what was not drawn yet."""
+        drawn = np.isfinite(self.picture_QHW)
+        read = np.nan_to_num(self.picture_QHW)
+        peak_Q = np.maximum(np.maximum(read.max(axis=(1, 2)), self.condition_QT.max(axis=1)), 1e-12)
+        levels = np.where(drawn, np.rint(read / peak_Q[:, None, None] * 65534), 65535)
         return {
             "line": self.line,
-            "column": self.column,
-            "size": list(self.picture_HW.shape),
+            "queries": len(self.picture_QHW) - 1,
+            "size": list(self.picture_QHW.shape[1:]),
             "picture": packed(levels, "u2"),
-            "condition": packed(np.rint(self.condition_T / peak * 65534), "u2"),
-            "peak": peak,
-            "onCondition": float(self.condition_T.sum()),
+            "condition": packed(np.rint(self.condition_QT / peak_Q[:, None] * 65534), "u2"),
+            "peaks": peak_Q.tolist(),
         }
 
 
-def token_view(
-    attention_NM: npt.NDArray[np.floating], scales: ScaleSchedule, line: int, column: int
-) -> TokenView:  # fmt: skip
-    """The view of a token, from what `heatkv.cache.probe.ProbeCache` noted of its line (``attention[head][line + 1]``).
+def line_view(attention_NM: npt.NDArray[np.floating], scales: ScaleSchedule, segment: int) -> LineView:
+    """The view of a line, from what `heatkv.cache.probe.ProbeCache` noted of it (``attention[head][segment]``).
 
-    Raises ``ValueError`` for a token that was never read: the last one of the image, or none of the map.
+    Raises ``ValueError`` for a segment that is no line. The last token of an image reads nothing: it is never fed.
     """
+    if not (scales.by_line and segment in scales.drawn):
+        raise ValueError(f"segment {segment} is no line of a picture drawn as {scales}")
     height, width = scales.picture
-    if not (scales.by_line and 0 <= line < height and 0 <= column < len(attention_NM)):
-        raise ValueError(f"token {column} of line {line} was not read: the map has {height} lines of {width} tokens")
-    read_M = attention_NM[column].astype(np.float64)
-    condition = scales.tokens[0]
-    picture = np.full(height * width, np.nan)
-    seen = line * width + column + 1
-    picture[:seen] = read_M[condition : condition + seen]
-    return TokenView(line, column, picture.reshape(height, width), read_M[:condition])
+    line, condition = segment - 1, scales.tokens[0]
+    read_QM = np.concatenate([attention_NM.mean(axis=0, keepdims=True), attention_NM], dtype=np.float64)
+    picture_QC = np.full((len(read_QM), height * width), np.nan)
+    ends = line * width + np.array([len(attention_NM), *range(1, len(attention_NM) + 1)])
+    for read_M, picture_C, end in zip(read_QM, picture_QC, ends, strict=True):
+        picture_C[:end] = read_M[condition : condition + end]
+    return LineView(line, picture_QC.reshape(-1, height, width), read_QM[:, :condition])

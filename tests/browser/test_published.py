@@ -51,7 +51,7 @@ def test_a_class_is_found_by_a_part_of_its_name_and_drawn(page: Page, site: Site
     field.press("Enter")
     expect(page.locator("#scorecard .run")).to_contain_text("4 hammerhead", timeout=WAIT)
     drawn(page)
-    expect(page.locator("#scorecard .bits-title")).to_have_text("Tokens that agree")
+    expect(page.locator("#scorecard .bits-title")).to_have_text("Tokens that agree, by scale")
     page.wait_for_function("location.search.includes('prompt=4+hammerhead')")
     tab(page, "Calibrate")
     expect(page.locator("#calibrate-prompts")).to_contain_text("980 volcano")

@@ -35,7 +35,7 @@ def test_the_methods_tab_shows_curves_table_and_one_prompt_under_every_policy(pa
     site.model.seconds = 0.0
     page.locator("#methods-draw").click()
     expect(page.locator("#sheet img")).to_have_count(1 + len(REGISTRY))
-    expect(page.locator("#sheet")).to_contain_text("adapted from next-token models")
+    expect(page.locator("#sheet")).to_contain_text("made for another kind of model, adapted")
 
 
 # --- calibrating ------------------------------------------------------------------------------------------------------
