@@ -66,13 +66,10 @@ class Workbench:
         return self.classes.title(self.classes.read(read_prompt(str(value) if type(value) is int else value))[0])
 
     def read_subject(self, value: Any) -> Subject:
-        """What is to be drawn: ``{"prompt", "seed", "sampling": {...}}`` as the page sends it. Raises ``ValueError``."""
+        """What is to be drawn: ``{"prompt", "seed", "sampling"}`` as the page sends it. Raises ``ValueError``."""
         found = value if isinstance(value, Mapping) else {}
-        prompt, seed, stated = (
-            self.read_prompt(found.get("prompt")),
-            read_seed(found.get("seed")),
-            found.get("sampling"),
-        )
+        prompt, seed = self.read_prompt(found.get("prompt")), read_seed(found.get("seed"))
+        stated = found.get("sampling")
         if not isinstance(stated, Mapping) or not stated:
             return prompt, seed, None
         own = self.model.sampling
@@ -184,9 +181,8 @@ class Workbench:
             ("top_k", "Top-k", own.top_k, "draw from so many of the likeliest; 0: from all"),
             ("top_p", "Top-p", own.top_p, "draw from those that make up so much probability; 0: from all"),
         ]
-        bitwise = hasattr(
-            getattr(getattr(self.model, "transformer", None), "config", None), "bits"
-        )  # bits have two values: no top-k
+        # Bits have two values, of which no top-k can be drawn.
+        bitwise = hasattr(getattr(getattr(self.model, "transformer", None), "config", None), "bits")
         return [
             {"name": name, "label": label, "own": value, "hint": hint}
             for name, label, value, hint in fields

@@ -111,7 +111,9 @@ def test_how_tokens_are_drawn_is_a_visitors_choice(demo: _Demo, bench: Workbench
         assert draw(demo, sampling=wrong)[-1][0]["error"]
     card = list(demo.explore.draw_card(None, event(layer=0, head=0, prompt="red apple", seed=3, sampling=way)))[-1]
     assert (pixels(card["image"]) == full.pixels).all(), "what a head reads is of the picture that is shown"
-    (*_, last) = demo.explore.knock_out(event(id=9, prompt="red apple", seed=3, sampling=way, subject="x"), visitor())
+    (*_, last) = demo.explore.knock_out(
+        event(id=9, prompt="red apple", seed=3, sampling=way, subject="x"), visitor("k")
+    )
     assert last["subject"] == "x" and last["done"] == 12
     file, _ = saved(demo, what="png", b=B, sampling=way)
     image = Image.open(io.BytesIO(base64.b64decode(file["data"])))
@@ -226,7 +228,11 @@ def test_a_head_card_says_what_kind_of_head_it_is_and_shows_any_target(demo: _De
     assert at_once["title"].startswith("Layer 2, head 3: ") and at_once["message"] and "view" not in at_once
     assert sum(part["share"] for part in at_once["evidence"]) == pytest.approx(1)
     card = list(demo.explore.draw_card(None, event(**asked)))[-1]
-    assert card["view"]["queries"] == [6, 6] and (card["target"], card["targets"]) == (5, 6) and not card["message"]
+    assert (
+        card["view"]["queries"] == [6, 6]
+        and (card["target"], card["targets"]) == (5, [*range(6)])
+        and not card["message"]
+    )
     early = demo.explore.show(None, event(**{**asked, "head": 0, "target": 2}))
     assert early["view"]["queries"] == [3, 3] and len(early["view"]["sizes"]) == 3, "all heads of a run are kept"
     assert list(demo.explore.draw_card(None, event(**asked))) == []
