@@ -27,6 +27,15 @@ OCTAVES, LEAST_OCTAVE = 8, -16  # steps of width in an octave, and the octave of
 CENTRES = 32  # steps of centre in a width
 RANGE_BYTES = 2
 
+# Most tensors here are small, and an operation with a Python number takes twice the time of one with a tensor.
+HALF, EIGHT, EIGHTH, THIRTY_SECOND = (torch.tensor(x) for x in (0.5, OCTAVES, 1 / OCTAVES, 1 / CENTRES))
+FIRST_OCTAVE = torch.tensor(float(OCTAVES * LEAST_OCTAVE))
+WIDER, FOR_CENTRE = torch.tensor(CENTRES / (CENTRES - 1)), torch.tensor(CENTRES / 127)
+SHARE_BITS = {bits: torch.tensor(bits, dtype=torch.uint8) for bits in (2, 4, 6)}
+LOWEST = {bits: torch.tensor(2**bits - 1, dtype=torch.uint8) for bits in (2, 4)}
+PART = {bits: torch.tensor(0.5**bits) for bits in (2, 4, 8)}
+FIRST = {bits: torch.tensor(0.5 ** (bits + 1) - 0.5) for bits in (2, 4, 8)}
+
 
 class FormatError(ValueError):
     """A storage that there is not, or that does not fit a model's heads; the message says what to do."""
@@ -78,31 +87,30 @@ class Format:
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and ranges (uint8) of cells ``[..., N, D]``."""
         x = x.float()
-        low, high = x.aminmax(dim=-1 if self.ranges == "token" else -2, keepdim=True)
-        ranges = self.ranges_for(low, high)
+        dim = -1 if self.ranges == "token" else -2
+        ranges = self.ranges_for(x.amin(dim, keepdim=True), x.amax(dim, keepdim=True))  # faster than aminmax
         step, first = self.steps(ranges)
-        codes = ((x - first) / step).round_().clamp_(0, 2**self.bits - 1).to(torch.uint8)
+        codes = torch.sub(x, first).div_(step).round_().clamp_(0, 2**self.bits - 1).to(torch.uint8)
         return self._packed(codes), ranges
 
     def ranges_for(self, low: Tensor, high: Tensor) -> Tensor:
         """Ranges (uint8) that cover what lies between two ends: all widths, then all centres."""
-        middle = (low + high) * 0.5
+        middle = torch.add(low, high).mul_(HALF)
         # Wide enough with its centre rounded, and for a centre that 7 bits can tell.
-        width = torch.maximum((high - low) * (CENTRES / (CENTRES - 1)), middle.abs() * (CENTRES / 127))
-        octave = width.clamp_min_(2.0**LEAST_OCTAVE).log2_().mul_(OCTAVES).ceil_()
+        width = torch.maximum(torch.sub(high, low).mul_(WIDER), middle.abs().mul_(FOR_CENTRE))
+        octave = width.clamp_min_(2.0**LEAST_OCTAVE).log2_().mul_(EIGHT).ceil_()
         octave.clamp_max_(255 + OCTAVES * LEAST_OCTAVE)
-        centre = (middle * CENTRES / (octave / OCTAVES).exp2_()).round_().clamp_(-128, 127)
-        told = (octave - OCTAVES * LEAST_OCTAVE).to(torch.uint8), centre.to(torch.int8).view(torch.uint8)
+        centre = middle.div_(torch.mul(octave, EIGHTH).exp2_().mul_(THIRTY_SECOND)).round_().clamp_(-128, 127)
+        told = octave.sub_(FIRST_OCTAVE).to(torch.uint8), centre.to(torch.int8).view(torch.uint8)
         return torch.cat(told, -1)
 
     def steps(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
         """Of every range the distance of neighbouring numbers, and the one that code 0 stands for (float32)."""
         octave, centre = ranges.chunk(2, -1)
-        width = octave.float().add_(OCTAVES * LEAST_OCTAVE).mul_(1 / OCTAVES).exp2_()
+        width = octave.float().add_(FIRST_OCTAVE).mul_(EIGHTH).exp2_()
         # Numbers lie in the middle of 2^bits equal parts of the width.
-        return width * 0.5**self.bits, width * (
-            centre.view(torch.int8).float() / CENTRES - 0.5 + 0.5 ** (self.bits + 1)
-        )
+        first = centre.view(torch.int8).float().mul_(THIRTY_SECOND).add_(FIRST[self.bits]).mul_(width)
+        return width.mul_(PART[self.bits]), first
 
     def decode(self, codes: Tensor, steps: tuple[Tensor, Tensor], out: Tensor) -> None:
         """Write into ``out`` ``[..., N, D]`` what `encode` made codes of: off by half a step at most.
@@ -110,13 +118,13 @@ class Format:
         ``steps``: of the ranges, of any shape that fits ``out``.
         """
         wide = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-        shares = 8 // self.bits
-        size = out.shape[-1] // shares
-        for i in range(shares):
-            numbers = codes if shares == 1 else codes >> (self.bits * i)
-            if i < shares - 1:
-                numbers = numbers & (2**self.bits - 1)
-            wide[..., i * size : (i + 1) * size].copy_(numbers)
+        if self.bits == 8:
+            wide.copy_(codes)
+        else:
+            shares = wide.chunk(8 // self.bits, -1)
+            for i, share in enumerate(shares):
+                numbers = codes >> SHARE_BITS[self.bits * i] if i else codes
+                share.copy_(numbers if i == len(shares) - 1 else numbers & LOWEST[self.bits])
         torch.addcmul(steps[1], wide, steps[0], out=wide)
         if wide is not out:
             out.copy_(wide)
@@ -125,11 +133,10 @@ class Format:
         """Codes ``[..., D]`` as bytes: the first share of the channels in the lowest bits."""
         if self.bits == 8:
             return codes
-        parts = codes.chunk(8 // self.bits, -1)
-        packed = parts[0].clone()
-        for i, part in enumerate(parts[1:], start=1):
-            packed |= part << (self.bits * i)
-        return packed
+        first, *others = codes.chunk(8 // self.bits, -1)
+        for i, part in enumerate(others, start=1):
+            first = first | (part << SHARE_BITS[self.bits * i])
+        return first
 
 
 class Symmetric(Format):

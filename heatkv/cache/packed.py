@@ -11,7 +11,8 @@ decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ from heatkv.cache.layout import Layout, scales_at_rest
 from heatkv.formats import FORMATS, Format
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
+
+Shape = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,38 +60,35 @@ class Section:
     heads: int
     tokens: int
 
-    def sizes(self, stored: bool, dim: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Codes and ranges, held or to be stored: how many, and the bytes of each (keys or values of a batch row)."""
-        a_range = 2 * (dim if self.form.ranges == "channel" else 1)
+    def shapes(self, stored: bool, batch: int, dim: int) -> tuple[Shape, Shape]:
+        """Of codes and ranges, held or to be stored: ``[how many, 2, B, bytes]``."""
+        by_cell = self.form.ranges == "channel"
         entries, count = self.entries, self.ranges
         if stored:
             entries = self.kept_entries + self.heads * self.tokens
-            count = self.kept_ranges + self.heads * (1 if self.form.ranges == "channel" else self.tokens)
-        return (entries, self.form.code_bytes(dim)), (count, a_range)
+            count = self.kept_ranges + self.heads * (1 if by_cell else self.tokens)
+        return (entries, 2, batch, self.form.code_bytes(dim)), (count, 2, batch, 2 * (dim if by_cell else 1))
 
 
 @dataclass(frozen=True, eq=False)
 class PackedStep:
-    """What a layer does at one scale: its sections, and how heads read the held entries and, behind them, the new."""
+    """What a layer does at one scale: its sections, and how heads read the held entries and, behind them, the new.
+
+    ``held`` and ``next`` are the shapes of the parts of its block, before and after: codes and ranges of each section.
+    """
 
     sections: tuple[Section, ...]
+    held: tuple[Shape, ...]
+    next: tuple[Shape, ...]
     layout: Layout
     reading: Reading
     stored: int  # tokens after it
 
-    def views(self, block: Tensor, stored: bool, batch: int, dim: int) -> Iterator[tuple[Section, Tensor, Tensor]]:
-        """The codes ``[entries, 2, B, bytes]`` and ranges of every section of a block that is held or to be stored."""
-        first = 0
-        for section in self.sections:
-            parts = []
-            for count, size in section.sizes(stored, dim):
-                end = first + count * 2 * batch * size
-                parts.append(block[first:end].view(count, 2, batch, size))
-                first = end
-            yield section, parts[0], parts[1]
 
-    def block_bytes(self, stored: bool, batch: int, dim: int) -> int:
-        return sum(count * 2 * batch * size for s in self.sections for count, size in s.sizes(stored, dim))
+def parts_of(block: Tensor, shapes: tuple[Shape, ...]) -> list[Tensor]:
+    """The parts of a block that lie in it end to end."""
+    parts = block.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def packed_step(
@@ -133,7 +133,11 @@ def packed_step(
     read = plan_reading(
         [layout.entries_of(head) for head in range(heads)], layout.entries, batch * new, dim, dtype, device
     )  # fmt: skip
-    return PackedStep(tuple(sections), layout, read, int(stays_HS @ np.array(tokens_S[: t + 1]) @ np.ones(heads)))
+    held, after = (
+        tuple(shape for s in sections for shape in s.shapes(stored, batch, dim)) for stored in (False, True)
+    )  # fmt: skip
+    stored = int(stays_HS @ np.array(tokens_S[: t + 1]) @ np.ones(heads))
+    return PackedStep(tuple(sections), held, after, layout, read, stored)
 
 
 class PackedMemory:
@@ -208,25 +212,24 @@ class PackedMemory:
 
 def decode_block(now: PackedStep, block: Tensor, out_E2BD: Tensor) -> None:
     """All that a layer holds, in the compute dtype, as its layout numbers it."""
-    _, _, batch, dim = out_E2BD.shape
+    parts = parts_of(block, now.held)
     first = 0
-    for section, codes, own in now.views(block, False, batch, dim):
+    for section, codes, own in zip(now.sections, parts[::2], parts[1::2], strict=True):
         if not section.entries:
             continue
-        steps = section.form.steps(own)
+        step, low = section.form.steps(own)
         if section.range_of_E is not None:
-            step, low = (select(x, 0, section.range_of_E) for x in steps)
-            steps = step, low
-        section.form.decode(codes, steps, out_E2BD[first : first + section.entries])
+            step, low = select(step, 0, section.range_of_E), select(low, 0, section.range_of_E)
+        section.form.decode(codes, (step, low), out_E2BD[first : first + section.entries])
         first += section.entries
 
 
 def encode_block(now: PackedStep, block: Tensor, new_HN2BD: Tensor) -> Tensor:
     """What a layer holds next: of ``block`` what stays, and the new cells that are kept."""
-    _, _, _, batch, dim = new_HN2BD.shape
-    out = block.new_empty(now.block_bytes(True, batch, dim))
-    for (section, codes, own), (_, next_codes, next_own) in zip(
-        now.views(block, False, batch, dim), now.views(out, True, batch, dim), strict=True
+    out = block.new_empty(sum(math.prod(shape) for shape in now.next))
+    held, after = parts_of(block, now.held), parts_of(out, now.next)
+    for section, codes, own, next_codes, next_own in zip(
+        now.sections, held[::2], held[1::2], after[::2], after[1::2], strict=True
     ):
         keep(codes, section.keep_E, next_codes[: section.kept_entries])
         keep(own, section.keep_R, next_own[: section.kept_ranges])
