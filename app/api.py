@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from app.inputs import MAX_PROMPTS, InputError, read_policy, read_sampling, read_seed
-from app.page import MODEL_JOB, problem
+from app.page import MODEL_JOB, refusal
 from app.pictures import png
 from app.recipes import FULL, Plan, Recipe
 from app.report import scorecard
@@ -53,7 +53,7 @@ class Api:
                 raise InputError(f"Policy {policy!r} decides while it draws and has no schedule.")
             found: dict[str, Any] = json.loads(schedule.to_json())
         except Exception as error:
-            raise gr.Error(problem(error)) from error
+            raise refusal(error) from error
         return found
 
     def generate(
@@ -99,7 +99,7 @@ class Api:
                     del at["kv_bytes_a"]
                 yield at
         except Exception as error:
-            raise gr.Error(problem(error)) from error
+            raise refusal(error) from error
 
     def compare(
         self, prompt: str, seed: int = 0, policy_a: str = "full", budget_a: float = 1.0, forget_a: str = "",
@@ -132,7 +132,7 @@ class Api:
             for at, _ in self._draw(prompt, seed, plans):
                 yield at
         except Exception as error:
-            raise gr.Error(problem(error)) from error
+            raise refusal(error) from error
 
     def knockout(self, prompt: str, seed: int = 0) -> Iterator[dict[str, Any]]:
         """Measure on one image how far it moves when a single head may remember nothing, head by head.
@@ -157,7 +157,7 @@ class Api:
                         at["psnr"] = [[one.psnr for one in row] for row in rows]
                     yield at
         except Exception as error:
-            raise gr.Error(problem(error)) from error
+            raise refusal(error) from error
 
     def calibrate(self, prompts: list[str], seed: int = 0) -> Iterator[dict[str, Any]]:
         """Measure where every head looks.
@@ -182,7 +182,7 @@ class Api:
                     at["scores_file"] = _text(scores_bytes(scores))
                 yield at
         except Exception as error:
-            raise gr.Error(problem(error)) from error
+            raise refusal(error) from error
 
     def _draw(
         self, prompt: Any, seed: Any, plans: list[Plan]

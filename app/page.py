@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from app.components import Component
+from app.readers import Abandoned
 from app.workbench import Workbench
 
 # Whose turn it is with the model is settled by `app.turns`, which tells people their place; Gradio only bounds how many
@@ -67,3 +68,8 @@ def problem(error: Exception) -> str:
         text = str(error).strip() or type(error).__name__
         return text[:1].upper() + text[1:600]
     return f"Something went wrong ({type(error).__name__}); nothing was changed."
+
+
+def refusal(error: Exception) -> gr.Error:
+    """The same for a program. Only what nobody foresaw goes into the log of the server as well."""
+    return gr.Error(problem(error), print_exception=not isinstance(error, (ValueError, Abandoned)))

@@ -1,12 +1,18 @@
-"""Whose turn it is: the model serves one job at a time, short ones first, and long ones step back between pieces."""
+"""Whose turn it is: the model serves one job at a time, short ones first, and long ones step back between pieces.
+
+All jobs run in one thread. Libraries keep buffers for every thread that ever computed, a MB or so, and threads of its
+own for each; a server has a thread for everybody who waits.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 POLL_SECONDS = (0.4, 2.0)  # how often the first who waits hears the place, and those far behind, who are many
@@ -33,6 +39,7 @@ class Turns:
         self._long: deque[object] = deque()
         self._holder: object | None = None
         self._passed = 0
+        self._thread = ThreadPoolExecutor(1, "model")
 
     @property
     def busy(self) -> bool:
@@ -49,7 +56,7 @@ class Turns:
         ticket = object()
         try:
             yield from self._wait(ticket, long)
-            for step in job:
+            for step in self._steps(job):
                 if not piece(step):
                     yield step
                     continue
@@ -59,8 +66,22 @@ class Turns:
         finally:
             close = getattr(job, "close", None)
             if close is not None:
-                close()
+                # Before the next job's first step, as the thread takes one thing after the other. Not waited for: this
+                # may be Python's collector at work in the very thread.
+                try:
+                    self._thread.submit(close)
+                except RuntimeError:  # the program ends
+                    close()
             self._leave(ticket)
+
+    def _steps(self, job: Iterator[T]) -> Iterator[T]:
+        """``job``'s steps, each run in the model's thread with what is known of the request here."""
+        context, end = copy_context(), object()
+        while True:
+            step: Any = self._thread.submit(context.run, lambda: next(job, end)).result()
+            if step is end:
+                return
+            yield step
 
     def _wait(self, ticket: object, long: bool) -> Iterator[Waiting]:
         with self._changed:

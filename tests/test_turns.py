@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar, copy_context
 from itertools import count
 from types import SimpleNamespace
 
@@ -84,7 +85,7 @@ def test_leaving_the_queue_or_stopping_lets_the_next_one_in() -> None:
     second.close()
     assert next(third) == Waiting(1)
     first.close()
-    assert "a ends" in log and next(third) == "c0"
+    assert next(third) == "c0" and log.index("a ends") < log.index("c0")
     third.close()
     assert not turns.busy
 
@@ -128,7 +129,8 @@ def test_a_job_that_nobody_reads_gives_its_turn_up_at_once(monkeypatch: pytest.M
     turns = Turns()
     with pytest.raises(Abandoned) as kept:
         list(while_read(turns.take(job(log, "a", 99))))
-    assert log == ["a0", "a ends"] and not turns.busy
+    assert not turns.busy and list(turns.take(iter([1]))) == [1]
+    assert log == ["a0", "a ends"]
     assert kept.value.__traceback__ is not None
 
 
@@ -137,8 +139,10 @@ def test_messages_may_lie_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("app.readers.unread", lambda: next(waiting))
     monkeypatch.setattr("app.readers.time", SimpleNamespace(monotonic=count(0.0, UNREAD_SECONDS / 2).__next__))
     log: list[str] = []
+    turns = Turns()
     with pytest.raises(Abandoned):
-        list(while_read(Turns().take(job(log, "a", 99))))
+        list(while_read(turns.take(job(log, "a", 99))))
+    assert list(turns.take(iter([1]))) == [1]
     assert log == [*(f"a{i}" for i in range(7)), "a ends"], "what was read in between counts"
 
 
@@ -154,3 +158,37 @@ def test_those_who_wait_are_not_woken_by_every_change(monkeypatch: pytest.Monkey
     assert next(second) == Waiting(1)
     assert time.monotonic() - started >= 0.3
     stirring.join()
+
+
+def test_all_jobs_run_in_one_thread_which_knows_what_the_asking_one_knows() -> None:
+    asks: ContextVar[str] = ContextVar("asks")
+    seen: list[tuple[str, str]] = []
+
+    def asked(turns: Turns, name: str) -> None:
+        asks.set(name)
+
+        def steps() -> Iterator[int]:
+            for i in range(3):
+                seen.append((asks.get(), threading.current_thread().name))
+                yield i
+
+        assert [step for step in turns.take(steps()) if not isinstance(step, Waiting)] == [0, 1, 2]
+
+    turns = Turns()
+    threads = [threading.Thread(target=copy_context().run, args=(asked, turns, name)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(name for name, _ in seen) == sorted(3 * "abc") and len({where for _, where in seen}) == 1
+
+
+def test_what_goes_wrong_in_a_job_is_heard_and_gives_the_turn_up() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise ValueError("too much")
+
+    turns = Turns()
+    with pytest.raises(ValueError, match="too much"):
+        list(turns.take(failing()))
+    assert not turns.busy and list(turns.take(iter([1]))) == [1]
