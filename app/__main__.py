@@ -33,9 +33,10 @@ def main(arguments: list[str] | None = None, program: str = "python -m app") -> 
         check_address(options.host, options.port)  # what is wrong is said before anything large is imported
         import app.gpu  # noqa: F401  (a borrowed GPU has to be announced before CUDA starts)
         from heatkv.models import bundled_folders, chosen_device, find_folder
-        from heatkv.threads import keep_to_own_cores
+        from heatkv.threads import keep_to_own_cores, share_freed_memory
 
         keep_to_own_cores()
+        share_freed_memory()
         names = [options.model] if options.model else sorted(bundled_folders(), key=lambda name: (name != FIRST, name))
         if options.scores and len(names) > 1:
             names = names[:1]

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -80,7 +81,7 @@ class Load:
                         self.wrong.append(f"{kind}: {type(error).__name__}")
                 time.sleep(rng.random())
 
-    def run(self, clients: int, seconds: float) -> dict[str, object]:
+    def run(self, clients: int, seconds: float) -> dict[str, Any]:
         """Let the clients ask for so long."""
         started = time.monotonic()
         threads = [
@@ -93,7 +94,7 @@ class Load:
             time.sleep(1)
         return self.report(seconds)
 
-    def report(self, seconds: float) -> dict[str, object]:
+    def report(self, seconds: float) -> dict[str, Any]:
         settled = [size for at, size in self.memory if at >= min(60.0, seconds / 3)] or [1]
         kinds = {
             kind: {
@@ -124,7 +125,7 @@ def main() -> int:
     with served(options.seconds + 200) as (url, process):
         report = Load(url, process).run(min(options.clients, 200), min(options.seconds, 900))
     print(json.dumps(report, indent=1))
-    return int(report["wrong"] != 0 or float(str(report["growth_after_start"])) > GROWTH)
+    return int(report["wrong"] != 0 or report["growth_after_start"] > GROWTH)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
-import heatkv
+import heatkv, heatkv.threads
 from tiny import tiny_model
 from app.demo import create_demo, launch_options
+heatkv.threads.share_freed_memory()  # as `python -m app` does
 model = tiny_model()
 demo = create_demo(model, heatkv.calibrate(model, ["red apple"]))
 _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
