@@ -166,15 +166,17 @@ def generate(
     policy: str = "heatkv",
     budget: float | None = None,
     scores: PlanSource = None,
+    storage: str | None = None,
 ) -> Generation:
     """Generate one image with the full cache, under a schedule, or as a policy spends a budget.
 
     Parameters
     ----------
     schedule
-        The plan of a static policy; then ``policy``, ``budget`` and ``scores`` do not count.
-    policy, budget, scores
-        Any policy, static or dynamic, and what it needs of a calibration; see `heatkv.policies.cache_factory`.
+        The plan of a static policy; then ``policy``, ``budget``, ``scores`` and ``storage`` do not count.
+    policy, budget, scores, storage
+        Any policy, static or dynamic, what it needs of a calibration, and how a static one stores what it keeps; see
+        `heatkv.policies.cache_factory`.
 
     Raises
     ------
@@ -187,7 +189,7 @@ def generate(
     if schedule is not None:
         policy, budget, cache = schedule.policy, schedule.budget, ScheduleCache(model.geometry, schedule)
     elif budget is not None:
-        cache = cache_factory(policy, model.geometry, budget, scores, model=model.id)()
+        cache = cache_factory(policy, model.geometry, budget, scores, model=model.id, storage=storage)()
     else:
         policy, budget, cache = "full", 1.0, full_cache(model.geometry)
     events = list(generate_events(model, prompt, seed, cache, sampling))

@@ -75,6 +75,17 @@ def test_generate_runs_a_policy_that_decides_on_the_fly(
     assert 0 < report["kv_bytes_peak"] <= 0.5 * report["kv_bytes_full"]
 
 
+def test_generate_stores_what_a_policy_keeps_as_it_is_asked(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("generate", "--model", model, "--prompt", "red apple", "--budget", 0.3, "--out", tmp_path / "a.png")
+    stored = {storage: run(capsys, *arguments, "--storage", storage) for storage in ("compute", "int4")}
+    # The model computes in 32 bits, and a budget counts 16: 4 bits keep more, and take half of it at most.
+    assert stored["int4"]["kv_bytes_peak"] <= 0.55 * stored["compute"]["kv_bytes_peak"]
+    tokens = {name: max(scale["tokens"] for scale in report["scales"]) for name, report in stored.items()}
+    assert tokens["int4"] > tokens["compute"]
+
+
 def test_calibrate_plan_and_generate_go_together(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +189,10 @@ def test_models_lists_the_published_geometries(capsys: pytest.CaptureFixture[str
         (["--prompt", "red apple", "--budget", "a"], "--budget"),
         (["--prompt", "red apple", "--seed", "-1"], "seed -1"),
         (["--prompt", "red apple", "--policy", "best", "--budget", "0.5"], "no policy 'best'"),
+        (["--prompt", "red apple", "--storage", "int5", "--budget", "0.5"], "must be one of compute, int8"),
+        (["--prompt", "red apple", "--storage", "int8"], "give --budget"),
+        (["--prompt", "red apple", "--storage", "mixed", "--budget", "0.5"], "stores all cells alike"),
+        (["--prompt", "red apple", "--storage", "int4", "--budget", "0.5", "--policy", "h2o"], "only be compute"),
         (["--prompt", "red apple", "--schedule", "missing.json"], "missing.json"),
         (["--prompt", "red apple", "--model", "nonesuch"], "no model 'nonesuch'"),
         (["--prompt", "red apple", "--device", "toaster"], "toaster"),

@@ -53,6 +53,8 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("give either --budget or --schedule, not both")
     if arguments.scores and arguments.budget is None:
         raise ValueError("--scores are what a budget is planned from: give --budget, too")
+    if arguments.storage and arguments.budget is None:
+        raise ValueError("--storage says how a plan stores its cells: give --budget, too (a schedule states its own)")
     policy = find(arguments.policy)
     schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
     scores = None
@@ -60,14 +62,15 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         if policy.needs != "nothing":
             scores = load_scores(arguments)
         geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
-        cache_factory(arguments.policy, geometry, arguments.budget, scores)  # what is wrong is said before loading
+        # What is wrong is said before loading.
+        cache_factory(arguments.policy, geometry, arguments.budget, scores, storage=arguments.storage)
     model = load_model(arguments)
     sampling = chosen_sampling(arguments, model.sampling)
     if note := model.about().get("note"):
         say(f"note: {note}")
     result = generate(
         model, arguments.prompt, arguments.seed, schedule, sampling, policy=arguments.policy, budget=arguments.budget,
-        scores=scores,
+        scores=scores, storage=arguments.storage,
     )  # fmt: skip
     if result.note:
         say(f"note: {result.note}")
