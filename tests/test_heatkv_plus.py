@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import LONG, SINKS, scores_of
 from strategies import geometries, ordinary_problem
 
+from heatkv.cache.seam import ScheduleCache
 from heatkv.policies import heatkv_plus, plan
 from heatkv.policies.heatkv_plus import NOISE
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import MIXED, cell_cost, cost_limit, least_budget, resident_cost
+from heatkv.schedule import MIXED, Schedule, cell_cost, cost_limit, least_budget, resident_cost
 from heatkv.scores import HeadScores
 
 
@@ -155,6 +158,20 @@ def test_budgets_far_below_the_sinks_of_other_policies_can_be_met() -> None:
     assert plan(scores_of(LONG), 0.01, "heatkv+").peak_share <= 0.01
 
 
+def test_a_schedule_of_the_first_heatkv_plus_still_runs_in_the_bytes_that_it_planned() -> None:
+    """All its cells are in 8 bits, and its file knows of no formats. Written by the code of before there were any."""
+    schedule = Schedule.load(Path(__file__).parent / "data" / "heatkv_plus_first.json")
+    assert (schedule.policy, schedule.storage, schedule.budget) == ("heatkv+", "int8", 0.3)
+    assert Schedule.from_json(schedule.to_json()) == schedule
+    cache = ScheduleCache(schedule.geometry, schedule)
+    for tokens in schedule.geometry.scales.tokens:
+        for layer in range(schedule.geometry.layers):
+            assert cache.attend(layer, *torch.randn(3, 4, 2, tokens, 8)).isfinite().all()
+            assert cache.allocated_bytes <= cache.peak_bytes
+    # A token takes 8 bytes and 2 of range, of keys and of values; so do the 4 rows.
+    assert cache.peak_bytes == 4 * 2 * 10 * schedule.peak_tokens == schedule.peak_bytes(4, 4)
+
+
 def test_scores_of_attention_alone_are_refused() -> None:
     scores = scores_of(LONG)
     plain = HeadScores("toy", LONG, scores.mass_sum_LHTS, (), 1)
@@ -165,7 +182,7 @@ def test_scores_of_attention_alone_are_refused() -> None:
 def test_after_the_first_plan_of_some_scores_others_are_lookups() -> None:
     """The sequence does not depend on the budget: a slider asks for a hundred plans."""
     scores = scores_of(LONG)
-    heatkv_plus.sequence.cache_clear()
+    heatkv_plus.steps_down.cache_clear()
     for budget in (0.1, 0.4, 0.8):
         plan(scores, budget, "heatkv+")
-    assert heatkv_plus.sequence.cache_info().misses == 1
+    assert heatkv_plus.steps_down.cache_info().misses == 1

@@ -5,8 +5,8 @@ these steps down calibration tells the loss, and the format tells the bytes. So:
 
 **Plan.** Start with every cell in 8 bits. Look for the moment (after some layer of some scale) at which the cache holds
 most bytes. Of all steps that the cells held at that moment could take, to fewer bits for as long as they are held or to
-nothing from then on, take the one that loses least per byte; repeat. The steps are one sequence, the same for every
-budget: a budget says how far along it to go. So plans are nested in the budget, and they keep to it after every layer,
+nothing from then on, take the one that loses least per byte; repeat. The steps are the same for every budget: a budget
+says how many of them to take. So plans are nested in the budget, and they keep to it after every layer,
 not only between scales. No scale is a sink by decree: the first ones stay where they matter.
 
 **Loss.** How much the attention output of a cell's layer changes, squared, as a share of the output of all heads,
@@ -22,7 +22,7 @@ and monotone. Provenance: this repository, with its evidence in LOG.md.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -43,20 +43,35 @@ TOGETHER = 256  # and so many at most
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Sequence = tuple[Ints, Ints, Ints, Ints]
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps down, in the order in which they are taken.
+
+    ``cells``, counted as ``(layer * heads + head) * (scales - 1) + source``, are from then on stored in ``levels`` and
+    dropped at the target scales ``times`` (the number of scales: never). Of each cell the last step counts.
+    ``peaks``, in the unit of `heatkv.schedule.cell_cost`, has an entry more: the peak before every step, and after all.
+    """
+
+    cells: Ints
+    times: Ints
+    levels: Ints
+    peaks: Ints
 
 
 def stored(inputs: PlanInput) -> Tables:
     assert inputs.scores is not None
     mixed = inputs.storage == MIXED
     levels = LEVELS if mixed else (inputs.storage,)
-    cells, times, steps, peaks = sequence(inputs.scores, levels)
+    steps = steps_down(inputs.scores, levels)
     L, H, K = inputs.geometry.layers, inputs.geometry.heads, len(inputs.geometry.scales)
-    # Peaks fall along the sequence; the first one within the limit ends it.
-    taken = np.searchsorted(-peaks, -inputs.limit)
+    # Peaks fall; the first one within the limit ends the way down.
+    taken = np.searchsorted(-steps.peaks, -inputs.limit)
+    cells = steps.cells[:taken]
     drop_N, level_N = np.full(L * H * (K - 1), K), np.zeros(L * H * (K - 1), np.int64)
-    np.minimum.at(drop_N, cells[:taken], times[:taken])
-    np.maximum.at(level_N, cells[:taken], steps[:taken])
+    np.minimum.at(drop_N, cells, steps.times[:taken])
+    np.maximum.at(level_N, cells, steps.levels[:taken])
     drop_at_LHS, level_LHS = np.full((L, H, K), K), np.zeros((L, H, K), np.int64)
     drop_at_LHS[:, :, : K - 1] = drop_N.reshape(L, H, K - 1)
     level_LHS[:, :, : K - 1] = level_N.reshape(L, H, K - 1)
@@ -64,59 +79,72 @@ def stored(inputs: PlanInput) -> Tables:
 
 
 @lru_cache(maxsize=8)
-def sequence(scores: HeadScores, levels: tuple[str, ...]) -> Sequence:
-    """All steps down, from every cell in the first of ``levels`` to an empty cache.
-
-    Returns
-    -------
-    cells, times, steps, peaks
-        Cell ``(layer * heads + head) * (scales - 1) + source`` is dropped at target scale ``times`` (an earlier one
-        each time that it comes up again; K: it is not), and is stored in level ``steps`` from its start. ``peaks``, in
-        the unit of `heatkv.schedule.cell_cost`, has an entry more: the peak before every step, and after the last.
-    """
-    geometry = scores.geometry
-    L, H, K = geometry.layers, geometry.heads, len(geometry.scales)
-    source_N, layer_N = np.tile(np.arange(K - 1), L * H), np.repeat(np.arange(L), H * (K - 1))
-    cost_FN = np.stack([cell_cost(geometry, name)[source_N] for name in levels])
-    gone_TN, round_TN = losses(scores, levels)
-    noise_F1 = np.array([NOISE[name] if len(levels) > 1 else 0.0 for name in levels])[:, None]
-    drop_N, level_N, all_N = np.full(len(source_N), K), np.zeros(len(source_N), np.int64), np.arange(len(source_N))
-
-    own_M = lines_being_drawn(geometry, levels[0])
-    came_N = gone(source_N + 1, layer_N, geometry)
-    resident_M = own_M + np.cumsum(np.bincount(came_N, cost_FN[0], minlength=len(own_M)).astype(np.int64))
-    quantum = int(QUANTUM * resident_M.max(initial=0))
-    found: list[tuple[Ints, Ints, Ints]] = []
-    peaks: list[int] = []
-    while (peak := int(resident_M.max(initial=0))) > 0:
-        at_N = next_reader(int(resident_M.argmax()), layer_N, geometry)
-        cost_N, noise_N = cost_FN[level_N, all_N], noise_F1[level_N, 0]
-        until_N, before_N = round_TN[drop_N, all_N], round_TN[at_N, all_N]
-        # What each step loses and saves: the levels below, and to go.
-        loss_FN = (noise_F1 - noise_N) * until_N
-        loss_gone_N = gone_TN[drop_N, all_N] - gone_TN[at_N, all_N] - noise_N * (until_N - before_N)
-        loss_FN = np.concatenate([loss_FN[1:], loss_gone_N[None]])
-        save_FN = np.concatenate([cost_N - cost_FN[1:], cost_N[None]])
-        held_N = (drop_N > at_N) & (source_N < at_N)
-        rate_FN = np.where(held_N & (save_FN > 0), loss_FN / np.maximum(save_FN, 1), np.inf)
-        best_N = rate_FN.argmin(0)
-        chosen = cheapest(rate_FN[best_N, all_N], save_FN[best_N, all_N], quantum)
-        if not len(chosen):  # what is left is the line that is being drawn
-            break
-        goes = best_N[chosen] == len(levels) - 1
-        time, level = np.where(goes, at_N[chosen], K), np.where(goes, level_N[chosen], best_N[chosen] + 1)
-        before, after = drop_N[chosen], np.minimum(drop_N[chosen], time)
-        changed_M = np.zeros(len(own_M) + 1, np.int64)
-        np.add.at(changed_M, came_N[chosen], cost_FN[level, chosen] - cost_N[chosen])
-        for drop, cost in ((before, cost_N[chosen]), (after, -cost_FN[level, chosen])):
-            np.add.at(changed_M, np.minimum(gone(drop, layer_N[chosen], geometry), len(own_M)), cost)
-        resident_M += np.cumsum(changed_M[:-1])
-        drop_N[chosen], level_N[chosen] = after, level
-        found.append((chosen, time, level))
-        peaks += [peak] * len(chosen)
+def steps_down(scores: HeadScores, levels: tuple[str, ...]) -> Steps:
+    """All of them, from every cell in the first of ``levels`` to an empty cache."""
+    state = _State(scores, levels)
+    quantum = int(QUANTUM * state.resident_M.max(initial=0))
     nothing = np.zeros(0, np.int64)
-    cells, times, steps = (np.concatenate(parts) for parts in zip((nothing,) * 3, *found, strict=True))
-    return cells, times, steps, np.array([*peaks, peak])
+    found, peaks = [(nothing, nothing, nothing)], []
+    while (peak := int(state.resident_M.max(initial=0))) > 0:
+        taken = state.take(int(state.resident_M.argmax()), quantum)
+        if not len(taken[0]):  # what is left is the line that is being drawn
+            break
+        found.append(taken)
+        peaks += [peak] * len(taken[0])
+    return Steps(*(np.concatenate(parts) for parts in zip(*found, strict=True)), np.array([*peaks, peak]))
+
+
+class _State:
+    """Where the way down has come to: when each cell N goes and in which level it is, and what every moment M holds."""
+
+    def __init__(self, scores: HeadScores, levels: tuple[str, ...]) -> None:
+        self.geometry = geometry = scores.geometry
+        L, H, K = geometry.layers, geometry.heads, len(geometry.scales)
+        self.source_N, self.layer_N = np.tile(np.arange(K - 1), L * H), np.repeat(np.arange(L), H * (K - 1))
+        self.cost_FN = np.stack([cell_cost(geometry, name)[self.source_N] for name in levels])
+        self.gone_TN, self.round_TN = losses(scores, levels)
+        self.noise_F = np.array([NOISE[name] if len(levels) > 1 else 0.0 for name in levels])
+        self.drop_N, self.level_N = np.full(L * H * (K - 1), K), np.zeros(L * H * (K - 1), np.int64)
+        self.came_N = gone(self.source_N + 1, self.layer_N, geometry)
+        own_M = lines_being_drawn(geometry, levels[0])
+        arrived_M = np.bincount(self.came_N, self.cost_FN[0], minlength=len(own_M)).astype(np.int64)
+        self.resident_M: Ints = own_M + np.cumsum(arrived_M)
+
+    def take(self, moment: int, quantum: int) -> tuple[Ints, Ints, Ints]:
+        """Take the cheapest steps of cells that are held at a moment: which cells, with their new times and levels."""
+        at_N = next_reader(moment, self.layer_N, self.geometry)
+        rate_FN, save_FN = self.prices(at_N)
+        best_N, all_N = rate_FN.argmin(0), np.arange(len(at_N))
+        cells = cheapest(rate_FN[best_N, all_N], save_FN[best_N, all_N], quantum)
+        lower, level = best_N[cells] + 1, self.level_N[cells]
+        goes = lower == len(self.cost_FN)
+        times, levels = np.where(goes, at_N[cells], len(self.geometry.scales)), np.where(goes, level, lower)
+        drop = np.minimum(self.drop_N[cells], times)
+        self.recount(cells, drop, levels)
+        self.drop_N[cells], self.level_N[cells] = drop, levels
+        return cells, times, levels
+
+    def prices(self, at_N: Ints) -> tuple[Floats, Ints]:
+        """Of every cell and step, to each level below the first and at the end to nothing: loss a byte, and bytes."""
+        all_N, noise_N = np.arange(len(at_N)), self.noise_F[self.level_N]
+        cost_N = self.cost_FN[self.level_N, all_N]
+        until_N, before_N = self.round_TN[self.drop_N, all_N], self.round_TN[at_N, all_N]
+        rounded_FN = (self.noise_F[1:, None] - noise_N) * until_N
+        gone_N = self.gone_TN[self.drop_N, all_N] - self.gone_TN[at_N, all_N] - noise_N * (until_N - before_N)
+        loss_FN = np.concatenate([rounded_FN, gone_N[None]])
+        save_FN = np.concatenate([cost_N - self.cost_FN[1:], cost_N[None]])
+        held_N = (self.drop_N > at_N) & (self.source_N < at_N)
+        return np.where(held_N & (save_FN > 0), loss_FN / np.maximum(save_FN, 1), np.inf), save_FN
+
+    def recount(self, cells: Ints, drop: Ints, levels: Ints) -> None:
+        """What moments hold when cells are dropped at ``drop`` and stored in ``levels``."""
+        moments, layers = len(self.resident_M), self.layer_N[cells]
+        before, after = self.cost_FN[self.level_N[cells], cells], self.cost_FN[levels, cells]
+        changed_M = np.zeros(moments + 1, np.int64)
+        np.add.at(changed_M, self.came_N[cells], after - before)
+        for end, cost in ((self.drop_N[cells], before), (drop, -after)):
+            np.add.at(changed_M, np.minimum(gone(end, layers, self.geometry), moments), cost)
+        self.resident_M += np.cumsum(changed_M[:-1])
 
 
 def losses(scores: HeadScores, levels: tuple[str, ...]) -> tuple[Floats, Floats]:
