@@ -91,7 +91,8 @@ def steps_down(scores: HeadScores, levels: tuple[str, ...]) -> Steps:
             break
         found.append(taken)
         peaks += [peak] * len(taken[0])
-    return Steps(*(np.concatenate(parts) for parts in zip(*found, strict=True)), np.array([*peaks, peak]))
+    cells, times, levels_down = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Steps(cells, times, levels_down, np.array([*peaks, peak]))
 
 
 class _State:
