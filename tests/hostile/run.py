@@ -1,8 +1,10 @@
 """``python tests/hostile/run.py [--cli 650 --api 700]``: generated hostile input, none of which may do wrong.
 
-A command line may succeed, or end with exit code 2 and one line; within 10 s and 1.5 GB; nothing half-written, no
-traceback. A payload is answered within 10 s, in words, without a path or a traceback, and the server still serves.
-``--case 17`` repeats a command line. Exit code 1 where a case did wrong.
+A command line may succeed, or end with exit code 2 and one line; within 10 s of processor time and 1.5 GB; nothing
+half-written, no traceback. Each runs in a process of its own, forked off this one, which has imported what it needs. A
+payload is answered within 10 s, in words, without a path or a traceback, and the server still serves.
+``--first 130 --cli 130`` goes on with the cases after the first 130, ``--case 17`` repeats a command line. Exit code 1
+where a case did wrong.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ def run_cli_case(number: int, seed: int, world: World) -> tuple[list[str], Outco
     return arguments, outcome, violations(outcome)
 
 
-def run_payloads(count: int, seed: int) -> int:
-    """Send so many payloads, one after the other; how many did wrong."""
+def run_payloads(numbers: range, seed: int) -> int:
+    """Send these payloads, one after the other; how many did wrong."""
     started, wrong, statuses, peak = time.monotonic(), 0, Counter[int](), 0
     with served(1800) as (url, process), httpx.Client(timeout=60) as client:
-        for number in range(count):
+        for number in numbers:
             name, body = make_payload(number, seed)
             status, answer, seconds = call(client, url, name, body)
             statuses[status] += 1
@@ -62,7 +64,7 @@ def run_payloads(count: int, seed: int) -> int:
             print("the server does not serve any more")
     minutes = (time.monotonic() - started) / 60
     held = f"the server held {peak / 2**20:.0f} MB at most"
-    print(f"{count} payloads in {minutes:.1f} min: statuses {dict(statuses)}, {held}, {wrong} did wrong")
+    print(f"{len(numbers)} payloads in {minutes:.1f} min: statuses {dict(statuses)}, {held}, {wrong} did wrong")
     return wrong
 
 
@@ -71,22 +73,29 @@ def main() -> int:
     parser.add_argument("--cli", type=int, default=650, help="command lines to run")
     parser.add_argument("--api", type=int, default=700, help="payloads to send to the app's endpoints")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--case", type=int, help="run this one alone and show what it says")
     options = parser.parse_args()
     started, wrong, ends = time.monotonic(), 0, Counter[str]()
+    slowest, largest = 0.0, 0
     with tempfile.TemporaryDirectory(prefix="heatkv-hostile-") as folder:
         world = make_world(Path(folder))
-        for number in range(options.cli) if options.case is None else [options.case]:
+        last = options.first + options.cli
+        for number in range(options.first, last) if options.case is None else [options.case]:
             arguments, outcome, found = run_cli_case(number, options.seed, world)
             ends[str(outcome.code)] += 1
+            slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.peak_bytes)
             if found or options.case is not None:
                 wrong += bool(found)
                 shown = " ".join(word if len(word) < 80 else f"{word[:70]}…({len(word)})" for word in arguments)
                 print(f"case {number}: {'; '.join(found)}\n  {shown!a}\n  {outcome.err[-700:]!a}", flush=True)
     minutes = (time.monotonic() - started) / 60
-    print(f"{sum(ends.values())} command lines in {minutes:.1f} min: exit codes {dict(ends)}, {wrong} did wrong")
+    most = f"at most {slowest:.1f} s and {largest / 1e9:.2f} GB, {wrong} did wrong"
+    print(
+        f"{sum(ends.values())} command lines in {minutes:.1f} min: exit codes {dict(ends)}, {most}, {wrong} did wrong"
+    )
     if options.case is None and options.api:
-        wrong += run_payloads(options.api, options.seed)
+        wrong += run_payloads(range(options.first, options.first + options.api), options.seed)
     return int(wrong > 0)
 
 
