@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.budget import check_sinks
 from heatkv.files import (
     Fields,
     as_array,
@@ -31,7 +32,6 @@ from heatkv.files import (
     write_atomic,
 )
 from heatkv.scales import Geometry
-from heatkv.schedule import check_sinks
 
 FORMAT = "heatkv-scores"
 VERSION = 1

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
+from heatkv.budget import least_budget
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import least_budget
 from heatkv.scores import HeadScores
 
 sides = st.integers(1, 9)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from strategies import Problem, lines_only, problems
 from torch import Tensor
 
+from heatkv.budget import MIXED, least_budget
 from heatkv.cache import attention
 from heatkv.cache.arena import Arena
 from heatkv.cache.attention import PartialAttention, merge, partial_attention, partial_weights, tiled_attention
@@ -26,7 +27,7 @@ from heatkv.cache.seam import KVCache, ScheduleCache, full_cache, full_schedule
 from heatkv.formats import FORMATS, Symmetric
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import MIXED, Schedule, least_budget
+from heatkv.schedule import Schedule
 
 LINES = Geometry(layers=3, heads=4, head_dim=8, scales=ScaleSchedule.lines(condition=3, height=5, width=4))
 SCALES = ScaleSchedule(((1, 1), (1, 2), (2, 2), (2, 3), (3, 4), (4, 4)))

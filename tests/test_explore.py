@@ -13,9 +13,10 @@ from peers import scores_of as measured_scores
 from strategies import random_scores
 
 from heatkv import plan
+from heatkv.budget import least_budget
 from heatkv.policies import REGISTRY
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import Schedule, ScheduleError, least_budget
+from heatkv.schedule import Schedule, ScheduleError
 from heatkv.scores import HeadScores
 from heatkv.views import explore
 from heatkv.views.explore import GROUPS, TYPES, attention_view, budget_percents, budget_table, head_profiles

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from peers import LONG, SINKS, scores_of
 from strategies import geometries, ordinary_problem
 
+from heatkv.budget import MIXED, cell_cost, cost_limit, least_budget, resident_cost
 from heatkv.cache.seam import ScheduleCache
 from heatkv.policies import heatkv_plus, plan
 from heatkv.policies.heatkv_plus import NOISE
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import MIXED, Schedule, cell_cost, cost_limit, least_budget, resident_cost
+from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 
 

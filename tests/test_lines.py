@@ -8,13 +8,14 @@ from peers import cache_of, masked_attention, scores_of, storage_bytes
 from test_cache import play, random_qkv
 from torch import Tensor
 
+from heatkv.budget import token_limit
 from heatkv.cache import KVCache, ScheduleCache, full_cache
 from heatkv.policies import REGISTRY, cache_factory
 from heatkv.policies.headkv import HeadKVCache
 from heatkv.policies.tokens import TokenCache
 from heatkv.policies.typed import tokens_needed
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import ScheduleError, token_limit
+from heatkv.schedule import ScheduleError
 
 T, WIDTH = 3, 6
 GEOMETRY = Geometry(3, 4, 8, ScaleSchedule.lines(condition=T, height=7, width=WIDTH))

@@ -16,6 +16,7 @@ from tiny import tiny_model
 from torch import Tensor
 
 from heatkv import policies
+from heatkv.budget import token_limit
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import calibrate
 from heatkv.formats import FORMATS
@@ -24,7 +25,7 @@ from heatkv.models.infinity.model import InfinityModel
 from heatkv.policies import REGISTRY, cache_factory, make_cache, plan
 from heatkv.policies.tokens import TokenCache
 from heatkv.scales import Geometry
-from heatkv.schedule import ScheduleError, token_limit
+from heatkv.schedule import ScheduleError
 from heatkv.scores import HeadScores
 
 NAMES = [*REGISTRY, "tova"]

@@ -11,6 +11,7 @@ from peers import LONG, SINKS, cache_of, held, scores_of, storage_bytes
 from test_cache import play, random_qkv
 from torch import Tensor
 
+from heatkv.budget import token_limit
 from heatkv.calibration import CalibratingCache
 from heatkv.policies.allowance import evenly, held_tokens, patch_centres, resident
 from heatkv.policies.base import PlanInput
@@ -20,7 +21,6 @@ from heatkv.policies.scalekv import ScaleKVCache, capacities, drafters, give_way
 from heatkv.policies.tokens import TokenCache
 from heatkv.policies.typed import local_heads
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import token_limit
 from heatkv.scores import HeadScores
 
 

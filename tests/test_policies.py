@@ -20,11 +20,12 @@ from strategies import (
 )
 
 from heatkv import policies
+from heatkv.budget import least_budget, token_limit
 from heatkv.policies import REGISTRY, plan
 from heatkv.policies.base import PlanInput, Policy
 from heatkv.policies.heatkv import removals
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import Schedule, ScheduleError, least_budget, token_limit
+from heatkv.schedule import Schedule, ScheduleError
 from heatkv.scores import OrdersError, ScoresError
 
 STATIC = [name for name, policy in REGISTRY.items() if policy.static]

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Problem, geometries, problems
 
+from heatkv.budget import check_budget, least_budget
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import Schedule, ScheduleError, check_budget, least_budget
+from heatkv.schedule import Schedule, ScheduleError
 
 GEOMETRY = Geometry(2, 2, 8, ScaleSchedule(((1, 1), (1, 2), (2, 3), (4, 4))))
 K = 4

@@ -139,9 +139,9 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    from heatkv.budget import least_budget
     from heatkv.models import find_geometry
     from heatkv.policies import plan
-    from heatkv.schedule import least_budget
     from heatkv.scores import HeadScores, load_orders
 
     out = check_writable(arguments.out)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.budget import MIXED, check_budget, counted, counted_share
 from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.policies import (
     ams,
@@ -31,7 +32,7 @@ from heatkv.policies import (
 )  # fmt: skip
 from heatkv.policies.base import Needs, PlanInput, Policy, Tables
 from heatkv.scales import Geometry
-from heatkv.schedule import MIXED, Schedule, check_budget, counted, counted_share
+from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores, check_orders
 
 REGISTRY: dict[str, Policy] = {

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from heatkv.budget import resident_while_layers_run
 from heatkv.policies.base import PlanInput
 from heatkv.scales import Geometry
-from heatkv.schedule import resident_while_layers_run
 
 EMPTY = -1  # position of a slot that holds no token
 Ints = npt.NDArray[np.int64]

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.budget import cost_limit
 from heatkv.cache.seam import KVCache
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import cost_limit
 from heatkv.scores import HeadScores
 
 Provenance = Literal["paper", "re-implementation", "adaptation", "reference", "ours"]
@@ -64,7 +64,7 @@ class Policy:
         have measured these too, see `HeadScores`), ``orders`` (rankings, which scores give too) or ``nothing``.
     drop_at
         For a static policy: the table of `heatkv.schedule`, ``(layers, heads, scales)``, from a `PlanInput`. It plans
-        in tokens; for encoded cells its geometry has bytes for tokens (`heatkv.schedule.counted`).
+        in tokens; for encoded cells its geometry has bytes for tokens (`heatkv.budget.counted`).
     stored
         For a static policy that gives cells formats of their own: both tables of `heatkv.schedule`, from a `PlanInput`
         in bytes. Asked for another storage it makes do with that one. A policy has one of the three.

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.budget import resident_tokens
 from heatkv.policies.base import PlanInput
 from heatkv.scales import Geometry
-from heatkv.schedule import resident_tokens
 
 Floats = npt.NDArray[np.float64]
 # Target scale t -> worth of the cells (slot, source) with source scales sink_scales .. t - 1, per cached token.

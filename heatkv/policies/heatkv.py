@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.budget import resident_tokens, token_limit
 from heatkv.policies.base import PlanInput, Policy
 from heatkv.scales import Geometry
-from heatkv.schedule import resident_tokens, token_limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def removals(orders_SN: npt.NDArray[np.integer], budget: float, geometry: Geomet
     orders_SN
         Slots of every prunable source scale, least needed first, as `heatkv.scores.HeadScores.orders` gives them.
     budget, geometry, sink_scales
-        A feasible combination, see `heatkv.schedule.check_budget`.
+        A feasible combination, see `heatkv.budget.check_budget`.
     """
     L, H, K = geometry.layers, geometry.heads, len(geometry.scales)
     count_T = heads_to_drop(budget, geometry, sink_scales)

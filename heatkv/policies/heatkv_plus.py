@@ -28,10 +28,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.budget import MIXED, cell_cost
 from heatkv.formats import FORMATS
 from heatkv.policies.base import PlanInput, Policy, Tables
 from heatkv.scales import Geometry
-from heatkv.schedule import MIXED, cell_cost
 from heatkv.scores import HeadScores
 
 LEVELS = ("int8", "int4", "int2")
@@ -51,7 +51,7 @@ class Steps:
 
     ``cells``, counted as ``(layer * heads + head) * (scales - 1) + source``, are from then on stored in ``levels`` and
     dropped at the target scales ``times`` (the number of scales: never). Of each cell the last step counts.
-    ``peaks``, in the unit of `heatkv.schedule.cell_cost`, has an entry more: the peak before every step, and after all.
+    ``peaks``, in the unit of `heatkv.budget.cell_cost`, has an entry more: the peak before every step, and after all.
     """
 
     cells: Ints

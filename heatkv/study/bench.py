@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from heatkv.budget import check_budget
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.generate import process_bytes_peak
@@ -26,7 +27,7 @@ from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.models.memory import check_batch
 from heatkv.policies import cache_factory
 from heatkv.scales import Geometry
-from heatkv.schedule import Schedule, check_budget
+from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from heatkv.budget import check_budget
 from heatkv.files import shown
 from heatkv.models.base import GenerativeModel
 from heatkv.models.memory import check_batch
 from heatkv.policies import variant
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import check_budget
 from heatkv.scores import HeadScores
 from heatkv.study.shards import (
     BATCHES,

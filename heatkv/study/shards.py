@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from heatkv.budget import least_budget
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.files import write_atomic
 from heatkv.models import find_folder, load
 from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.policies import cache_factory, plan, variant
-from heatkv.schedule import least_budget
 from heatkv.scores import HeadScores
 from heatkv.study import metrics
 

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 import heatkv
+from heatkv.budget import least_budget
 from heatkv.cache import ScheduleCache
 from heatkv.generate import generate_events
 from heatkv.models.base import GenerativeModel
-from heatkv.schedule import Schedule, least_budget
+from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 from heatkv.study import metrics
 from heatkv.views.explore import head_profiles

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from heatkv.budget import least_budget
 from heatkv.formats import COMPUTE
 from heatkv.scales import Geometry, ScaleSchedule
-from heatkv.schedule import Schedule, least_budget
+from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 
 # A head has a type if it spends this much more of its attention on one group of scales than a head would that spreads
