@@ -173,6 +173,16 @@ def test_prompts_leave_something_open() -> None:
     assert 0.2 < sum(" and " in f" {p} " and " on " not in p for p in prompts) / 300 < 0.6, "and so is a position"
 
 
+def test_settled_grounds_always_look_alike_and_are_named() -> None:
+    seen: dict[str, set[bytes]] = {}
+    for seed in range(200):
+        ground = grounds.draw_settled_ground(random.Random(seed), 32, white=0.3)
+        assert ground.say(random.Random(seed + 1)) == ground.words
+        seen.setdefault(ground.words, set()).add(ground.canvas.tobytes())
+    assert set(seen) == {"", *grounds.SETTLED}
+    assert all(len(canvases) == 1 for canvases in seen.values())
+
+
 def test_every_word_of_every_prompt_is_known() -> None:
     vocabulary = scenes.make_vocabulary(small_dataset())
     words = {word for scene in drawn(scenes.Mix(plain=0.2), 600) for word in split_words(scene.prompt)}

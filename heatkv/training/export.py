@@ -25,6 +25,14 @@ EXAMPLES = (
 )
 SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
 
+LINES_EXAMPLES = (
+    "penguin",
+    "cat face on grass",
+    "red apple left of banana",
+    "rocket at night",
+    "two mushrooms",
+    "automobile left of palm tree",
+)
 LINES_SUMMARY = "Text to {0} x {0} pictures, line by line; trained from scratch by this repository"
 LINES_SAMPLING = Sampling(guidance=2.5, temperature=1.0, top_p=0.95)
 
@@ -61,7 +69,7 @@ def export_lines(folder: Path, destination: Path, name: str) -> None:
         "transformer_steps": state["step"],
         "held_out": state["history"][-1],
     }
-    model = LlamaGenModel(name, text, transformer, vq, LINES_SAMPLING, EXAMPLES, facts)
+    model = LlamaGenModel(name, text, transformer, vq, LINES_SAMPLING, LINES_EXAMPLES, facts)
     save_folder(model, destination, "llamagen")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,9 +23,10 @@ class Ground:
 
     canvas: np.ndarray
     words: str
+    named: float = NAMED
 
     def say(self, rng: random.Random) -> str:
-        return self.words if rng.random() < NAMED else ""
+        return self.words if rng.random() < self.named else ""
 
 
 def colour(rng: random.Random, *without: str) -> tuple[str, np.ndarray]:
@@ -127,8 +128,22 @@ GROUNDS: tuple[tuple[float, Callable[[int, random.Random], Ground]], ...] = (
     (0.04, pattern("stripes", stripes)),
     (0.03, pattern("dots", dots)),
 )
+# A few that always look alike and are always named: for things that are still to be learned.
+SETTLED = ("on yellow", "on blue", "on pink", "on grass", "at sea", "at night")
 PLACES = ("grass", "snow", "sand", "sea", "night", "sky", "sunset", "checks", "stripes", "dots")
 WORDS = frozenset({*COLOURS, *PLACES, "on", "and", "at", "in", "the"})
+
+
+def draw_settled_ground(rng: random.Random, side: int, white: float) -> Ground:
+    """A share ``white`` of the grounds is the white page, the others are of `SETTLED`."""
+    if rng.random() < white:
+        return Ground(filled(side, WHITE), "")
+    words = rng.choice(SETTLED)
+    name = words.removeprefix("on ")
+    if name in COLOURS:
+        return Ground(filled(side, np.array(COLOURS[name], np.float32)), words, 1.0)
+    drawn = (draw(side, random.Random(0)) for _, draw in GROUNDS)
+    return next(replace(ground, named=1.0) for ground in drawn if ground.words == words)
 
 
 def draw_ground(rng: random.Random, side: int, white: float) -> Ground:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from heatkv.models.infinity.words import Vocabulary, split_words
 from heatkv.training import data, grounds
-from heatkv.training.grounds import Ground, draw_ground
+from heatkv.training.grounds import Ground, draw_ground, draw_settled_ground
 
 # Pixels, where the picture has 128. Things stand on the grid of the tokenizers' cells and have few sizes: then a thing
 # is written in the same tokens wherever it stands, and those are what has to be learned.
@@ -57,7 +57,8 @@ class Mix:
     picture is drawn for one of another style, ``variant`` how often one of people or signs (many, and much alike)
     for one of anything else. A share ``repaint`` of the fluent things has another colour than the art; a share
     ``mirror`` of all looks the other way.
-    ``first`` keeps to fluent animals, plants, food, places and vehicles, ``everyday`` to the plainest of them.
+    ``first`` keeps to fluent animals, plants, food, places and vehicles, ``everyday`` to the plainest of
+    them, on few grounds.
     """
 
     single: float = 0.5
@@ -82,8 +83,8 @@ PLAINEST = Mix(
     mirror=0.0, everyday=True,
 )  # fmt: skip
 EVERYDAY_SCENES = Mix(
-    single=0.6, pair=0.26, count=0.07, three=0.02, between=0.02, pattern=0.03, plain=0.6, centred=0.7, repaint=0.1,
-    mirror=0.1, everyday=True,
+    single=0.6, pair=0.28, count=0.07, three=0.01, between=0.01, pattern=0.03, plain=0.65, centred=0.85, repaint=0.06,
+    mirror=0.0, everyday=True,
 )  # fmt: skip
 FIRST = Mix(
     single=0.7, pair=0.18, count=0.06, three=0.02, between=0.02, pattern=0.02, plain=0.65, centred=0.6, first=True
@@ -262,7 +263,8 @@ class Scenes:
         return rng.choices(list(self.things), weights)[0]
 
     def ground(self, rng: random.Random) -> Ground:
-        return draw_ground(rng, self.side, self.mix.plain)
+        draw = draw_settled_ground if self.mix.everyday else draw_ground
+        return draw(rng, self.side, self.mix.plain)
 
     def compose(self, ground: Ground, prompt: str, placed: list[tuple[Thing, int, tuple[float, float]]]) -> Scene:
         """Paste things, about of a size (pixels, where the picture has 128) where they go (0 to 1 of the room left)."""
