@@ -24,6 +24,7 @@ if str(ROOT) not in sys.path:
 from heatkv.cli.parser import OneLineParser  # noqa: E402  (found now)
 from heatkv.files import one_line, shown  # noqa: E402
 
+CALIBRATED_ON = {"scales": "calibration.txt", "lines": "scenes-calibration.txt"}
 FIRST = "pocket"  # the bundled model whose page stands at the root
 
 
@@ -101,7 +102,9 @@ def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path 
         model,
         scores,
         read_references(path),
-        read_prompts() if is_bundled(name) else [],
+        read_prompts(ROOT / "assets" / "prompts" / CALIBRATED_ON[model.geometry.scales.drawing])
+        if is_bundled(name)
+        else [],
         label,
         read_comparison(path),
         read_strips(folder, fingerprint) if fingerprint else [],
@@ -147,8 +150,8 @@ def read_references(path: Path) -> dict[str, Any]:
     return references if isinstance(references, dict) else {}
 
 
-def read_prompts(path: Path = ROOT / "assets" / "prompts" / "calibration.txt") -> list[str]:
-    """The bundled calibration prompts, one a line."""
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a file, one a line; none where there is none."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError):

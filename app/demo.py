@@ -31,7 +31,7 @@ from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("words.js", "edits.js", "plans.js", "colours.js", "sight.js", "view.js", "saves.js")
+SCRIPTS = ("words.js", "edits.js", "plans.js", "colours.js", "sight.js", "qr.js", "view.js", "saves.js")
 TITLE = "HeatKV Explorer"
 HELLO = "A keeps all its notes (the cache) while it draws, B only what the slider allows. Drag it."
 TABS = ("explore", "learn", "methods", "calibrate", "published", "about")
@@ -82,8 +82,9 @@ def create_pages(exhibits: Sequence[Exhibit]) -> gr.Blocks:
         {"name": bench.model.id, "title": f"{bench.model.id}: by {bench.geometry.scales.word}s", "path": "./" + name}
         for bench, name in zip(benches, ["", *(bench.model.id for bench in benches[1:])], strict=True)
     ]
+    taught = [(bench, exhibit.chosen) for bench, exhibit in zip(benches, exhibits, strict=True)]
     demos = [
-        _Demo(bench, exhibit.comparison, exhibit.strips, exhibit.chosen, models)
+        _Demo(bench, exhibit.comparison, exhibit.strips, exhibit.chosen, models, taught)
         for bench, exhibit in zip(benches, exhibits, strict=True)
     ]
     blocks = demos[0].build()
@@ -154,6 +155,7 @@ class _Demo:
         strips: Sequence[Strip] = (),
         chosen: Chosen | None = None,
         models: Sequence[Mapping[str, str]] = (),
+        taught: Sequence[tuple[Workbench, Chosen]] = (),
     ) -> None:
         self.bench = bench
         self.models = models
@@ -167,7 +169,7 @@ class _Demo:
         self.methods = MethodsTab(bench, comparison or {})
         self.calibrate = CalibrateTab(bench)
         self.budgets = BudgetsTab()
-        self.lessons = lessons(bench, self.chosen, comparison or {})
+        self.lessons = lessons(bench, self.chosen, comparison or {}, taught)
 
     def build(self) -> gr.Blocks:
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:

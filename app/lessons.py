@@ -15,14 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from heatkv.files import program_root, write_atomic
 from heatkv.views import budgets
+from heatkv.views.counts import BUDGETS, count_steps
 
 if TYPE_CHECKING:
     from app.workbench import Workbench
 
 FILE = "lessons.json"
 PROMPTS, KNOCKED = 16, 3
+BUNDLED = program_root() / "assets" / "prompts"
+COUNTED_ON = {"scales": "sheet.txt", "lines": "scenes-evaluation.txt"}  # none calibrated on
+COUNTED = {
+    "prompts", "least", "held", "formed", "upright", "upright_db", "clearest", "moving", "knocked", "strongest", "worst", "agree",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Chosen:
         try:
             found = json.loads((folder / FILE).read_text(encoding="utf-8"))
             counts = dict(found["counts"])
-            if found["weights"] != fingerprint:
+            if found["weights"] != fingerprint or not counts.keys() >= COUNTED:
                 return cls()
             return cls((counts["prompts"][counts["moving"]], int(counts["moving"])), counts)
         except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -77,11 +85,14 @@ class Lesson:
         return {**self.__dict__, "view": dict(self.view), "reveal": dict(self.reveal), "options": list(self.options)}
 
 
-def lessons(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lessons for a model, in order; plain values for the page."""
+def lessons(
+    bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any], others: Sequence[tuple[Workbench, Chosen]] = ()
+) -> list[dict[str, Any]]:
+    """The lessons for a model, in order; plain values for the page. ``others`` are the models that are shown beside it."""
     made = [
         _grows(bench, chosen), _look(bench, chosen), _name(bench, chosen), _forget(bench, chosen), _arithmetic(bench, chosen),
         _upside(bench, chosen), _low(bench, chosen, comparison), _importance(bench, chosen),
+        _contrast(bench, chosen, others),
     ]  # fmt: skip
     return [lesson.value() for lesson in made if lesson is not None]
 
@@ -248,7 +259,7 @@ def _upside(bench: Workbench, chosen: Chosen) -> Lesson | None:
 def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Lesson | None:
     if not chosen.counts:
         return None
-    of, count, least = len(chosen.counts["prompts"]), chosen.counts["untouched"], round(100 * chosen.counts["least"])
+    of, count, least = len(chosen.counts["prompts"]), chosen.counts["held"][-1], round(100 * chosen.counts["least"])
     share = count / of
     rows = comparison.get("rows")
     best = [
@@ -294,27 +305,60 @@ def _importance(bench: Workbench, chosen: Chosen) -> Lesson | None:
     )  # fmt: skip
 
 
+def _contrast(bench: Workbench, chosen: Chosen, others: Sequence[tuple[Workbench, Chosen]]) -> Lesson | None:
+    """How much memory each way of drawing needs; where a model of the other way is shown too."""
+    word = bench.geometry.scales.word
+    beside = [pair for pair in others if pair[0].geometry.scales.word != word and pair[1].counts]
+    if not chosen.counts or not beside:
+        return None
+    other, its = beside[0]
+    shares = [np.mean([n / len(c.counts["prompts"]) for n in c.counts["held"]]) for c in (chosen, its)]
+    frail = shares.index(min(shares)) if abs(shares[0] - shares[1]) > 0.1 else 2
+    budgets_named = ", ".join(f"{100 * b:g}" for b in BUDGETS[:-1]) + f" and {100 * BUDGETS[-1]:g} %"
+
+    def held(bench: Workbench, chosen: Chosen) -> str:
+        counts = ", ".join(str(n) for n in chosen.counts["held"])
+        return f"{bench.model.id}, by {bench.geometry.scales.word}s: {counts} of {len(chosen.counts['prompts'])}"
+
+    return Lesson(
+        "By scales and by lines",
+        f"A model that draws by scales is handed the sum of all it has drawn with every new scale. One that draws by lines is "
+        f"handed a single token; all else it knows is in its cache. This one draws by {word}s, {other.model.id} by "
+        f"{other.geometry.scales.word}s: the menu above opens it at the same budget.",
+        _view(bench, chosen, budget=max(round(100 * BUDGETS[1]), bench.percents("heatkv")[0])),
+        "Which way of drawing needs more of its memory?",
+        (f"by {word}s", f"by {other.geometry.scales.word}s", "both the same"),
+        frail,
+        f"Pictures that stay closer to the full one than another seed's picture, at {budgets_named} of the memory. "
+        f"{held(bench, chosen)}; {held(other, its)}. Two small models, trained alike but not the same: the way of drawing is not all "
+        "that differs.",
+        "#dial",
+    )  # fmt: skip
+
+
+def read_lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     from app.strips import bundled_fingerprint
     from heatkv.models import bundled_scores, find_folder, load
-    from heatkv.views.counts import count_steps
 
     parser = argparse.ArgumentParser(
         prog="python -m app.lessons", description="Count what the lessons' answers stand on."
     )
     parser.add_argument("--model", default="pocket", help="a bundled model")
-    parser.add_argument("--prompts", type=Path, help="what to count on, one a line (default: the sheet's prompts)")
+    parser.add_argument("--prompts", type=Path, help="what to count on, one a line (default: the sheet's, or scenes')")
     options = parser.parse_args(arguments)
     model, folder = load(options.model, "cpu", "float32"), find_folder(options.model)
-    path = options.prompts or program_root() / "assets" / "prompts" / "sheet.txt"
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:PROMPTS]
+    prompts = read_lines(options.prompts or BUNDLED / COUNTED_ON[model.geometry.scales.drawing])[:PROMPTS]
     comparison = folder / "comparison.json"
-    other = json.loads(comparison.read_text())["references"]["other_seed"]["psnr"] if comparison.is_file() else 20.0
+    other = json.loads(comparison.read_text())["references"]["other_seed"]["psnr"] if comparison.is_file() else None
     for step in count_steps(model, bundled_scores(options.model), prompts, KNOCKED, other):
         if isinstance(step, str):
             print(step, flush=True)
             continue
-        found = {"weights": bundled_fingerprint(options.model), "other_seed": other, "counts": step}
+        found = {"weights": bundled_fingerprint(options.model), "counts": step}
         write_atomic(folder / FILE, (json.dumps(found, indent=1) + "\n").encode())
         print(folder / FILE)
 

@@ -185,6 +185,21 @@ def test_orders_are_used_saved_and_removed(tab: BudgetsTab, tmp_path: Path) -> N
     assert back[4] == table
 
 
+def test_a_made_up_ranking_shows_heatkv_without_a_file_and_says_what_it_is(tab: BudgetsTab) -> None:
+    ranking = tab.made_up("infinity-125m", "0.06M", "1.0")
+    shown = tab.show("infinity-125m", "0.06M", "1.0", 1, "bfloat16", None, 30, ranking)
+    assert shown[2]["value"] == "heatkv" and shown[4]["kind"] == "rank" and shown[6]["interactive"]
+    assert "made-up" in shown[5]["text"] and "of no model" in shown[5]["text"]
+    elsewhere = tab.choose("llamagen-b-256", 1, "bfloat16", "heatkv", 30, ranking)
+    assert elsewhere[4]["kind"] == "rank" and elsewhere[4]["word"] == "line" and "line" in elsewhere[2]["info"]
+    assert tab.choose("llamagen-b-256", 1, "bfloat16", "heatkv", 30, ranking)[4] == elsewhere[4], "planned once"
+    assert "lines 1 to" in elsewhere[5]["text"]
+    assert "good for nothing" in said(tab.schedule_file("infinity-125m", "0.06M", "1.0", "heatkv", 30, ranking)[1])
+    assert tab.schedule_file("infinity-125m", "0.06M", "1.0", "streaming", 30, ranking)[0]["data"]
+    again = budgets.made_up_ranking(budgets.choose_preset("infinity-125m", "0.06M", "1.0"))
+    assert (again.source == ranking.source).all()
+
+
 def test_batch_and_dtype_change_bytes_alone(tab: BudgetsTab) -> None:
     one = tab.show("var-d16", "", "", 1, "bfloat16", "streaming", 30, None)[4]
     eight = tab.show("var-d16", "", "", 8, "float32", "streaming", 30, None)[4]

@@ -1,7 +1,9 @@
-/* The lessons to choose from; the bar in lesson.js leads through the one that was chosen. value: {lessons: [...]}. */
+/* The lessons to choose from; the bar in lesson.js leads through the one that was chosen. In class mode with large type and
+ * a QR code of each, for phones in the room. value: {lessons: [...]}. */
 const heatkv = window.heatkv;
 const { make } = heatkv;
 const big = element.querySelector('.big input');
+const address = (index) => `${location.origin}${location.pathname}?lesson=${index + 1}`;
 
 function show() {
   const lessons = (props.value && props.value.lessons) || [];
@@ -13,17 +15,25 @@ function show() {
     const link = Object.assign(make('button', 'link', 'Copy link'), { type: 'button' });
     link.setAttribute('aria-label', `Copy link to lesson ${index + 1}`);
     link.addEventListener('click', async () => {
-      const url = `${location.origin}${location.pathname}?lesson=${index + 1}${big.checked ? '&class=1' : ''}`;
-      try { await navigator.clipboard.writeText(url); link.textContent = 'Copied'; } catch { link.textContent = `?lesson=${index + 1}`; }
+      try { await navigator.clipboard.writeText(address(index) + (big.checked ? '&class=1' : '')); link.textContent = 'Copied'; } catch { link.textContent = `?lesson=${index + 1}`; }
       setTimeout(() => { link.textContent = 'Copy link'; }, 3000);
     });
     item.append(start, link);
+    if (big.checked) {
+      const code = make('canvas', 'code');
+      code.setAttribute('role', 'img');
+      code.setAttribute('aria-label', `QR code of the link to lesson ${index + 1}`);
+      window.heatkvQr.paint(code, address(index));
+      item.append(code);
+    }
     return item;
   }));
 }
-const size = () => { document.documentElement.style.fontSize = big.checked ? '20px' : ''; };
+function size() {
+  document.documentElement.style.fontSize = big.checked ? '20px' : '';
+  show();
+}
 big.checked = new URLSearchParams(location.search).get('class') === '1';
 big.addEventListener('change', size);
-size();
 watch('value', show);
-show();
+size();

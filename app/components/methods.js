@@ -27,5 +27,9 @@ function show() {
     return [make('dt', title), about];
   }));
 }
+// Gradio's own placeholder of a plot that is still to come has a label and no role, which screen readers pass over.
+const plot = document.querySelector('#methods-plot');
+const name = () => { for (const node of plot.querySelectorAll('.empty[aria-label]:not([role])')) node.setAttribute('role', 'img'); };
+if (plot) { new MutationObserver(name).observe(plot, { childList: true, subtree: true }); name(); }
 watch('value', show);
 show();

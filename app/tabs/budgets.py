@@ -25,6 +25,7 @@ class BudgetsTab:
 
     def __init__(self) -> None:
         self.tables = budgets.Tables()
+        self.played: dict[str, Ranking] = {}  # made up so far, for models other than the one it was asked for
 
     def build(self) -> None:
         preset = budgets.choose_preset(START_MODEL)
@@ -57,6 +58,7 @@ class BudgetsTab:
                 "Use an orders or scores file …", file_types=[".json", ".safetensors"], size="sm", min_width=140,
                 elem_id="pub-upload",
             )  # fmt: skip
+            self.play = gr.Button("Try a made-up ranking", size="sm", min_width=140, elem_id="pub-play")
             self.remove = gr.Button("Stop using it", size="sm", min_width=110, interactive=False, elem_id="pub-remove")
             self.save = gr.Button("Download schedule", size="sm", min_width=130, elem_id="pub-save")
         self.notice = Component("notice", self.in_use(preset, None), elem_id="pub-notice")
@@ -67,11 +69,16 @@ class BudgetsTab:
             )  # fmt: skip
             self.ledger = Component("ledger", self.table(preset, None, policy, START_BATCH, START_DTYPE), scale=5)
         self.policy = gr.Radio(
-            self.choices(None), value=policy, label="Policy", info=REGISTRY[policy].summary, elem_id="published-policy"
+            self.choices(None),
+            value=policy,
+            label="Policy",
+            info=REGISTRY[policy].summary_for(preset.scales),
+            elem_id="published-policy",
         )
         self.map = Component("headmap", elem_id="published-map")
         Component("memory", elem_id="published-memory")
         self.ranking = gr.State(None)
+        self.none = gr.State(None)  # stands for the policy where the ranking says which comes first
         self.saver = Component("saver", elem_id="pub-saver")
 
     def wire(self) -> None:
@@ -83,6 +90,8 @@ class BudgetsTab:
         for trigger in (self.size.input, self.ratio.input, self.batch.input, self.dtype.input, self.policy.input):
             trigger(self.show, [*of, self.budget, self.ranking], shown, **how)
         self.upload.upload(self.take_file, [self.upload, *of[:5], self.budget], [self.ranking, *shown], **how)
+        made_up = self.play.click(self.made_up, [self.model, *of[1:3]], self.ranking, **how)
+        made_up.then(self.show, [*of[:5], self.none, self.budget, self.ranking], shown, **how)
         removed = self.remove.click(lambda: None, None, self.ranking, **how)
         removed.then(self.show, [*of, self.budget, self.ranking], shown, **how)
         self.save.click(
@@ -104,10 +113,31 @@ class BudgetsTab:
     def in_use(preset: Preset, ranking: Ranking | None) -> dict[str, str]:
         if ranking is None:
             return notice(f"No ranking is in use. {budgets.what_is_needed(preset)}.")
+        if ranking.made_up:
+            return notice(
+                "In use: a made-up ranking, to see what a plan does. It is of no model: chance says where its heads "
+                f"look. {budgets.what_is_needed(preset)}."
+            )
         if not ranking.fits(preset):
             needed = budgets.what_is_needed(preset)
             return notice(f"The ranking in use ({ranking.label}) is of another geometry and rests. {needed}.")
         return notice(f"In use: {ranking.label}.")
+
+    def made_up(self, model: Any, size: Any, ratio: Any) -> Any:
+        try:
+            return budgets.made_up_ranking(budgets.choose_preset(model, size, ratio))
+        except ValueError:  # said by what shows it
+            return None
+
+    def fitting(self, preset: Preset, ranking: Ranking | None) -> Ranking | None:
+        """The ranking in use, if it is of this model; a made-up one is made for any."""
+        if ranking is None or ranking.fits(preset):
+            return ranking
+        if not ranking.made_up:
+            return None
+        if preset.id not in self.played:
+            self.played[preset.id] = budgets.made_up_ranking(preset)
+        return self.played[preset.id]
 
     @staticmethod
     def failed(words: str) -> tuple[Any, ...]:
@@ -126,7 +156,7 @@ class BudgetsTab:
         """Controls and table of what was chosen; anything wrong is said, and all stays as it was."""
         try:
             preset = budgets.choose_preset(model, size, ratio)
-            fitting = ranking if ranking is not None and ranking.fits(preset) else None
+            fitting = self.fitting(preset, ranking)
             allowed = budgets.policies_for(fitting)
             policy = policy if policy in allowed else next(iter(allowed))
             table = self.table(preset, fitting, policy, read_batch(batch, budgets.MAX_BATCH), dtype)
@@ -141,7 +171,7 @@ class BudgetsTab:
         return (
             gr.update(interactive=has_choice, value=preset.size or None),
             gr.update(interactive=has_choice, value=preset.ratio or None),
-            gr.update(choices=self.choices(fitting), value=policy, info=REGISTRY[policy].summary),
+            gr.update(choices=self.choices(fitting), value=policy, info=REGISTRY[policy].summary_for(preset.scales)),
             gr.update(minimum=percents[0], value=at),
             table,
             self.in_use(preset, ranking),
@@ -165,8 +195,10 @@ class BudgetsTab:
     ) -> tuple[Any, Any]:
         try:
             preset = budgets.choose_preset(model, size, ratio)
-            fitting = ranking if ranking is not None and ranking.fits(preset) else None
+            fitting = self.fitting(preset, ranking)
             name = read_policy(policy, budgets.policies_for(fitting))
+            if fitting and fitting.made_up and REGISTRY[name].needs != "nothing":
+                raise InputError("A made-up ranking is no model's: a schedule from it would be good for nothing.")
             share = read_percent(percent, budgets.percents_of(preset, name)) / 100
             schedule = budgets.plan_for(preset, fitting, share, name)
         except ValueError as error:

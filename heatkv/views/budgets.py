@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores, load_orders
 from heatkv.views import explore
+from heatkv.views.lines import lines_json
 
 GUIDED_ROWS = 2  # with classifier-free guidance every image is two rows, and both are cached
 MAX_BATCH = 1024
@@ -53,11 +55,13 @@ OURS = {"bfloat16": Accounting(2, 2), "float32": Accounting(4, 4)}
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What plans are made from, and for which geometry it was read. ``label`` says where from."""
+    """What plans are made from, and for which geometry it was read. ``label`` says where from, ``made_up`` that it is
+    nobody's (`made_up_ranking`)."""
 
     label: str
     geometry: Geometry
     source: HeadScores | npt.NDArray[np.int64]
+    made_up: bool = False
 
     @property
     def scores(self) -> HeadScores | None:
@@ -86,14 +90,30 @@ def read_ranking(path: str | os.PathLike[str], preset: Preset) -> Ranking:
     return Ranking(f"scores of {scores.model}, {name}, {scores.count} prompts", preset.geometry, scores)
 
 
+def made_up_ranking(preset: Preset) -> Ranking:
+    """A ranking to play with where no file is at hand, the same every time: chance says how far back a head looks.
+
+    It has the shape of a measured one, heads that rank alike for scales that lie close together; it is no model's.
+    """
+    geometry = preset.geometry
+    rng = np.random.default_rng(zlib.crc32(preset.id.encode()))
+    sources = len(geometry.scales) - 1 - sink_scales_of(preset)
+    habit_N = rng.beta(0.7, 0.7, geometry.head_count)
+    place_S1 = np.linspace(0, 1, sources)[:, None]
+    score_SN = np.exp(-((place_S1 - habit_N) ** 2) / 0.08) + 0.15 * rng.standard_normal((sources, geometry.head_count))
+    return Ranking("a made-up ranking, of no model", geometry, score_SN.argsort(axis=1), made_up=True)
+
+
 def what_is_needed(preset: Preset) -> str:
     """Which files a ranking of ``preset`` can be read from, in words."""
     geometry, sinks = preset.geometry, sink_scales_of(preset)
-    sources = len(geometry.scales) - 1 - sinks
+    scales = geometry.scales
+    sources, first = len(scales) - 1 - sinks, sinks + 1 - scales.drawn[0]
     return (
-        f"HeatKV needs a file that ranks the heads: head orders of {preset.id} (JSON: for each of the {sources} scales "
-        f"{sinks + 1} to {sinks + sources} a list of all {geometry.head_count} [head, layer] pairs, the first to go "
-        f"first), or scores from `python -m heatkv calibrate --model {preset.id} --out scores.safetensors`"
+        f"HeatKV needs a file that ranks the heads: head orders of {preset.id} (JSON: for each of the {sources} "
+        f"{scales.word}s {first} to {first + sources - 1} a list of all {geometry.head_count} [head, layer] pairs, "
+        "the first to go first), or scores from "
+        f"`python -m heatkv calibrate --model {preset.id} --out scores.safetensors`"
     )
 
 
@@ -150,7 +170,7 @@ def table_json(
     """Plain values for a browser: every budget's cells, every cell's rank or score, and bytes in both accountings."""
     if dtype not in OURS:
         raise ValueError(f"the cache's dtype {dtype!r} is not one of {', '.join(OURS)}")
-    geometry, sinks = preset.geometry, table.sink_scales
+    geometry, sinks, scales = preset.geometry, table.sink_scales, preset.scales
     profiles = explore.head_profiles(ranking.scores, sinks) if ranking and ranking.scores else None
     ranks = None
     if ranking is not None and ranking.scores is None:
@@ -162,6 +182,9 @@ def table_json(
         "heldBytesPerToken": table.unit_bytes(GUIDED_ROWS * batch, OURS[dtype].key_bytes),
         # The papers know no encoded cells.
         "paperBytesPerToken": PAPERS.bytes_per_token(geometry, batch) if table.storage == "compute" else 0,
+        **(lines_json(ranking.scores, profiles) if scales.by_line and ranking and ranking.scores and profiles else {}),
+        "word": scales.word,
+        "names": [scales.name(k) for k in range(len(scales))],
         "model": preset.id,
         "batch": batch,
         "dtype": dtype,

@@ -20,6 +20,8 @@ from heatkv.views.explore import head_profiles
 from heatkv.views.knockout import KnockOut, knock_out_steps
 
 SMALL = 0.35  # the budget at which rankings are compared
+BUDGETS = (0.6, SMALL, 0.1)  # those at which it is counted how often a picture holds
+OTHER = 1000  # what is added to a seed for another picture of the same prompt
 
 
 def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -29,7 +31,7 @@ def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def count_steps(
-    model: GenerativeModel, scores: HeadScores, prompts: Sequence[str], knocked: int, other_seed: float
+    model: GenerativeModel, scores: HeadScores, prompts: Sequence[str], knocked: int, other_seed: float | None = None
 ) -> Iterator[dict[str, Any] | str]:
     """Words on how far it is, then the counts.
 
@@ -40,11 +42,18 @@ def count_steps(
     knocked
         For so many of them every head is knocked out as well.
     other_seed
-        PSNR of another seed's picture of the same prompt: what counts as close.
+        PSNR of another seed's picture of the same prompt: what counts as close. None: measured on these prompts.
     """
     scales = model.geometry.scales
     sinks = min(scales.default_sinks, len(scales) - 1)
     least = least_budget(scales, sinks)
+    if other_seed is None:
+        pairs = [
+            [heatkv.generate(model, prompt, seed + other).pixels for other in (0, OTHER)]
+            for seed, prompt in enumerate(prompts)
+        ]
+        other_seed = float(np.mean([metrics.psnr(*pair) for pair in pairs]))
+        yield f"another seed's picture is {other_seed:.1f} dB away"
     falls, upright, formed = [], [], []
     for seed, prompt in enumerate(prompts):
         events = list(generate_events(model, prompt, seed, _cache(model, None), previews=True))
@@ -54,12 +63,12 @@ def count_steps(
         formed.append(1 + close.index(True))
 
         def at(budget: float, policy: str, prompt: str = prompt, seed: int = seed, full: Any = full) -> float:
-            schedule = heatkv.plan(scores, budget, policy, sinks)
+            schedule = heatkv.plan(scores, max(least, budget), policy, sinks)
             return metrics.psnr(full, heatkv.generate(model, prompt, seed, schedule).pixels)
 
         right, wrong = at(SMALL, "heatkv"), at(SMALL, "reverse")
         upright.append(right - wrong)
-        falls.append([at(0.6, "heatkv"), right, at(max(least, 0.1), "heatkv")])
+        falls.append([right if b == SMALL else at(b, "heatkv") for b in BUDGETS])
         yield f"{seed + 1} of {len(prompts)} prompts"
     strongest, agree, worst = [], [], []
     profiles = head_profiles(scores, sinks)
@@ -77,13 +86,14 @@ def count_steps(
     yield {
         "prompts": list(prompts),
         "small": SMALL,
-        "least": max(least, 0.1),
+        "other_seed": other_seed,
+        "least": max(least, BUDGETS[-1]),
+        "held": [int(n) for n in (fall > other_seed).sum(axis=0)],  # at `BUDGETS`, the last no less than the least
         "formed": float(np.mean(formed)),
         "upright": int((np.array(upright) > 0).sum()),
         "upright_db": float(np.mean(upright)),
         "clearest": int(np.argmax(upright)),
         "moving": int((fall[:, 0] - fall[:, 2]).argmax()),
-        "untouched": int((fall[:, 2] > other_seed).sum()),
         "knocked": knocked,
         "strongest": strongest,
         "worst": worst,
