@@ -22,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import httpx
 from served import call, payload, resident, served
 
-KINDS = ("plan", "plan", "picture", "wrong", "wrong", "abandoned")
 GROWTH = 1.10
 
 
 class Load:
     """What the clients saw: seconds by kind, refusals, wrong answers; and memory by time."""
+
+    kinds: tuple[str, ...] = ("plan", "plan", "picture", "wrong", "wrong", "abandoned")
 
     def __init__(self, url: str, process: int) -> None:
         self.url, self.process = url, process
@@ -73,7 +74,7 @@ class Load:
         rng = random.Random(number)
         with httpx.Client(timeout=120) as client:
             while time.monotonic() < until:
-                kind = rng.choice(KINDS)
+                kind = rng.choice(self.kinds)
                 try:
                     self.ask(client, kind, rng)
                 except httpx.HTTPError as error:

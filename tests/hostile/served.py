@@ -1,4 +1,4 @@
-"""The app with a tiny model, served to this machine alone in a process of its own, and plain requests to it."""
+"""The app with a small model, served to this machine alone in a process of its own, and plain requests to it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
 import heatkv, heatkv.threads
-from tiny import tiny_model
-from app.demo import create_demo, launch_options
+from app.demo import Exhibit, create_pages, launch_options
 heatkv.threads.share_freed_memory()  # as `python -m app` does
-model = tiny_model()
-demo = create_demo(model, heatkv.calibrate(model, ["red apple"]))
+if {model!r} == "tiny":
+    from tiny import tiny_model
+    model = tiny_model()
+    shown = Exhibit(model, heatkv.calibrate(model, ["red apple"]))
+else:
+    from app.__main__ import exhibit
+    shown = exhibit({model!r}, "cpu", "float32")
+demo = create_pages([shown])
 _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
 print(url, flush=True)
 time.sleep({seconds})
@@ -34,9 +39,9 @@ os._exit(0)
 
 
 @contextmanager
-def served(seconds: int) -> Iterator[tuple[str, int]]:
-    """Address and process of a server that ends by itself after so many seconds."""
-    code = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), seconds=seconds)
+def served(seconds: int, model: str = "tiny") -> Iterator[tuple[str, int]]:
+    """Address and process of a server of a bundled or the tiny model that ends by itself after so many seconds."""
+    code = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), seconds=seconds, model=model)
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
