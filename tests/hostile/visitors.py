@@ -1,4 +1,4 @@
-"""People on the Explore page at once: ``python tests/hostile/visitors.py [--visitors 30 --seconds 300 --model pocket]``.
+"""People on the Explore page: ``python tests/hostile/visitors.py [--visitors 30 --seconds 300 --model pocket]``.
 
 No browser: every visitor sends what the page sends, over the page's own events. Each opens the page, draws, drags (asks
 for another picture before the first has come), lets strips be drawn in the background, looks into heads; now and then
