@@ -85,7 +85,7 @@ def head_card(
 ) -> dict[str, Any]:  # fmt: skip
     """The value of the ``headcard`` part; without a probe it says that the maps are still to come.
 
-    ``target`` is the scale or line whose queries are shown, the last one unless it is a number of another.
+    ``target`` is the scale or line whose queries are shown: the last or, of lines, the middle one unless it is another.
     """
     layer, number = head
     card: dict[str, Any] = {
@@ -122,7 +122,10 @@ def head_card(
 def _reading(bench: Workbench, head: tuple[int, int], probe: Probe, target: Any) -> dict[str, Any]:
     """What the head reads in the probed picture: a map a scale, or one over the picture where lines are drawn."""
     scales = bench.geometry.scales
-    at = target if type(target) is int and target in scales.drawn else scales.drawn[-1]
+    usual = (
+        scales.drawn[len(scales.drawn) // 2] if scales.by_line else scales.drawn[-1]
+    )  # above a line there is to read
+    at = target if type(target) is int and target in scales.drawn else usual
     attention = probe.attention[head][at]
     view = line_view(attention, scales, at) if scales.by_line else attention_view(attention, scales, target=at)
     return {

@@ -74,6 +74,7 @@ class Recipe:
             words = "full cache"
         else:
             words = f"{REGISTRY[self.policy].title}, {self.percent:g} %"
+            words += ", your calibration" if self.source == "session" else ""
         return words + (", edited" if self.forget else "")
 
 

@@ -87,13 +87,14 @@ def test_the_table_has_distances_and_wide_types(bench: Workbench) -> None:
 def test_a_head_card_shows_what_any_line_has_read(demo: _Demo, bench: Workbench) -> None:
     asked = {"layer": 1, "head": 2, "prompt": "red apple", "seed": 1}
     card = list(demo.explore.draw_card(None, event(**asked)))[-1]
-    assert card["drawing"] == "lines" and card["targets"] == [1, 2, 3, 4, 5, 6] and card["target"] == 6
-    assert (card["view"]["line"], card["view"]["queries"], card["view"]["size"]) == (5, 5, [6, 6])
+    assert card["drawing"] == "lines" and card["targets"] == [1, 2, 3, 4, 5, 6] and card["target"] == 4
+    assert (card["view"]["line"], card["view"]["queries"], card["view"]["size"]) == (3, 6, [6, 6])
+    assert demo.explore.show(None, event(**asked, target=6))["view"]["queries"] == 5, "the last token reads nothing"
     early = demo.explore.show(None, event(**asked, target=2))
     assert (early["view"]["line"], early["view"]["queries"]) == (1, 6)
     levels = np.frombuffer(base64.b64decode(early["view"]["picture"]), "<u2").reshape(7, 6, 6)
     assert (levels[0, :2] != 65535).all() and (levels[0, 2:] == 65535).all() and levels[1, 1, 1] == 65535
-    assert demo.explore.show(None, event(**asked, target=0))["target"] == 6, "the condition is not drawn"
+    assert demo.explore.show(None, event(**asked, target=0))["target"] == 4, "the condition is not drawn"
     assert [part["name"] for part in card["evidence"]][1:] == [
         "the line above", "lines further up", "the condition: the prompt",
     ]  # fmt: skip

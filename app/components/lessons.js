@@ -30,10 +30,11 @@ function show() {
   }));
 }
 function size() {
+  if (heatkv.view.classMode !== big.checked) heatkv.set({ classMode: big.checked }, 'look');
   document.documentElement.style.fontSize = big.checked ? '20px' : '';
   show();
 }
-big.checked = new URLSearchParams(location.search).get('class') === '1';
+big.checked = heatkv.view.classMode;
 big.addEventListener('change', size);
 watch('value', show);
 size();

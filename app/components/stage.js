@@ -25,7 +25,7 @@ const want = () => Object.fromEntries(SIDES.map((side) => [side, wantOf(heatkv.v
 const stripWant = () => wantOf(heatkv.view.prompt, heatkv.view.seed, { ...heatkv.recipe(), percent: 0 });
 const fresh = (side) => Boolean(shown[side]) && shown[side].want === want()[side];
 const nearest = () => (strips.get(stripWant()) || []).reduce((best, one) => (!best || Math.abs(one.percent - heatkv.budget) < Math.abs(best.percent - heatkv.budget) ? one : best), null);
-const label = (r) => (r.source === 'uploaded' ? 'your schedule' : r.policy === 'full' ? 'full cache' : `${heatkv.defaults.titles[r.policy] || r.policy}, ${r.percent} %`) + (r.forget ? ', edited' : '');
+const label = (r) => (r.source === 'uploaded' ? 'your schedule' : r.policy === 'full' ? 'full cache' : `${heatkv.defaults.titles[r.policy] || r.policy}, ${r.percent} %${r.source === 'session' ? ', your calibration' : ''}`) + (r.forget ? ', edited' : '');
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@
 window.heatkv = (() => {
   const plans = window.heatkvPlans();
   const FULL = { policy: 'full', percent: 100, source: 'bundled', forget: '' };
-  const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null };
+  const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null, classMode: false };
   const query = new URLSearchParams(location.search);
+  view.classMode = query.get('class') === '1';
   const given = (key, fits = () => true) => { const v = query.get(key); return v !== null && v.length <= 20000 && fits(v) ? v : null; };
   const SHOWN = { mode: ['side', 'wipe', 'difference', 'steps'], colour: ['auto', 'attention', 'distance', 'change', 'knockout', 'kept'] };
   let defaults = null;
@@ -64,8 +65,8 @@ window.heatkv = (() => {
   function facts(whole) {
     const b = recipe();
     const all = { prompt: view.prompt, seed: view.seed, ...view.sampling, budget: b.percent, policy: b.policy, forget: b.forget, a: same(view.a, FULL) ? '' : pack(view.a),
-      mode: view.mode, colour: view.colour, tab: view.tab, head: `${plans.cell.layer + 1}.${plans.cell.head + 1}`, lesson: view.lesson === null ? '' : view.lesson + 1 };
-    const usual = { ...defaults, budget: defaults.percent, forget: '', a: '', mode: 'side', colour: 'auto', tab: 'explore', head: `${defaults.head[0] + 1}.${defaults.head[1] + 1}`, lesson: '' };
+      mode: view.mode, colour: view.colour, tab: view.tab, head: `${plans.cell.layer + 1}.${plans.cell.head + 1}`, lesson: view.lesson === null ? '' : view.lesson + 1, class: view.classMode ? '1' : '' };
+    const usual = { ...defaults, budget: defaults.percent, forget: '', a: '', mode: 'side', colour: 'auto', tab: 'explore', head: `${defaults.head[0] + 1}.${defaults.head[1] + 1}`, lesson: '', class: '' };
     return Object.entries(all).filter(([key, v]) => v !== '' && (whole ? !['mode', 'colour', 'tab'].includes(key) || v !== usual[key] : String(v) !== String(usual[key])));
   }
   const LONGEST = 1800; // of the forgotten cells; programs cut longer addresses

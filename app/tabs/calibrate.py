@@ -9,15 +9,22 @@ from typing import Any
 
 import gradio as gr
 
+import heatkv
 from app.api import scores_bytes
 from app.components import Component
 from app.inputs import MAX_PROMPTS, without_folder
 from app.page import MODEL_JOB, PRIVATE, Page, cancelled_notice, notice, problem, saved_file
 from app.prompts import prompts_field
 from app.recipes import Calibration
+from app.strips import START_PERCENT
 from app.turns import Waiting
 from app.workbench import Workbench
 from heatkv.scores import HeadScores, load_orders, orders_to_json
+from heatkv.views.calibrations import orders_correlation, plan_difference
+
+# A by the same recipe as B, but from the bundled calibration.
+COMPARE = """() => { const h = window.heatkv; h.set({ a: { ...h.recipe(), source: 'bundled', forget: '' } });
+    document.querySelector('#tab-explore-button').click(); }"""
 
 
 class CalibrateTab:
@@ -44,6 +51,10 @@ class CalibrateTab:
             with gr.Column(scale=5, min_width=320):
                 self.progress = Component("progress")
                 self.notice = Component("notice", self.in_use(None), elem_id="calibrate-notice")
+                self.compare = gr.Button(
+                    "Compare both in Explore: A from the first calibration, B from yours", visible=False,
+                    elem_id="calibrate-compare",
+                )  # fmt: skip
                 with gr.Row(elem_classes="tools"):
                     self.save_scores = gr.Button("Download scores", size="sm", min_width=140, elem_id="save-scores")
                     self.save_orders = gr.Button("Download orders", size="sm", min_width=140, elem_id="save-orders")
@@ -77,6 +88,10 @@ class CalibrateTab:
                 lambda: (None, self.in_use(None)), None, [page.calibration, self.notice], queue=False, **PRIVATE
             )
         )
+        page.calibration.change(
+            lambda found: gr.update(visible=found is not None), page.calibration, self.compare, queue=False, **PRIVATE
+        )
+        self.compare.click(None, None, None, js=COMPARE)
         self.save_scores.click(self.scores_file, page.calibration, [self.saver, self.notice], queue=False, **PRIVATE)
         self.save_orders.click(self.orders_file, page.calibration, [self.saver, self.notice], queue=False, **PRIVATE)
 
@@ -85,7 +100,25 @@ class CalibrateTab:
     def in_use(self, calibration: Calibration | None) -> dict[str, str]:
         found = calibration or self.bench.bundled
         count = f", {found.scores.count} {self.bench.nouns}" if found.scores else ", ranks only"
-        return notice(f"In use: {found.label}{count}.")
+        beside = self.beside_bundled(found) if calibration else ""
+        return notice(f"In use: {found.label}{count}.{beside}")
+
+    def beside_bundled(self, calibration: Calibration) -> str:
+        """How far plans from this calibration are from those of the bundled one."""
+        sinks, percent = self.bench.sink_scales, max(START_PERCENT, self.bench.percents("heatkv")[0])
+        sources = [c.source for c in (self.bench.bundled, calibration)]
+        orders = [s.orders(sinks) if isinstance(s, HeadScores) else s for s in sources]
+        plans = [
+            heatkv.plan(
+                order, percent / 100, sink_scales=sinks, model=self.bench.model.id, geometry=self.bench.geometry
+            )
+            for order in orders
+        ]
+        flips = plan_difference(*plans)
+        return (
+            f" Heads rank alike in both calibrations by {orders_correlation(*orders):.2f} (1: the same, 0: by chance). "
+            f"HeatKV at {percent} % keeps {flips.differ} of {flips.prunable} droppable cells otherwise."
+        )
 
     def calibrate(self, prompts: Any, count: Any) -> Iterator[Any]:
         """Prompt by prompt; the session's calibration changes only when all are through."""

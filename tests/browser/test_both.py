@@ -57,7 +57,7 @@ def test_the_menu_leads_to_the_other_model_and_keeps_prompt_seed_and_budget(page
 def test_nothing_speaks_of_scales_on_the_page_of_a_model_by_lines(page: Page, site: Site) -> None:
     visit(page, site, "tiny-lines")
     page.locator("#headcard").scroll_into_view_if_needed()
-    expect(page.locator("#headcard .says")).to_contain_text("line 8")
+    expect(page.locator("#headcard .says")).to_contain_text("line 5")
     words = page.evaluate(
         """[...document.querySelectorAll(
             '#dial, #stage, #headmap, #heads, #headcard, #scorecard, #memory, .types')].map((node) =>

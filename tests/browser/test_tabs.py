@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Site, tab, upload, visit
+from pages import Site, drawn, tab, upload, visit
 from playwright.sync_api import Page, expect
 
 import heatkv
@@ -49,6 +49,12 @@ def test_a_calibration_changes_the_map_of_this_session_only(page: Page, site: Si
     page.locator("#calibrate-start").click()
     expect(page.locator("#calibrate-notice")).to_contain_text("your calibration, 2 prompts")
     page.wait_for_function("(before) => heatkv.table.kept + heatkv.table.types.join() !== before", arg=before)
+    expect(page.locator("#calibrate-notice")).to_contain_text("droppable cells otherwise")
+    page.locator("#calibrate-compare").click()
+    drawn(page)
+    expect(page.locator("#stage figure.a .tag")).to_have_text("A · HeatKV, 35 %")
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 35 %, your calibration")
+    tab(page, "Calibrate")
     with page.expect_download() as found:
         page.locator("#save-scores").click()
     assert heatkv.HeadScores.load(found.value.path()).prompts == ("green tree", "a picture of a cat")
