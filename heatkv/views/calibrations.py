@@ -1,4 +1,4 @@
-"""How far two calibrations of a model are apart: whether they rank heads alike, and plans from them keep the same.
+"""How far two calibrations of a model are apart: whether they rank heads alike, and plans from them keep the same."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_maps_of_a_head_share_one_measure_unless_asked_otherwise(page: Page, sit
     page.locator("#headcard .stretch input").check()
     stretched = [tile.evaluate(darkest) for tile in page.locator("#headcard .tile").all()]
     assert max(stretched) < 120, "each is dark somewhere"
-    assert max(shared) > max(stretched) and min(shared) == min(stretched), shares
+    assert max(shared) > max(stretched) and abs(min(shared) - min(stretched)) < 8, shares
     page.locator("#headcard .tile").first.click()
     expect(page.locator("#headcard .tile.large")).to_have_count(1)
 
