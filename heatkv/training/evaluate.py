@@ -109,10 +109,17 @@ def knows(model: GenerativeModel, name: str) -> bool:
         return False
 
 
+def was_shown(model: GenerativeModel, label: str) -> bool:
+    """Whether a thing was among those that the model learned from, where its folder lists them."""
+    things = model.about().get("things")
+    return things is None or label in things
+
+
 def candidates(model: GenerativeModel, dataset: data.Dataset, pool: str) -> list[int]:
-    """The fluent pictures whose names are drawn from: those that the model knows."""
+    """The fluent pictures whose names are drawn from: those that the model was shown and knows."""
     left_out = data.VARIANT_GROUPS if pool == "objects" else ()
     found = [i for i, e in enumerate(dataset.emoji) if e.style == "fluent" and e.group not in left_out]
+    found = [i for i in found if was_shown(model, dataset.emoji[i].label)]
     return [i for i in found if knows(model, dataset.emoji[i].label)]
 
 
@@ -164,7 +171,8 @@ def colour_words(model: GenerativeModel, dataset: data.Dataset, held_out: bool, 
     only apart from each other). Pictures that have the colour anyway are left out; chance is 1 / 7.
     """
     rng = np.random.default_rng(settings.seed)
-    painted = [p for p in scenes.repaintings(dataset, held_out) if knows(model, p[2])]
+    painted = [p for p in scenes.repaintings(dataset, held_out) if was_shown(model, dataset.emoji[p[0]].label)]
+    painted = [p for p in painted if knows(model, p[2])]
     painted = [painted[i] for i in rng.permutation(len(painted))[: 3 * settings.colours]]
     before = data.nearest_colour(cut_out(data.on_white(dataset.images[[i for i, _, _ in painted]])))
     asked = [p for p, colour in zip(painted, before, strict=True) if p[1] != colour][: settings.colours]

@@ -26,9 +26,9 @@ EXAMPLES = (
 SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
 
 LINES_EXAMPLES = (
-    "penguin",
+    "red apple",
     "cat face on grass",
-    "red apple left of banana",
+    "penguin left of banana",
     "rocket at night",
     "two mushrooms",
     "automobile left of palm tree",
@@ -68,6 +68,7 @@ def export_lines(folder: Path, destination: Path, name: str) -> None:
         "tokenizer_psnr": vq_state["history"][-1],
         "transformer_steps": state["step"],
         "held_out": state["history"][-1],
+        "things": state["things"],
     }
     model = LlamaGenModel(name, text, transformer, vq, LINES_SAMPLING, LINES_EXAMPLES, facts)
     save_folder(model, destination, "llamagen")

@@ -256,19 +256,19 @@ def train(
             result = evaluate(average, *held_out.all(), cache, run.batch)
             history.append({"step": step, **result})
             print(f"step {step}: held-out {', '.join(f'{k} {v:.3f}' for k, v in result.items())}", flush=True)
-            save(path, model, average, optimizers, step, history, course.at(step - 1).words, run)
+            save(path, model, average, optimizers, step, history, course.at(step - 1), run)
     return path
 
 
 def save(
     path: Path, model: TextToTokens, average: TextToTokens, optimizers: list[torch.optim.Optimizer], step: int,
-    history: list[dict[str, float]], shown: frozenset[str], run: LinesRun,
+    history: list[dict[str, float]], source: scenes.Scenes, run: LinesRun,
 ) -> None:  # fmt: skip
     loop.save_checkpoint(path, {
         "model": model.state_dict(), "average": average.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step, "history": history,
         "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words),
-        "shown": sorted(shown), "run": asdict(run),
+        "shown": sorted(source.words), "things": sorted(source.shown), "run": asdict(run),
     })  # fmt: skip
 
 

@@ -139,6 +139,11 @@ class Scenes:
         return self.dataset.images.shape[1]
 
     @property
+    def shown(self) -> frozenset[str]:
+        """The labels of all that it may draw."""
+        return frozenset(self.dataset.emoji[i].label for i in self.known)
+
+    @property
     def words(self) -> frozenset[str]:
         """All words that its prompts can have."""
         entries = [self.dataset.emoji[i] for i in self.known]
