@@ -215,3 +215,10 @@ def test_every_thing_of_a_scene_is_read_as_its_label(said: str, read: str) -> No
 def test_scene_words_survive_saving(tmp_path: Path) -> None:
     SCENE.save(tmp_path / "synonyms.json")
     assert Synonyms.load(tmp_path / "synonyms.json") == SCENE
+
+
+def test_a_model_of_few_things_takes_what_people_say_for_those_alone() -> None:
+    table = Synonyms({"kitty": "cat face", "auto": "automobile", "puppy": "dog"}, ("red",), grammar={"over": "above"})
+    few = synonyms.for_things(table, ["cat face", "automobile"])
+    assert few.phrases == {"cat": "cat face", "kitty": "cat face", "auto": "automobile", "automobile": "automobile"}
+    assert few.grammar == table.grammar and few.colours == table.colours

@@ -149,8 +149,9 @@ def run(arguments: argparse.Namespace) -> None:
         save(arguments.folder, arguments.out, arguments.name or arguments.out.resolve().name)
         print(arguments.out)
     elif arguments.command == "synonyms":
-        path = arguments.model / SYNONYMS
-        synonyms.build(arguments.folder).save(path)
+        path, things = arguments.model / SYNONYMS, load(arguments.model, "cpu").about().get("things")
+        table = synonyms.build(arguments.folder)
+        (synonyms.for_things(table, things) if things else table).save(path)
         print(path)
     elif arguments.command == "calibrate":
         export.calibrate_bundled(load(arguments.model), read_prompts(arguments.prompts), arguments.model)

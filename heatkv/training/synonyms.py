@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter, defaultdict
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,13 @@ def build(folder: Path) -> Synonyms:
     phrases = {phrase: label for phrase, label in phrases.items() if phrase not in plurals}
     phrases |= {label: label for label in labels if label.split()[0] in data.HUES}
     return Synonyms(phrases, tuple(data.HUES), data.STYLES, GRAMMAR, tuple(sorted(scenes.WORDS)))
+
+
+def for_things(table: Synonyms, things: Collection[str]) -> Synonyms:
+    """The same table for a model that was shown these labels alone, where a cat can only be the cat face."""
+    phrases = {thing.removesuffix(" face"): thing for thing in things}
+    phrases |= {phrase: label for phrase, label in table.phrases.items() if label in things}
+    return replace(table, phrases=phrases)
 
 
 def specificity(entry: dict[str, Any], phrase: str) -> tuple[bool, bool, int, int]:
