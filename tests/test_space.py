@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from tiny import tiny_model
+
+import heatkv
 from app.space import MAX_FILE, front_matter, memory, static_problems
 
 README = """---
@@ -57,3 +65,65 @@ def test_memory_is_that_of_a_process() -> None:
 
     found = memory(os.getpid())
     assert found is None or 1 << 20 < found < 1 << 36
+
+
+class OtherProcess:
+    """Stands for ``spaces.GPU``: what goes into a job and what comes out of it is pickled on its way."""
+
+    def __init__(self) -> None:
+        self.ran: set[str] = set()
+        self.made: set[str] = set()
+
+    def gpu(self, job: Callable[..., Any], seconds: int) -> Callable[..., Any]:
+        self.made.add(job.__name__)
+
+        def sent(*arguments: Any) -> Iterator[Any]:
+            self.ran.add(job.__name__)
+            for step in job(*pickle.loads(pickle.dumps(arguments))):
+                yield pickle.loads(pickle.dumps(step))
+
+        return sent
+
+
+def test_whatever_borrows_a_gpu_can_be_sent_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every public endpoint and every part of the page that runs the model, with each kind of policy."""
+    pytest.importorskip("gradio")
+    from app.api import Api
+    from app.demo import _Demo
+    from app.recipes import Calibration
+    from app.workbench import Workbench
+
+    there = OtherProcess()
+    monkeypatch.setattr("app.jobs.gpu", there.gpu)
+    model = tiny_model()
+    scores = heatkv.calibrate(model, ["red apple"])
+    bench = Workbench(model, scores)
+    demo, api = _Demo(bench), Api(bench)
+    demo.build()
+    there.ran.clear()
+
+    def event(**data: Any) -> Any:
+        return SimpleNamespace(_data={"id": 1, "prompt": "red apple", "seed": 3, **data})
+
+    visitor: Any = SimpleNamespace(session_hash="one")
+    mine = Calibration("mine", heatkv.calibrate(model, ["blue cat"]))
+    schedule = heatkv.plan(scores, 0.5)
+    static, dynamic = {"policy": "heatkv+", "percent": 40}, {"policy": "headkv", "percent": 60}
+    session = {"policy": "heatkv", "percent": 50, "source": "session", "forget": "1.1"}
+    steps = [
+        list(api.generate("red apple", 1, 0.5, "heatkv"))[-1]["psnr"],
+        list(api.draw("red apple", 1, 0.5, "h2o", 2.0, 0.5))[-1]["psnr"],
+        list(api.compare("red apple", 2, "headkv", 0.6, "", "heatkv+", 0.4, "1.2"))[-1]["psnr"],
+        list(api.knockout("red apple", 1))[-1]["moved"],
+        list(api.calibrate(["red apple"], 1))[-1]["orders"],
+        list(demo.explore.draw(mine, None, event(a=static, b=session), visitor))[-1][0]["score"],
+        list(demo.explore.draw(None, schedule, event(a=dynamic, b={"source": "uploaded"}), visitor))[-1][0]["score"],
+        list(demo.explore.strip(mine, None, event(b=session, key="k"), visitor))[-1]["pictures"],
+        list(demo.explore.knock_out(event(), visitor))[-1]["moved"],
+        list(demo.explore.draw_card(mine, event(layer=1, head=1)))[-1]["view"],
+        list(demo.explore.head_types(None, None, event(policy="headkv", percent=60)))[-1]["grids"],
+        list(demo.methods.draw_all("red apple", {"seed": 2, "percent": 60}, mine))[-1][0]["tiles"],
+        list(demo.calibrate.calibrate("red apple\nblue cat", 2))[-1][0].scores.count,
+    ]
+    assert all(step is not None for step in steps)
+    assert there.ran == there.made, "every job has been sent"
