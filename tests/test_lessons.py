@@ -87,3 +87,18 @@ def test_counts_of_other_weights_or_an_older_program_are_passed_over(
     assert not Chosen.read(tmp_path, "x").counts
     path.write_text("[]")
     assert not Chosen.read(tmp_path, "x").counts and not Chosen.read(tmp_path / "none", "x").counts
+
+
+def test_the_central_demonstration_shows_on_the_bundled_model() -> None:
+    """The trial's prompt looked untouched, ranked right or upside down: what ships was chosen because it shows."""
+    from app.strips import bundled_fingerprint, read_strips
+    from heatkv.models import find_folder
+
+    folder, weights = find_folder("pocket"), bundled_fingerprint("pocket")
+    chosen = Chosen.read(folder, weights)
+    prompt, seed = chosen.counts["prompts"][chosen.counts["clearest"]], chosen.counts["clearest"]
+    found = {s.policy: s for s in read_strips(folder, weights) if (s.prompt, s.seed) == (prompt, seed)}
+    assert {"heatkv", "reverse"} <= set(found), "drawn before anybody comes"
+    distance = {name: metrics.psnr(strip.full, strip.pixels[strip.percents.index(35)]) for name, strip in found.items()}
+    assert distance["heatkv"] > distance["reverse"] + 4
+    assert chosen.counts["upright"] / len(chosen.counts["prompts"]) > 0.8, "and it is no single lucky picture"

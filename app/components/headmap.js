@@ -108,7 +108,7 @@ function drawNames() {
   const [left, right] = element.querySelectorAll('.heads-row');
   left.replaceChildren(...range(byHead() ? t.heads : t.cached).map((s) => label(byHead() ? s + 1 : s || t.word === 'scale' ? colours.columnLabel(s) : '')));
   left.classList.toggle('many', (byHead() ? t.heads : t.cached) > 9);
-  right.classList.toggle('many', t.cached > 20);
+  right.classList.toggle('many', t.cached > (detail.clientWidth < 400 ? 9 : 20));
   right.replaceChildren(...range(t.cached).map((s) => label(colours.columnLabel(s), t.cached <= 8 && t.word === 'scale' ? t.sizes[s].join('×') : '')));
   find('.overview h3').textContent = byHead() ? 'All heads' : 'All layers';
   find('.overview').title = byHead() ? 'A row a layer, a column a head' : colours.byDistance() ? 'A row a layer, a column a distance: the mean of its heads' : `A row a layer, a column a ${t.word}: share of heads that keep it`;
