@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from app.cards import kinds_of
 from heatkv.files import program_root, write_atomic
 from heatkv.views import budgets
 from heatkv.views.counts import BUDGETS, count_steps
@@ -115,6 +116,11 @@ def _view(bench: Workbench, chosen: Chosen, which: str = "moving", **more: Any) 
     return view | more
 
 
+def _option(value: float, *limits: float) -> int:
+    """The index of the option that a counted value falls under: 0 below the first limit, and so on."""
+    return sum(value >= limit for limit in limits)
+
+
 def _grows(bench: Workbench, chosen: Chosen) -> Lesson:
     scales = bench.geometry.scales
     word, of = scales.word, len(scales.drawn)
@@ -131,7 +137,7 @@ def _grows(bench: Workbench, chosen: Chosen) -> Lesson:
             f"Choose the small pictures one after the other, and see after which {word} you would recognise it.",
         )
     else:
-        right = 0 if formed <= of / 3 else 1 if formed <= 2 * of / 3 else 2
+        right = _option(formed, of / 3, 2 * of / 3)
         answer = (
             f"After {word} {formed:.1f} of {of} on average over {len(chosen.counts['prompts'])} prompts the picture is closer to the "
             "finished one than another seed's picture of the same words is."
@@ -146,8 +152,6 @@ def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
     profiles = bench.profiles(None)
     if profiles is None:
         return None
-    from app.cards import kinds_of
-
     kinds = kinds_of(bench.geometry.scales)
     counts = Counter(kinds.types[i] for i in kinds.of(profiles).flat)
     (first, many), total, word = counts.most_common(1)[0], profiles.type_LH.size, bench.geometry.scales.word
@@ -172,8 +176,6 @@ def _name(bench: Workbench, chosen: Chosen) -> Lesson | None:
     profiles = bench.profiles(None)
     if profiles is None:
         return None
-    from app.cards import kinds_of
-
     kinds = kinds_of(bench.geometry.scales)
     layer, head = profiles.showcase
     kind = kinds.types[kinds.of(profiles)[layer, head]]
@@ -250,7 +252,7 @@ def _upside(bench: Workbench, chosen: Chosen) -> Lesson | None:
         _view(bench, chosen, "clearest", budget=percent, policy="reverse", a=f"heatkv~{percent}"),
         "In how many prompts is the right ranking closer to the full picture?",
         ("about half", "three of four", "nearly all"),
-        0 if share < 0.62 else 1 if share < 0.88 else 2,
+        _option(share, 0.62, 0.88),
         f"In {count} of {of}, by {chosen.counts['upright_db']:.1f} dB on average. So the ranking knows something, even where the "
         "eye can not tell.",
     )  # fmt: skip
@@ -277,7 +279,7 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
         _view(bench, chosen, budget=max(least, bench.percents("heatkv")[0])),
         "How often is such a picture still closer to the full one than another seed's picture?",
         ("hardly ever", "about half", "nearly always"),
-        0 if share < 0.25 else 1 if share < 0.75 else 2,
+        _option(share, 0.25, 0.75),
         f"In {count} of {of} prompts.{more} A model that is handed the sum of all earlier scales with every new one has less to remember than it stores."
         if bench.geometry.scales.word == "scale"
         else f"In {count} of {of} prompts.{more} A model that draws line by line knows only what its cache holds.",
@@ -297,7 +299,7 @@ def _importance(bench: Workbench, chosen: Chosen) -> Lesson | None:
         _view(bench, chosen, budget=100, colour="attention", prompt=chosen.counts["prompts"][0], seed=0),
         "Do the heads that look back most matter most?",
         ("yes, mostly", "only somewhat", "no"),
-        0 if mean > 0.6 else 1 if mean > 0.2 else 2,
+        2 - _option(mean, 0.2, 0.6),
         f"Rank correlation of looking back and knock-out: {', '.join(f'{value:.2f}' for value in agree)} in {len(agree)} prompts (1 would be "
         "the same order, 0 none). That is why HeatKV+ ranks by what outputs lose.",
         "#headmap .choice",
