@@ -18,6 +18,7 @@ import heatkv
 from heatkv.models.bundled import save_folder
 from heatkv.policies import REGISTRY
 from heatkv.scores import HeadScores
+from heatkv.study import calibrations
 from heatkv.study import compare as comparing
 from heatkv.study.compare import compare, iso_table, markdown_table
 from heatkv.study.shards import METRICS, Outcome, Sample, ShardError
@@ -241,3 +242,20 @@ def test_the_pareto_line_holds_what_nothing_beats() -> None:
     rows = rows_of("a", [100, 200, 400], [20, 26, 25]) + rows_of("b", [100, 300], [21, 26])
     assert [(row["policy"], row["psnr"]) for row in pareto(rows, "psnr")] == [("b", 21), ("a", 26)]
     assert pareto([{"policy": "a", "budget": 0.1, "reason": "no"}], "psnr") == []
+
+
+def test_calibrations_of_several_sizes_are_compared_on_the_same_images(
+    tiny: tuple[str, HeadScores], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration, prompts, out = tmp_path / "calibration.txt", tmp_path / "prompts.txt", tmp_path / "sizes.md"
+    calibration.write_text("red apple\nblue cat\n")
+    prompts.write_text("green tree\nblue tree\n")
+    arguments = ["--model", tiny[0], "--calibration", str(calibration), "--prompts", str(prompts), "--out", str(out)]
+    assert calibrations.main([*arguments, "--sizes", "1,2", "--budgets", "0.6"]) == 0
+    lines = [line.split("|") for line in out.read_text().splitlines() if line.startswith("|")]
+    assert [line[1].strip() for line in lines] == ["prompts", "---", "1", "2"]
+    assert float(lines[2][-2]) < float(lines[3][-2]) == 1.0
+    assert all(float(cell) > 5 for line in lines[2:] for cell in line[2:-2])
+    capsys.readouterr()
+    assert calibrations.main([*arguments, "--sizes", "3"]) == 2
+    assert "sizes must be from 1 to 2" in capsys.readouterr().err
