@@ -89,6 +89,7 @@ window.heatkv = (() => {
   function writeAddress() {
     clearTimeout(writing);
     writing = setTimeout(() => {
+      if (!defaults || !plans.table) return; // a part that is quick on a machine that is slow
       const url = new URL(link(false));
       const theme = new URLSearchParams(location.search).get('__theme');
       if (theme === 'dark' || theme === 'light') url.searchParams.set('__theme', theme);
