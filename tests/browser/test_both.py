@@ -62,7 +62,8 @@ def test_nothing_speaks_of_scales_on_the_page_of_a_model_by_lines(page: Page, si
         """[...document.querySelectorAll(
             '#dial, #stage, #headmap, #heads, #headcard, #scorecard, #memory, .types')].map((node) =>
             [node.innerText, ...[...node.querySelectorAll('[title], [aria-label]')].map(
-                (one) => `${one.title} ${one.getAttribute('aria-label')}`)].join(' ')).join(' ').toLowerCase().replaceAll('scalekv', '')"""
+                (one) => `${one.title} ${one.getAttribute('aria-label')}`)].join(' ')).join(' ')
+            .toLowerCase().replaceAll('scalekv', '')"""
     )
     assert "scale" not in words, words[max(0, words.find("scale") - 60) : words.find("scale") + 40]
     assert "cond" in page.locator("#headmap .detail .heads-row").inner_text()
