@@ -84,6 +84,7 @@ def test_generate_stores_what_a_policy_keeps_as_it_is_asked(
     assert stored["int4"]["kv_bytes_peak"] <= 0.55 * stored["compute"]["kv_bytes_peak"]
     tokens = {name: max(scale["tokens"] for scale in report["scales"]) for name, report in stored.items()}
     assert tokens["int4"] > tokens["compute"]
+    assert [report["storage"] for report in stored.values()] == ["compute", "int4"]
 
 
 def test_calibrate_plan_and_generate_go_together(

@@ -42,6 +42,7 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
 def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
+    from heatkv.cache.seam import ScheduleCache
     from heatkv.generate import generate
     from heatkv.models import find_folder, find_geometry
     from heatkv.policies import cache_factory, find
@@ -57,13 +58,14 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--storage says how a plan stores its cells: give --budget, too (a schedule states its own)")
     policy = find(arguments.policy)
     schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
-    scores = None
+    scores, storage = None, schedule.storage if schedule else "compute"
     if arguments.budget is not None:
         if policy.needs != "nothing":
             scores = load_scores(arguments)
         geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
         # What is wrong is said before loading.
-        cache_factory(arguments.policy, geometry, arguments.budget, scores, storage=arguments.storage)
+        cache = cache_factory(arguments.policy, geometry, arguments.budget, scores, storage=arguments.storage)()
+        storage = cache.schedule.storage if isinstance(cache, ScheduleCache) else "compute"
     model = load_model(arguments)
     sampling = chosen_sampling(arguments, model.sampling)
     if note := model.about().get("note"):
@@ -81,6 +83,7 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": result.model,
         "policy": result.policy,
         "budget": result.budget,
+        "storage": storage,
         "sampling": asdict(sampling),
     }
     for key, value in facts.items():
