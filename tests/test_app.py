@@ -199,7 +199,9 @@ def test_head_types_are_those_of_the_policies(demo: _Demo) -> None:
 
     def types_of(policy: str, prompt: str = "red apple") -> list[Any]:
         return list(
-            demo.explore.head_types(None, None, event({"policy": policy, "prompt": prompt, "seed": 0, "percent": 50}))
+            demo.explore.heads.head_types(
+                None, None, event({"policy": policy, "prompt": prompt, "seed": 0, "percent": 50})
+            )
         )
 
     types = types_of("hack")

@@ -109,7 +109,9 @@ def test_how_tokens_are_drawn_is_a_visitors_choice(demo: _Demo, bench: Workbench
     assert draw(demo, sampling={"guidance": 2.0})[-1][0]["a"]["key"] == own["a"]["key"], "the model's own by its number"
     for wrong in ({"guidance": 99}, {"top_p": 2}, {"temperature": "x"}, {"top_k": 1.5}):
         assert draw(demo, sampling=wrong)[-1][0]["error"]
-    card = list(demo.explore.draw_card(None, event(layer=0, head=0, prompt="red apple", seed=3, sampling=way)))[-1]
+    card = list(demo.explore.heads.draw_card(None, event(layer=0, head=0, prompt="red apple", seed=3, sampling=way)))[
+        -1
+    ]
     assert (pixels(card["image"]) == full.pixels).all(), "what a head reads is of the picture that is shown"
     (*_, last) = demo.explore.knock_out(
         event(id=9, prompt="red apple", seed=3, sampling=way, subject="x"), visitor("k")
@@ -224,19 +226,19 @@ def test_the_knock_out_counts_heads_and_can_be_stopped(demo: _Demo) -> None:
 
 def test_a_head_card_says_what_kind_of_head_it_is_and_shows_any_target(demo: _Demo) -> None:
     asked = {"layer": 1, "head": 2, "prompt": "red apple", "seed": 11}
-    at_once = demo.explore.show(None, event(**asked))
+    at_once = demo.explore.heads.show(None, event(**asked))
     assert at_once["title"].startswith("Layer 2, head 3: ") and at_once["message"] and "view" not in at_once
     assert sum(part["share"] for part in at_once["evidence"]) == pytest.approx(1)
-    card = list(demo.explore.draw_card(None, event(**asked)))[-1]
+    card = list(demo.explore.heads.draw_card(None, event(**asked)))[-1]
     assert (
         card["view"]["queries"] == [6, 6]
         and (card["target"], card["targets"]) == (5, [*range(6)])
         and not card["message"]
     )
-    early = demo.explore.show(None, event(**{**asked, "head": 0, "target": 2}))
+    early = demo.explore.heads.show(None, event(**{**asked, "head": 0, "target": 2}))
     assert early["view"]["queries"] == [3, 3] and len(early["view"]["sizes"]) == 3, "all heads of a run are kept"
-    assert list(demo.explore.draw_card(None, event(**asked))) == []
-    assert list(demo.explore.draw_card(None, event(**{**asked, "prompt": "zeppelin"})))[-1]["failed"]
+    assert list(demo.explore.heads.draw_card(None, event(**asked))) == []
+    assert list(demo.explore.heads.draw_card(None, event(**{**asked, "prompt": "zeppelin"})))[-1]["failed"]
 
 
 def test_a_large_model_is_probed_one_head_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +249,8 @@ def test_a_large_model_is_probed_one_head_at_a_time(bench: Workbench, monkeypatc
 def test_events_from_a_page_are_not_trusted(demo: _Demo) -> None:
     for data in (None, {"layer": 10**9, "head": 0}, {"layer": "<b>", "head": 1}, "text", {"id": "x"}):
         sent = SimpleNamespace(_data=data)
-        assert demo.explore.show(None, sent) == gr.skip()
-        assert list(demo.explore.draw_card(None, sent)) == []
+        assert demo.explore.heads.show(None, sent) == gr.skip()
+        assert list(demo.explore.heads.draw_card(None, sent)) == []
         assert list(demo.explore.strip(None, None, sent, visitor())) == []
         assert "error" in next(iter(demo.explore.draw(None, None, sent, visitor())))[0]
         assert demo.explore.halt(sent, visitor()) is None

@@ -108,13 +108,13 @@ def test_an_ambiguous_name_is_drawn_and_said(demo: _Demo) -> None:
 def test_what_is_no_class_is_said(demo: _Demo, prompt: Any, words: str) -> None:
     steps = drawn(demo, prompt)
     assert len(steps) == 1 and words in steps[0][0]["error"].lower() and steps[0][1] == gr.skip()
-    assert demo.explore.show(None, asked(prompt)) == gr.skip()
+    assert demo.explore.heads.show(None, asked(prompt)) == gr.skip()
 
 
 def test_heads_are_probed_and_classes_calibrated(demo: _Demo) -> None:
-    card = last(demo.explore.draw_card(None, asked("macaw")))
+    card = last(demo.explore.heads.draw_card(None, asked("macaw")))
     assert card["view"] and "88 macaw" in card["about"]
-    assert list(demo.explore.draw_card(None, asked("88"))) == [], "the same class"
+    assert list(demo.explore.heads.draw_card(None, asked("88"))) == [], "the same class"
     found = last(demo.calibrate.calibrate(["macaw", "volcano", "7"], 1))[0]
     assert found.scores.prompts == ("88 macaw", "980 volcano", "7 cock")
     assert "3 classes" in demo.calibrate.in_use(found)["text"]
@@ -136,7 +136,7 @@ def test_an_infinity_model_from_published_files_runs_in_the_app(
     assert made.bench.classes is None and made.bench.prompts == ("a cat",)
     value = drawn(made, "a red fox", 1)[-1][0]
     assert value["b"]["peak"] <= 0.6 * value["b"]["full"]
-    assert last(made.explore.draw_card(None, asked("a red fox", 1)))["view"]
+    assert last(made.explore.heads.draw_card(None, asked("a red fox", 1)))["view"]
     assert last(made.calibrate.calibrate("a cat\na dog", 2))[0].scores.count == 2
 
 

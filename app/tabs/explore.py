@@ -14,17 +14,16 @@ from typing import Any
 
 import gradio as gr
 
-from app import headtypes
-from app.cards import failed, head_card
 from app.components import Component
 from app.gallery import Drawing
-from app.inputs import SAMPLING, InputError, read_head, read_percent, without_folder
-from app.jobs import DrawStep, Probe
-from app.page import MODEL_JOB, PRIVATE, Page, notice, problem, saved_file
+from app.inputs import SAMPLING, InputError, without_folder
+from app.jobs import DrawStep
+from app.page import MODEL_JOB, PRIVATE, Page, event_data, notice, problem, saved_file
 from app.pictures import data_url, file_name, png
 from app.recipes import Calibration, Plan, Recipe
 from app.report import scorecard
 from app.strips import Strip, strip_percents
+from app.tabs.head import HeadCards
 from app.turns import Waiting
 from app.workbench import Workbench
 from heatkv.models.base import Sampling
@@ -54,6 +53,7 @@ class ExploreTab:
     def __init__(self, bench: Workbench, strips: Sequence[Strip] = ()) -> None:
         self.bench = bench
         self.strips = {(strip.prompt, strip.seed, strip.policy): strip for strip in strips}
+        self.heads = HeadCards(bench)
         self.newest = Newest()
         self.opening: tuple[Any, Any] = None, None
 
@@ -69,7 +69,7 @@ class ExploreTab:
                 self.details = Component("scorecard", self.opening[1])
                 Component("memory")
             with gr.Column(scale=6, min_width=300):
-                self.card = Component("headcard", self._opening_card())
+                self.card = Component("headcard", self.heads.opening())
                 Component("heads")
                 self.types = Component("headtypes")
         with gr.Row(elem_classes="tools", elem_id="schedule-tools"):
@@ -92,9 +92,9 @@ class ExploreTab:
         for part in (stage, head_map):
             part.halt(self.halt, None, None, queue=False, **often)
         for part in (head_map, self.card):
-            part.open(self.show, page.calibration, self.card, queue=False, **often)
-            part.probe(self.draw_card, page.calibration, self.card, **MODEL_JOB, **often)
-        page.dial.types(self.head_types, session, self.types, **MODEL_JOB, **often)
+            part.open(self.heads.show, page.calibration, self.card, queue=False, **often)
+            part.probe(self.heads.draw_card, page.calibration, self.card, **MODEL_JOB, **often)
+        page.dial.types(self.heads.head_types, session, self.types, **MODEL_JOB, **often)
         controls = [page.uploaded, self.notice, self.remove]
         refresh(self.upload.upload(self.take_schedule, self.upload, controls, queue=False, **PRIVATE).then)
         refresh(
@@ -172,7 +172,7 @@ class ExploreTab:
 
     def halt(self, event: gr.EventData, request: gr.Request) -> None:
         """Stop what this visitor has running. ``event``: {id, kind}."""
-        data = _mapping(event)
+        data = event_data(event)
         kind = data.get("kind")
         if kind in ("draw", "strip", "knock"):
             self.newest.ask(str(request.session_hash), str(kind), _number(data))
@@ -208,7 +208,7 @@ class ExploreTab:
         self, kind: str, event: gr.EventData, request: gr.Request
     ) -> tuple[Mapping[str, Any], int, Callable[[], bool]]:
         """What the page sent, the request's number, and whether that is still this visitor's newest of its kind."""
-        data, visitor = _mapping(event), str(request.session_hash)
+        data, visitor = event_data(event), str(request.session_hash)
         number = _number(data)
         self.newest.ask(visitor, kind, number)
         return data, number, lambda: self.newest.is_newest(visitor, kind, number)
@@ -252,76 +252,13 @@ class ExploreTab:
             picture |= {"image": drawing.frames[-1], "frames": list(drawing.frames)}
         return picture
 
-    # --- one head --------------------------------------------------------------------------------------------------
-
-    def show(self, calibration: Calibration | None, event: gr.EventData) -> Any:
-        """The card of a head from what is at hand. ``event``: {layer, head, prompt, seed, sampling, target}."""
-        data = _mapping(event)
-        try:
-            head, subject = read_head(data, self.bench.geometry), self.bench.read_subject(data)
-        except ValueError:  # the page sends no such head, and a bad prompt is said where it is drawn
-            return gr.skip()
-        return self._card(head, calibration, self.bench.jobs.known_probe(subject, head), data.get("target"))
-
-    def draw_card(self, calibration: Calibration | None, event: gr.EventData) -> Iterator[Any]:
-        """Draw the image and record what its heads read, unless that is at hand."""
-        data = _mapping(event)
-        try:
-            head, subject = read_head(data, self.bench.geometry), self.bench.read_subject(data)
-        except ValueError:
-            return
-        if self.bench.jobs.known_probe(subject, head) is not None:
-            return
-        try:
-            for found in self.bench.jobs.probe(subject, head):
-                if isinstance(found, Probe):
-                    yield self._card(head, calibration, found, data.get("target"))
-        except Exception as error:
-            yield failed(self._card(head, calibration, None), problem(error))
-
-    def _card(
-        self, head: tuple[int, int], calibration: Calibration | None, probe: Probe | None, target: Any = None
-    ) -> dict[str, Any]:
-        label = (calibration or self.bench.bundled).label
-        return head_card(self.bench, self.bench.profiles(calibration), label, head, probe, target)
-
-    def _opening_card(self) -> dict[str, Any] | None:
-        profiles = self.bench.profiles(None)
-        return self._card(profiles.showcase, None, None) if profiles else None
-
-    def head_types(
-        self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData
-    ) -> Iterator[Any]:
-        """HACK's types from the calibration, HeadKV's from drawing the image; nothing for the others."""
-        data = _mapping(event)
-        policy = data.get("policy")
-        if policy not in headtypes.POLICIES or uploaded is not None:
-            yield None
-            return
-        found = calibration or self.bench.bundled
-        try:
-            if policy == "hack" and found.scores is not None:
-                yield headtypes.hack_types(found.scores, found.label)
-            elif policy == "headkv":
-                subject = self.bench.read_subject(data)
-                yield headtypes.message("Drawing the image to see which heads look near …")
-                share = read_percent(data.get("percent"), self.bench.percents("headkv")) / 100
-                for types in self.bench.jobs.local_heads(subject, share):
-                    if isinstance(types, tuple):
-                        about, scales = f"“{subject[0]}”, seed {subject[1]},", self.bench.geometry.scales
-                        yield headtypes.headkv_types(*types, about, scales, self.bench.profiles(found), found.label)
-            else:
-                yield None
-        except Exception as error:
-            yield headtypes.message(problem(error))
-
     # --- files -----------------------------------------------------------------------------------------------------
 
     def save(
         self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData
     ) -> Iterator[tuple[Any, Any]]:
         """Picture B as PNG with what it takes to draw it again in its text, or B's schedule."""
-        data = _mapping(event)
+        data = event_data(event)
         try:
             if data.get("what") == "schedule":
                 schedule = self.plan(data.get("b"), calibration, uploaded).schedule
@@ -379,10 +316,6 @@ def score(card: Mapping[str, Any]) -> dict[str, Any]:
         "psnr": card["psnr"], "text": card["headline"][0][0], "words": ", ".join(words),
         "difference": card["difference"], "difference_note": card["difference_note"],
     }  # fmt: skip
-
-
-def _mapping(event: gr.EventData) -> Mapping[str, Any]:
-    return event._data if isinstance(event._data, dict) else {}
 
 
 def _number(data: Mapping[str, Any]) -> int:

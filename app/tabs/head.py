@@ -1,0 +1,85 @@
+"""One head of the model, for the Explore tab: its card, what it reads in the picture, and what policies take it for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from app import headtypes
+from app.cards import failed, head_card
+from app.inputs import read_head, read_percent
+from app.jobs import Probe
+from app.page import event_data, problem
+from app.recipes import Calibration
+from app.workbench import Workbench
+from heatkv.schedule import Schedule
+
+
+class HeadCards:
+    """Handlers of the parts ``headmap``, ``headcard`` and ``headtypes``; they take and return plain values."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+
+    def show(self, calibration: Calibration | None, event: gr.EventData) -> Any:
+        """The card of a head from what is at hand. ``event``: {layer, head, prompt, seed, sampling, target}."""
+        data = event_data(event)
+        try:
+            head, subject = read_head(data, self.bench.geometry), self.bench.read_subject(data)
+        except ValueError:  # the page sends no such head, and a bad prompt is said where it is drawn
+            return gr.skip()
+        return self.card(head, calibration, self.bench.jobs.known_probe(subject, head), data.get("target"))
+
+    def draw_card(self, calibration: Calibration | None, event: gr.EventData) -> Iterator[Any]:
+        """Draw the image and record what its heads read, unless that is at hand."""
+        data = event_data(event)
+        try:
+            head, subject = read_head(data, self.bench.geometry), self.bench.read_subject(data)
+        except ValueError:
+            return
+        if self.bench.jobs.known_probe(subject, head) is not None:
+            return
+        try:
+            for found in self.bench.jobs.probe(subject, head):
+                if isinstance(found, Probe):
+                    yield self.card(head, calibration, found, data.get("target"))
+        except Exception as error:
+            yield failed(self.card(head, calibration, None), problem(error))
+
+    def card(
+        self, head: tuple[int, int], calibration: Calibration | None, probe: Probe | None, target: Any = None
+    ) -> dict[str, Any]:
+        label = (calibration or self.bench.bundled).label
+        return head_card(self.bench, self.bench.profiles(calibration), label, head, probe, target)
+
+    def opening(self) -> dict[str, Any] | None:
+        profiles = self.bench.profiles(None)
+        return self.card(profiles.showcase, None, None) if profiles else None
+
+    def head_types(
+        self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData
+    ) -> Iterator[Any]:
+        """HACK's types from the calibration, HeadKV's from drawing the image; nothing for the others."""
+        data = event_data(event)
+        policy = data.get("policy")
+        if policy not in headtypes.POLICIES or uploaded is not None:
+            yield None
+            return
+        found = calibration or self.bench.bundled
+        try:
+            if policy == "hack" and found.scores is not None:
+                yield headtypes.hack_types(found.scores, found.label)
+            elif policy == "headkv":
+                subject = self.bench.read_subject(data)
+                yield headtypes.message("Drawing the image to see which heads look near …")
+                share = read_percent(data.get("percent"), self.bench.percents("headkv")) / 100
+                for types in self.bench.jobs.local_heads(subject, share):
+                    if isinstance(types, tuple):
+                        about, scales = f"“{subject[0]}”, seed {subject[1]},", self.bench.geometry.scales
+                        yield headtypes.headkv_types(*types, about, scales, self.bench.profiles(found), found.label)
+            else:
+                yield None
+        except Exception as error:
+            yield headtypes.message(problem(error))
