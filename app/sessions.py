@@ -1,9 +1,9 @@
 """What the server remembers of visitors and calls: little, and bounded.
 
 Gradio keeps for everybody who ever called, programs that made a single call included, a copy of the configuration of
-every component (0.3 MB a call), and for calls what nobody fetched. Here a session holds what differs from the page as
-built; sessions that hold nothing, and calls that have been answered, are soon forgotten. Importing this module puts
-these two classes in the place of Gradio's, which offers no other way.
+every component (0.3 MB a call) and all that it showed, and for calls what nobody fetched. Here a session holds what
+differs from the page as built; sessions that hold nothing, and calls that have been answered, are soon forgotten.
+Importing this module puts these two classes in the place of Gradio's, which offers no other way.
 """
 
 from __future__ import annotations
@@ -21,17 +21,27 @@ STATISTICS = 100  # calls that Gradio keeps statistics of
 
 
 class Session(SessionState):
-    """What a visitor's page has that the page as built has not."""
+    """What a visitor's page has that the page as built has not: states, and components with other properties.
+
+    Not what components show, which Gradio keeps for links to a page as it stands, and this app has none: of a visitor
+    who draws that is both pictures with all that came before them.
+    """
 
     def __init__(self, blocks: Any) -> None:
-        # Configurations of components are made where one is changed, not of all of them in advance.
         nothing: Any = SimpleNamespace(default_config=blocks.default_config, blocks=())
         super().__init__(nothing)
         self.holds_something = False
 
     def __setitem__(self, key: int, value: Any) -> None:
         super().__setitem__(key, value)
+        self.config_values.clear()
         self.holds_something |= value is not None
+
+    def _update_config(self, key: int) -> None:
+        pass
+
+    def _update_value_in_config(self, key: int, value: Any) -> None:
+        pass
 
 
 class Sessions(StateHolder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,13 +68,16 @@ def test_what_a_visitor_put_there_outlives_any_number_of_calls(demo: Any, sessio
     assert sessions["visitor 79"][state] is None
 
 
-def test_a_changed_component_is_known_with_all_that_it_is(demo: Any, sessions: Sessions) -> None:
-    radio = next(id for id, block in demo.blocks.items() if isinstance(block, gr.Radio))
+def test_what_a_component_shows_is_not_kept(demo: Any, sessions: Sessions) -> None:
+    """The pictures of everybody who ever drew."""
+    stage = next(id for id, block in demo.blocks.items() if getattr(block, "elem_id", None) == "published-map")
+    shown = {"image": "x" * 10**6}
+    held = sys.getrefcount(shown)
     session = sessions["visitor"]
-    session._update_value_in_config(radio, "b")
-    (config,) = session.components
-    assert config["id"] == radio and config["props"]["value"] == "b" and config["type"] == "radio"
-    assert list(sessions["another"].components) == []
+    session._update_value_in_config(stage, shown)
+    session._update_config(stage)
+    assert stage in session and session[stage] is demo.blocks[stage]
+    assert sys.getrefcount(shown) == held and list(session.components) == [] and not session.holds_something
 
 
 @pytest.fixture

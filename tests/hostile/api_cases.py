@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 VALUES: list[Any] = [
@@ -21,7 +22,10 @@ GOOD: dict[str, list[Any]] = {
     "calibrate": [["red apple"], 0],
     "knockout": ["red apple", 0],
 }
-LEAKS = re.compile(r'Traceback|File "|/tmp/|/work/|/root/|site-packages|heatkv/\w+\.py|object at 0x')
+ROOT = Path(__file__).resolve().parents[2]
+LEAKS = re.compile(
+    r'Traceback|File "|/tmp/|/home/|/root/|site-packages|heatkv/\w+\.py|object at 0x|' + re.escape(str(ROOT))
+)
 
 
 def make_payload(number: int, seed: int) -> tuple[str, bytes]:
