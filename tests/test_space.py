@@ -95,7 +95,7 @@ def test_whatever_borrows_a_gpu_can_be_sent_to_another_process(monkeypatch: pyte
 
     there = OtherProcess()
     monkeypatch.setattr("app.jobs.gpu", there.gpu)
-    model = tiny_model()
+    model = tiny_model((1, 2, 3, 4, 5), layers=2, heads=2)
     scores = heatkv.calibrate(model, ["red apple"])
     bench = Workbench(model, scores)
     demo, api = _Demo(bench), Api(bench)
