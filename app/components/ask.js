@@ -75,6 +75,8 @@ find('.share').addEventListener('click', async () => {
   let copied = true;
   find('.shared').hidden = false;
   field.value = link;
+  find('.code').hidden = true;
+  if (heatkv.view.classMode) window.heatkvQr.paint(find('.code'), link);
   field.focus();
   field.select();
   try { await navigator.clipboard.writeText(link); } catch { copied = false; }
