@@ -34,7 +34,7 @@ LINES_EXAMPLES = (
     "automobile left of palm tree",
 )
 LINES_SUMMARY = "Text to {0} x {0} pictures, line by line; trained from scratch by this repository"
-LINES_SAMPLING = Sampling(guidance=2.5, temperature=1.0, top_p=0.95)
+LINES_SAMPLING = Sampling(guidance=1.5, temperature=0.8, top_p=0.95)
 
 
 def export(folder: Path, destination: Path, name: str) -> None:
