@@ -303,18 +303,24 @@ def execute(setting: Setting, shard: Shard, fingerprint: str, full: bytes | None
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
-        model = loaded(setting.model, setting.device, setting.dtype_of(shard))
-        outcome = _generate(setting, shard, model)
+        outcome = _outcome(setting, shard, full, full_fingerprint)
     finally:
         torch.set_num_threads(threads)
-    if shard.kind != "full":
-        reference = Outcome.from_bytes(full or b"", full_fingerprint, Shard("full", shard.first, shard.sample))
-        if reference is None:
-            raise ShardError(f"{shard.words}: the images of the full cache to score against are missing or damaged")
-        outcome = score(reference, outcome)
-        if shard.kind in ("policy", "sinks_only") and model.geometry.scales.by_line:
-            outcome = replace(outcome, forced_IM=teacher_forced(setting, shard, model, reference.tokens_K))
     return outcome.to_bytes(fingerprint)
+
+
+def _outcome(setting: Setting, shard: Shard, full: bytes | None, full_fingerprint: str) -> Outcome:
+    model = loaded(setting.model, setting.device, setting.dtype_of(shard))
+    outcome = _generate(setting, shard, model)
+    if shard.kind == "full":
+        return outcome
+    reference = Outcome.from_bytes(full or b"", full_fingerprint, Shard("full", shard.first, shard.sample))
+    if reference is None:
+        raise ShardError(f"{shard.words}: the images of the full cache to score against are missing or damaged")
+    outcome = score(reference, outcome)
+    if shard.kind in ("policy", "sinks_only") and model.geometry.scales.by_line:
+        outcome = replace(outcome, forced_IM=teacher_forced(setting, shard, model, reference.tokens_K))
+    return outcome
 
 
 def _generate(setting: Setting, shard: Shard, model: GenerativeModel) -> Outcome:

@@ -25,14 +25,7 @@ EXAMPLES = (
 )
 SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
 
-LINES_EXAMPLES = (
-    "red apple",
-    "cat face on grass",
-    "penguin left of banana",
-    "rocket at night",
-    "two mushrooms",
-    "automobile left of palm tree",
-)
+LINES_EXAMPLES = ("red apple", "castle", "butterfly", "fox", "rainbow", "penguin")
 LINES_SUMMARY = "Text to {0} x {0} pictures, line by line; trained from scratch by this repository"
 LINES_SAMPLING = Sampling(guidance=1.5, temperature=0.8, top_p=0.95)
 
