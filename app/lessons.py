@@ -20,7 +20,7 @@ import numpy as np
 from app.cards import kinds_of
 from heatkv.files import program_root, write_atomic
 from heatkv.views import budgets
-from heatkv.views.counts import BUDGETS, count_steps
+from heatkv.views.counts import BUDGETS, CLOSE, count_steps
 
 if TYPE_CHECKING:
     from app.workbench import Workbench
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 FILE = "lessons.json"
 PROMPTS, KNOCKED = 16, 3
 BUNDLED = program_root() / "assets" / "prompts"
-COUNTED_ON = {"scales": "sheet.txt", "lines": "scenes-evaluation.txt"}  # none calibrated on
+COUNTED_ON = {"scales": "sheet.txt", "lines": "things.txt"}  # none calibrated on
 COUNTED = {
-    "prompts", "least", "held", "formed", "upright", "upright_db", "clearest", "moving", "knocked", "strongest", "worst", "agree",
+    "prompts", "other_seed", "least", "held", "formed", "upright", "upright_db", "clearest", "moving", "knocked", "strongest", "worst", "agree",
 }  # fmt: skip
 
 
@@ -98,6 +98,14 @@ def lessons(
     return [lesson.value() for lesson in made if lesson is not None]
 
 
+def _closer(chosen: Chosen) -> str:
+    """What counts as close, in words."""
+    by_seed = chosen.counts["other_seed"] <= CLOSE
+    return (
+        "closer to the full one than another seed's picture" if by_seed else f"{CLOSE:g} dB or closer to the full one"
+    )
+
+
 def _view(bench: Workbench, chosen: Chosen, which: str = "moving", **more: Any) -> dict[str, Any]:
     """Settings of a lesson: a prompt that was chosen because the effect shows, or the first example."""
     view: dict[str, Any] = {
@@ -139,8 +147,8 @@ def _grows(bench: Workbench, chosen: Chosen) -> Lesson:
     else:
         right = _option(formed, of / 3, 2 * of / 3)
         answer = (
-            f"After {word} {formed:.1f} of {of} on average over {len(chosen.counts['prompts'])} prompts the picture is closer to the "
-            "finished one than another seed's picture of the same words is."
+            f"After {word} {formed:.1f} of {of} on average over {len(chosen.counts['prompts'])} prompts the picture is "
+            f"{_closer(chosen)}."
         )
     return Lesson(
         "How a picture grows", text, _view(bench, chosen, budget=100), f"After how many {word}s is most of it there?",
@@ -277,7 +285,7 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
         "How low can it go?",
         f"At {max(least, bench.percents('heatkv')[0])} % HeatKV has room for little more than what it always keeps. Drag the slider down and watch B.",
         _view(bench, chosen, budget=max(least, bench.percents("heatkv")[0])),
-        "How often is such a picture still closer to the full one than another seed's picture?",
+        f"How often is such a picture still {_closer(chosen)}?",
         ("hardly ever", "about half", "nearly always"),
         _option(share, 0.25, 0.75),
         f"In {count} of {of} prompts.{more} A model that is handed the sum of all earlier scales with every new one has less to remember than it stores."
@@ -331,7 +339,7 @@ def _contrast(bench: Workbench, chosen: Chosen, others: Sequence[tuple[Workbench
         "Which way of drawing needs more of its memory?",
         (f"by {word}s", f"by {other.geometry.scales.word}s", "both the same"),
         frail,
-        f"Pictures that stay closer to the full one than another seed's picture, at {budgets_named} of the memory. "
+        f"Pictures that stay {_closer(chosen)}, at {budgets_named} of the memory. "
         f"{held(bench, chosen)}; {held(other, its)}. Two small models, trained alike but not the same: the way of drawing is not all "
         "that differs.",
         "#dial",

@@ -15,10 +15,10 @@ import pytest
 from tiny import tiny_model
 
 import heatkv
+from heatkv.cli import calibrations
 from heatkv.models.bundled import save_folder
 from heatkv.policies import REGISTRY
 from heatkv.scores import HeadScores
-from heatkv.study import calibrations
 from heatkv.study import compare as comparing
 from heatkv.study.compare import compare, iso_table, markdown_table
 from heatkv.study.shards import METRICS, Outcome, Sample, ShardError

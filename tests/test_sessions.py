@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,7 +89,8 @@ def calls(demo: Any) -> Any:
 
     def ask(session: str | None = None) -> Any:
         body: Any = SimpleNamespace(fn_index=fn._id, session_hash=session, event_id=None, api_name=None)
-        pushed, event_id, _ = asyncio.run(queue.push(body, None, None))
+        with ThreadPoolExecutor(1) as thread:  # beside browser tests this thread has a running loop of its own
+            pushed, event_id, _ = thread.submit(asyncio.run, queue.push(body, None, None)).result()
         assert pushed
         return queue.event_ids_to_events[event_id]
 

@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="SVG file to write")
     options = parser.parse_args(arguments)
     try:
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in options.comparisons]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.comparisons)]
         write_atomic(options.out, figure(found).encode())
         print(summary_table(found))
     except (ValueError, OSError) as error:

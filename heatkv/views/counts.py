@@ -24,6 +24,9 @@ BUDGETS = (0.6, SMALL, 0.1)  # those at which it is counted how often a picture 
 OTHER = 1000  # what is added to a seed for another picture of the same prompt
 
 
+CLOSE = 25.0  # dB: a picture as near as that is the same to the eye, or nearly so
+
+
 def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Spearman's: 1 where two lists rank alike, 0 where one says nothing of the other. Ties stand in order."""
     ranks = [np.argsort(np.argsort(np.ravel(values), kind="stable")).astype(float) for values in (a, b)]
@@ -42,7 +45,8 @@ def count_steps(
     knocked
         For so many of them every head is knocked out as well.
     other_seed
-        PSNR of another seed's picture of the same prompt: what counts as close. None: measured on these prompts.
+        PSNR of another seed's picture of the same prompt: what counts as close, but no more than `CLOSE`, as seeds
+        of a small model may hardly differ. None: measured on these prompts.
     """
     scales = model.geometry.scales
     sinks = min(scales.default_sinks, len(scales) - 1)
@@ -54,12 +58,13 @@ def count_steps(
         ]
         other_seed = float(np.mean([metrics.psnr(*pair) for pair in pairs]))
         yield f"another seed's picture is {other_seed:.1f} dB away"
+    near = min(other_seed, CLOSE)
     falls, upright, formed = [], [], []
     for seed, prompt in enumerate(prompts):
         events = list(generate_events(model, prompt, seed, _cache(model, None), previews=True))
         full = events[-1].pixels
         assert full is not None
-        close = [metrics.psnr(full, e.pixels) > other_seed for e in events if e.pixels is not None]
+        close = [metrics.psnr(full, e.pixels) > near for e in events if e.pixels is not None]
         formed.append(1 + close.index(True))
 
         def at(budget: float, policy: str, prompt: str = prompt, seed: int = seed, full: Any = full) -> float:
@@ -88,7 +93,7 @@ def count_steps(
         "small": SMALL,
         "other_seed": other_seed,
         "least": max(least, BUDGETS[-1]),
-        "held": [int(n) for n in (fall > other_seed).sum(axis=0)],  # at `BUDGETS`, the last no less than the least
+        "held": [int(n) for n in (fall > near).sum(axis=0)],  # at `BUDGETS`, the last no less than the least
         "formed": float(np.mean(formed)),
         "upright": int((np.array(upright) > 0).sum()),
         "upright_db": float(np.mean(upright)),
