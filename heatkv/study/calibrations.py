@@ -10,26 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from heatkv.calibration import calibrate_steps
 from heatkv.models import load
 from heatkv.scores import HeadScores
 from heatkv.study.compare import Progress, compare
+from heatkv.study.statistics import rank_correlation
 
 
-def ranks(values_N: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    return values_N.argsort(kind="stable").argsort(kind="stable").astype(np.float64)
-
-
-def rank_correlation(scores: HeadScores, others: HeadScores) -> float:
+def cells_correlation(scores: HeadScores, others: HeadScores) -> float:
     """Spearman's, over all cells, of what outputs lose without a cell (of mass, where that is not measured)."""
-    sums = []
-    for each in (scores, others):
-        lost_LHTS = each.mass_LHTS if each.change_LHTS is None else each.change_LHTS
-        sums.append(ranks(lost_LHTS.sum(2)[..., :-1].ravel()))
-    return float(np.corrcoef(np.stack(sums)).ravel()[1])
+    lost = [each.mass_LHTS if each.change_LHTS is None else each.change_LHTS for each in (scores, others)]
+    return rank_correlation(*(lost_LHTS.sum(2)[..., :-1] for lost_LHTS in lost))
 
 
 def calibrations(
@@ -59,7 +50,9 @@ def calibrations(
             model, prompts, found[size], budgets, policies, baseline=policies[0], repetitions=1, shards=shards,
             orders=1, progress=progress,
         )["rows"]  # fmt: skip
-        results.append({"prompts": size, "correlation": rank_correlation(found[size], found[max(sizes)]), "rows": rows})
+        results.append(
+            {"prompts": size, "correlation": cells_correlation(found[size], found[max(sizes)]), "rows": rows}
+        )
     return results
 
 

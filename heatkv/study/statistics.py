@@ -112,3 +112,9 @@ def pareto(rows: Sequence[Mapping[str, Any]], metric: str, cost: str = "kv_bytes
         if not best or row[metric] > best[-1][metric]:
             best.append(row)
     return best
+
+
+def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Spearman's: 1 where two lists rank alike, 0 where one says nothing of the other. Ties stand in order."""
+    ranks = [np.argsort(np.argsort(np.ravel(values), kind="stable")).astype(float) for values in (a, b)]
+    return float(np.corrcoef(np.stack(ranks))[0, 1])

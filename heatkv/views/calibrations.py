@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.schedule import Schedule
-from heatkv.views.counts import rank_correlation
+from heatkv.study.statistics import rank_correlation
 
 
 def orders_correlation(a_SN: npt.NDArray[np.integer], b_SN: npt.NDArray[np.integer]) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import heatkv
 from heatkv.budget import least_budget
@@ -16,6 +15,7 @@ from heatkv.models.base import GenerativeModel
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
 from heatkv.study import metrics
+from heatkv.study.statistics import rank_correlation
 from heatkv.views.explore import head_profiles
 from heatkv.views.knockout import KnockOut, knock_out_steps
 
@@ -25,12 +25,6 @@ OTHER = 1000  # what is added to a seed for another picture of the same prompt
 
 
 CLOSE = 25.0  # dB: a picture as near as that is the same to the eye, or nearly so
-
-
-def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Spearman's: 1 where two lists rank alike, 0 where one says nothing of the other. Ties stand in order."""
-    ranks = [np.argsort(np.argsort(np.ravel(values), kind="stable")).astype(float) for values in (a, b)]
-    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def count_steps(
