@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from app.demo import Exhibit
@@ -24,7 +27,7 @@ if str(ROOT) not in sys.path:
 from heatkv.cli.parser import OneLineParser  # noqa: E402  (found now)
 from heatkv.files import one_line, shown  # noqa: E402
 
-CALIBRATED_ON = {"scales": "calibration.txt", "lines": "scenes-calibration.txt"}
+CLOSING_SECONDS = 1.5
 FIRST = "pocket"  # the bundled model whose page stands at the root
 
 
@@ -52,9 +55,27 @@ def main(arguments: list[str] | None = None, program: str = "python -m app") -> 
 
     demo = create_pages(exhibits)
     try:
-        demo.launch(server_name=options.host, server_port=options.port, **launch_options())
+        address = {"server_name": options.host, "server_port": options.port}
+        demo.launch(**address, prevent_thread_lock=True, **launch_options())
     except (ValueError, OSError) as error:  # somebody else took the port meanwhile
         raise SystemExit(refused(error)) from None
+    serve(demo)
+
+
+def serve(demo: Any) -> NoReturn:
+    """Wait for Ctrl-C; then the program ends, whatever is being drawn: nobody would see what comes of it."""
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("stopping", file=sys.stderr, flush=True)
+        logging.disable()  # the server says that it interrupts its answers
+        demo.server.config.timeout_graceful_shutdown = 0
+        closing = threading.Thread(target=demo.close, kwargs={"verbose": False}, daemon=True)
+        closing.start()  # temporary copies of uploads go
+        with suppress(KeyboardInterrupt):
+            closing.join(CLOSING_SECONDS)
+    finally:
+        os._exit(130)  # threads that compute can not be interrupted, and Python would wait for them
 
 
 def refused(error: Exception) -> int:
@@ -85,6 +106,7 @@ def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path 
     from app.lessons import Chosen
     from app.strips import bundled_fingerprint, read_strips
     from heatkv.models import find_folder, is_bundled, load
+    from heatkv.models.bundled import calibration_prompts
     from heatkv.scores import HeadScores
 
     folder = find_folder(name)
@@ -102,9 +124,7 @@ def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path 
         model,
         scores,
         read_references(path),
-        read_prompts(ROOT / "assets" / "prompts" / CALIBRATED_ON[model.geometry.scales.drawing])
-        if is_bundled(name)
-        else [],
+        read_prompts(calibration_prompts(model.geometry.scales)) if is_bundled(name) else [],
         label,
         read_comparison(path),
         read_strips(folder, fingerprint) if fingerprint else [],

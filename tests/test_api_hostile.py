@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from app.demo import create_demo, launch_options  # noqa: E402
 from app.inputs import InputError, read_sampling, without_folder  # noqa: E402
 from heatkv import schedule, scores  # noqa: E402
 from heatkv.models.base import Sampling  # noqa: E402
+from heatkv.models.bundled import save_folder  # noqa: E402
 from heatkv.schedule import Schedule, ScheduleError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,3 +214,41 @@ def test_a_busy_port_ends_the_program(busy_port: int) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert f"port {busy_port}" in done.stderr
+
+
+def test_ctrl_c_ends_the_program_while_it_computes(tmp_path: Path) -> None:
+    """And takes the uploads along: a calibration of 64 prompts runs, and somebody reads what it says."""
+    save_folder(tiny_model((1, 3, 5, 7, 9, 11, 13)), tmp_path / "model")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, uploads = f"http://127.0.0.1:{port}/", tmp_path / "uploads"
+    command = [sys.executable, "-m", "app", "--model", str(tmp_path / "model"), "--port", str(port)]
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(uploads)}
+    program = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        with httpx.Client(timeout=120) as client:
+            while True:
+                assert program.poll() is None
+                try:
+                    client.get(url)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.2)
+            upload(client, url, "mine.json", b"[]")
+            assert list(uploads.rglob("mine.json"))
+            path = f"{url}gradio_api/call/calibrate"
+            event = client.post(path, json={"data": [["red apple"] * 64, 0]}).json()["event_id"]
+            with client.stream("GET", f"{path}/{event}") as stream:
+                next(line for line in stream.iter_lines() if "prompts" in line)
+                program.send_signal(signal.SIGINT)
+                started = time.monotonic()
+                said = program.communicate(timeout=20)[1]
+                seconds = time.monotonic() - started
+    finally:
+        program.kill()
+        program.wait()
+    assert program.returncode == 130 and said.splitlines()[-1] == "stopping" and "Traceback" not in said
+    assert seconds < 3 and not list(uploads.rglob("mine.json"))

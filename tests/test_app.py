@@ -358,7 +358,7 @@ def test_the_table_of_methods_groups_by_budget_best_first() -> None:
 @pytest.mark.parametrize("comparison", [{}, {"rows": 3, "references": None}, {"rows": [[]], "references": {"n": 1}}])
 def test_without_a_comparison_the_tab_still_draws(bench: Workbench, comparison: Any) -> None:
     assert charts.table(comparison, BY_SCALES)["groups"] == []
-    assert create_demo(bench.model, bench.bundled.scores, REFERENCES, (), comparison) is not None
+    assert create_demo(bench.model, bench.bundled.scores, REFERENCES, comparison=comparison) is not None
 
 
 def test_the_bundled_comparison_is_shown() -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from heatkv.cli.arguments import chosen_sampling, load_model, load_scores, read_prompts, say
-from heatkv.files import check_writable, program_root, write_atomic
+from heatkv.files import check_writable, write_atomic
 
 
 def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -113,12 +113,13 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.calibration import calibrate_steps
-    from heatkv.models import is_bundled
+    from heatkv.models import find_geometry, is_bundled
+    from heatkv.models.bundled import calibration_prompts
 
     out = check_writable(arguments.out)
     path = arguments.prompts
     if path is None and is_bundled(arguments.model):
-        path = program_root() / "assets" / "prompts" / "calibration.txt"
+        path = calibration_prompts(find_geometry(arguments.model).scales)
     prompts = read_prompts(path) if path else []
     model = load_model(arguments)
     prompts = prompts or list(model.examples)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from heatkv.files import MAX_SCALES, Fields, read_json, scales_json, shown, write_atomic
+from heatkv.files import MAX_SCALES, Fields, program_root, read_json, scales_json, shown, write_atomic
 from heatkv.models.base import Sampling
 from heatkv.models.checkpoint import MAX_CONFIG_BYTES, CheckpointError, load_state, place, save_shards
 from heatkv.models.infinity.text import Vocabulary, WordEncoder
@@ -24,6 +24,12 @@ SYNONYMS = "synonyms.json"
 MAX_DEPTH, MAX_NUMBER, MAX_LIST = 256, 1 << 17, 16
 PARTS = ("text", "transformer", "autoencoder")
 NOT_NEEDED = ("encoder.", "quant_conv.")  # to draw pictures
+CALIBRATED_ON = {"scales": "calibration.txt", "lines": "scenes-calibration.txt"}
+
+
+def calibration_prompts(scales: ScaleSchedule) -> Path:
+    """The prompts that the bundled model that draws like this was calibrated on."""
+    return program_root() / "assets" / "prompts" / CALIBRATED_ON[scales.drawing]
 
 
 def save_folder(model: Any, folder: Path, family: str = "infinity") -> None:

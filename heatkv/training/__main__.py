@@ -40,8 +40,8 @@ by scales:                                            by lines:
   ... export      --folder runs/emoji --out FOLDER      ... export    --folder runs/emoji --out FOLDER --lines
 then for each:
   ... synonyms  --folder runs/emoji --model FOLDER
-  ... calibrate --model FOLDER --prompts assets/prompts/calibration.txt
-  ... sheet     --model FOLDER --prompts assets/prompts/sheet.txt --out sheet.webp
+  ... calibrate --model FOLDER --prompts assets/prompts/scenes-calibration.txt
+  ... sheet     --model FOLDER --prompts assets/prompts/scenes-evaluation.txt --out sheet.webp
   ... evaluate  --folder runs/emoji --model FOLDER --out evaluation.json
 
 Stages resume from their last checkpoint. heatkv/training/README.md has the whole recipe, also for a GPU.

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from heatkv import generate, load
+from heatkv.cli.arguments import read_prompts
 from heatkv.models import (
     CheckpointError,
     NotEnoughMemory,
+    bundled_folders,
+    bundled_scores,
     find_folder,
     find_geometry,
     hub,
@@ -21,6 +24,7 @@ from heatkv.models import (
     memory,
     presets,
 )
+from heatkv.models.bundled import calibration_prompts
 from heatkv.models.hub import FOLDER_VARIABLE
 from heatkv.models.infinity.scales import FULL, SIZES, find_ratio, published_scales, rope_grid
 from heatkv.models.memory import Estimate, choose_offload, decoder_parameters, estimate, transformer_parameters
@@ -236,3 +240,9 @@ def test_this_machine_tells_its_free_memory() -> None:
     free = memory.available(CPU)
     assert free is None or free > 10_000_000
     assert isinstance(estimate(PRESETS["var-d16"], CPU, torch.float32), Estimate)
+
+
+@pytest.mark.parametrize("name", sorted(bundled_folders()))
+def test_calibrate_takes_by_itself_the_prompts_that_the_bundled_calibration_was_made_of(name: str) -> None:
+    scores = bundled_scores(name)
+    assert read_prompts(calibration_prompts(find_geometry(name).scales)) == list(scores.prompts)
