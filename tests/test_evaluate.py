@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from heatkv import load
-from heatkv.training import data, evaluate, export, scenes, tokenizer, transformer
+from heatkv import generate, load
+from heatkv.models import bundled_scores
+from heatkv.training import blind, data, evaluate, export, scenes, sheet, tokenizer, transformer
 from heatkv.training.evaluate import Evaluation
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TransformerRun
@@ -133,3 +135,30 @@ def test_colour_words_count_only_where_the_picture_had_another_colour(
 def test_distances_are_squared_and_between_all_pairs() -> None:
     a, b = np.array([[[0, 0]], [[200, 0]]], np.uint8), np.array([[[0, 3]], [[0, 0]], [[200, 4]]], np.uint8)
     assert evaluate.distances(a, b).tolist() == [[9, 0, 40016], [40009, 40000, 16]]
+
+
+def test_blind_sheets_show_what_the_key_says_and_do_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("WORDS", 4), ("SCENES", 2), ("RANKINGS", 2)):
+        monkeypatch.setattr(blind, name, count)
+    model, scores = load("pocket"), bundled_scores("pocket")
+    *_, rankings, key_path = blind.sheets(model, scores, tmp_path, seed=1)
+    key = json.loads(key_path.read_text())
+    assert (len(key["words"]), len(key["scenes"]), len(key["rankings"])) == (4, 2, 2)
+    with Image.open(rankings) as page:
+        assert page.size[0] == 2 * (3 * 129 + 2 * sheet.GAP), "two prompts: full cache, A and B"
+        shown = np.asarray(page.convert("RGB")).astype(float)
+    place = {"A": 1, "B": 2}
+    for i, asked in enumerate(key["rankings"]):
+        ranked = generate(model, asked["prompt"], 100 + i, policy="heatkv+16", budget=0.1, scores=scores)
+        left = i * (3 * 129 + 2 * sheet.GAP) + sheet.GAP
+        cells = [
+            shown[sheet.GAP + sheet.LINE :][:128, left + place[letter] * 129 :][:, :128]
+            for letter in (asked["heatkv+16"], "AB".replace(asked["heatkv+16"], ""))
+        ]
+        wanted = np.asarray(ranked.image).repeat(2, 0).repeat(2, 1).astype(float)
+        ours, other = (np.abs(cell - wanted).mean() for cell in cells)
+        assert ours < other and ours < 4, "the key names the picture of the ranking"
+    monkeypatch.setattr(blind, "WORDS", 1000)
+    with pytest.raises(ValueError, match="takes 1000"):
+        blind.sheets(model, scores, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -17,6 +17,7 @@ from heatkv.models.bundled import SYNONYMS
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.threads import keep_to_own_cores
 from heatkv.training import (
+    blind,
     codebook,
     data,
     evaluate,
@@ -43,6 +44,7 @@ then for each:
   ... calibrate --model FOLDER --prompts assets/prompts/scenes-calibration.txt
   ... sheet     --model FOLDER --prompts assets/prompts/scenes-evaluation.txt --out sheet.webp
   ... evaluate  --folder runs/emoji --model FOLDER --out evaluation.json
+  ... blind     --model FOLDER --out FOLDER/blind
 
 Stages resume from their last checkpoint. heatkv/training/README.md has the whole recipe, also for a GPU.
 """
@@ -111,6 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--prompts", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command = commands.add_parser("blind", help="draw numbered sheets for a reader who does not know the prompts")
+    command.add_argument("--model", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="folder for the sheets and their key")
     command = commands.add_parser("evaluate", help="measure how good a model folder is by itself")
     command.add_argument("--folder", type=Path, required=True, help="where the pictures lie")
     command.add_argument("--side", type=int, default=128, help="pixels of a side")
@@ -159,6 +164,9 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "sheet":
         sheet.sample_sheet(load(arguments.model), read_prompts(arguments.prompts), arguments.seeds, arguments.out)
         print(arguments.out)
+    elif arguments.command == "blind":
+        scores = bundled_scores(arguments.model)
+        print(*blind.sheets(load(arguments.model), scores, arguments.out), sep="\n")
     elif arguments.command == "evaluate":
         run_evaluation(arguments)
 

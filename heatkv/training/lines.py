@@ -24,19 +24,20 @@ from heatkv.training.pool import HELD_OUT, Pool
 class LinesRun:
     """Settings of a training run; defaults are the CPU recipe.
 
-    What is shown grows at the steps ``compose``, ``grow`` and ``widen`` (``scenes.Course``). A ring of ``pool``
+    What is shown grows at the steps ``compose``, ``grow`` and ``widen`` (``scenes.Course``); the CPU recipe ends before
+    the latter two. A ring of ``pool``
     pictures, as codes, begins with ``start`` of them; every step renews ``fresh`` and learns from ``batch``. A share
     ``drop`` of the prompts is left out, for guidance. The learning rate falls to zero in the last ``decay`` of the
     run. ``compile`` compiles the blocks (a minute or two at the start; needs a C++ compiler).
     """
 
-    steps: int = 30000
-    compose: int = 5000
-    grow: int = 8000
-    widen: int = 16000
+    steps: int = 13000
+    compose: int = 4000
+    grow: int = 30000
+    widen: int = 60000
     batch: int = 16
     learning_rate: float = 2e-3
-    decay: float = 0.3
+    decay: float = 0.2
     drop: float = 0.1
     pool: int = 32768
     start: int = 2048

@@ -18,13 +18,17 @@ from heatkv.models.infinity.words import Vocabulary, split_words
 from heatkv.training import data, grounds
 from heatkv.training.grounds import Ground, draw_ground, draw_settled_ground
 
-# Pixels, where the picture has 128. Things stand on the grid of the tokenizers' cells and have few sizes: then a thing
-# is written in the same tokens wherever it stands, and those are what has to be learned.
+# Pixels, where the picture has 128. Things stand on the grid of the tokenizers' cells and have few sizes, which single
+# things and scenes share: then a thing is written in the same tokens wherever it stands, and those are what has to be
+# learned.
 CELL = 8
-THING_SIZES = (32, 40, 48, 64, 80, 96, 112)
+SIZES = {"small": 48, "large": 112}
+ANY_SIZE = (64, 80)  # of a thing alone, where nothing is said of its size
+PAIR_SIZE = 64
+COUNT_SIZES = {2: 64, 3: 40, 4: 64}
+THREE_SIZE = 40
 
 NUMBERS = ("two", "three", "four")
-SIZES = {"small": (34, 50), "large": (104, 126)}
 SIDES = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
 GRAMMAR = ("on", "at", "of", "and", "between", "above", "below", "middle", "pattern", "the", "a")
 WORDS = frozenset({*grounds.WORDS, *NUMBERS, *SIZES, *SIDES, *GRAMMAR, *data.STYLES})
@@ -53,7 +57,7 @@ class Mix:
     """How often what is drawn.
 
     ``single``, ``pair``, ``count``, ``three``, ``between`` and ``pattern`` are weights. ``plain`` is the share of
-    white pages, ``centred`` that of single things shown large and in the middle. ``fluent`` is how often a fluent
+    white pages, ``large`` that of single things that fill the picture. ``fluent`` is how often a fluent
     picture is drawn for one of another style, ``variant`` how often one of people or signs (many, and much alike)
     for one of anything else. A share ``repaint`` of the fluent things has another colour than the art; a share
     ``mirror`` of all looks the other way.
@@ -68,7 +72,7 @@ class Mix:
     between: float = 0.05
     pattern: float = 0.05
     plain: float = 0.55
-    centred: float = 0.5
+    large: float = 0.5
     fluent: float = 6.0
     variant: float = 0.25
     repaint: float = 0.12
@@ -79,15 +83,15 @@ class Mix:
 
 # What is learned first: few things, large and alone; then those in scenes.
 PLAINEST = Mix(
-    single=0.8, pair=0.12, count=0.04, three=0.01, between=0.01, pattern=0.02, plain=0.65, centred=0.85, repaint=0.05,
+    single=0.8, pair=0.12, count=0.04, three=0.01, between=0.01, pattern=0.02, plain=0.65, large=0.85, repaint=0.05,
     mirror=0.0, everyday=True,
 )  # fmt: skip
 EVERYDAY_SCENES = Mix(
-    single=0.6, pair=0.28, count=0.07, three=0.01, between=0.01, pattern=0.03, plain=0.65, centred=0.85, repaint=0.06,
+    single=0.5, pair=0.42, count=0.06, three=0.0, between=0.0, pattern=0.02, plain=0.6, large=0.35, repaint=0.06,
     mirror=0.0, everyday=True,
 )  # fmt: skip
 FIRST = Mix(
-    single=0.7, pair=0.18, count=0.06, three=0.02, between=0.02, pattern=0.02, plain=0.65, centred=0.6, first=True
+    single=0.7, pair=0.18, count=0.06, three=0.02, between=0.02, pattern=0.02, plain=0.65, large=0.6, first=True
 )
 
 
@@ -162,14 +166,14 @@ class Scenes:
     def single(self, rng: random.Random) -> Scene:
         thing = self.pick(rng)
         before = after = ""
-        if rng.random() < self.mix.centred:
-            size, place = rng.randint(100, 122), (rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8))
+        if rng.random() < self.mix.large:
+            size, place = SIZES["large"], (rng.random(), rng.random())
         else:
-            size, place = rng.randint(40, 104), (rng.random(), rng.random())
-            if rng.random() < 0.4:
+            size, place = rng.choice(ANY_SIZE), (rng.random(), rng.random())
+            if rng.random() < 0.25:
                 before = rng.choice(list(SIZES))
-                size = rng.randint(*SIZES[before])
-            if rng.random() < 0.4 and size < 90:
+                size = SIZES[before]
+            if rng.random() < 0.3 and size < 90:
                 side = rng.choice([*SIDES, "middle"])
                 place = near(SIDES.get(side, (0.5, 0.5)), rng, 0.15)
                 after = f"at {side}"
@@ -183,8 +187,7 @@ class Scenes:
     def pair(self, rng: random.Random) -> Scene:
         style = self.pick_style(rng)
         one, two = self.pick(rng, style), self.pick(rng, style)
-        apart = (rng.uniform(0, 0.16), rng.uniform(0.84, 1))
-        across = (rng.random(), rng.random()) if rng.random() < 0.3 else (rng.random(),) * 2
+        apart, across = (0.0, 1.0), ((rng.random(), rng.random()) if rng.random() < 0.3 else (rng.random(),) * 2)
         if rng.random() < 0.3:
             places, relation, opposite = list(zip(across, apart, strict=True)), "above", "below"
         else:
@@ -195,16 +198,15 @@ class Scenes:
         ground = self.ground(rng)
         prompt = say(style_word(style, rng), *words, ground.say(rng))
         return self.compose(ground, prompt, [
-            (thing, rng.randint(44, 64), place) for thing, place in zip((one, two), places, strict=True)
+            (thing, PAIR_SIZE, place) for thing, place in zip((one, two), places, strict=True)
         ])  # fmt: skip
 
     def count(self, rng: random.Random) -> Scene:
         thing, number = self.pick(rng, self.pick_style(rng)), rng.randint(2, 4)
-        size = rng.randint(*{2: (46, 60), 3: (34, 41), 4: (42, 54)}[number])
         line = [i / (number - 1) for i in range(number)]
         height = rng.random()
         if number == 4:
-            places = [(x, y) for y in (0.05, 0.95) for x in (0.05, 0.95)]
+            places = [(x, y) for y in (0.0, 1.0) for x in (0.0, 1.0)]
         elif rng.random() < 0.6:
             places = [(x, height) for x in line]
         else:
@@ -212,7 +214,7 @@ class Scenes:
         ground = self.ground(rng)
         number_word = NUMBERS[number - 2] if rng.random() < 0.8 else ""
         prompt = say(style_word(thing.style, rng), number_word, plural(thing.name), ground.say(rng))
-        return self.compose(ground, prompt, [(thing, size, near(place, rng, 0.05)) for place in places])
+        return self.compose(ground, prompt, [(thing, COUNT_SIZES[number], place) for place in places])
 
     def three(self, rng: random.Random) -> Scene:
         style = self.pick_style(rng)
@@ -221,19 +223,19 @@ class Scenes:
         first, second, third = (t.name for t in (things if rng.random() < 0.7 else things[::-1]))
         prompt = say(style_word(style, rng), first, second, "and", third, ground.say(rng))
         return self.compose(ground, prompt, [
-            (thing, rng.randint(38, 46), (x, rng.random())) for thing, x in zip(things, (0.05, 0.5, 0.95), strict=True)
+            (thing, THREE_SIZE, (x, rng.random())) for thing, x in zip(things, (0.0, 0.5, 1.0), strict=True)
         ])  # fmt: skip
 
     def between(self, rng: random.Random) -> Scene:
         style = self.pick_style(rng)
         inner, outer = self.pick(rng, style), self.pick(rng, style)
-        height, size = rng.random(), rng.randint(36, 44)
+        height = rng.random()
         ground = self.ground(rng)
         prompt = say(style_word(style, rng), inner.name, "between two", plural(outer.name), ground.say(rng))
         placed = [
-            (outer, size, (0.02, height)),
-            (inner, size + 4, (0.5, height)),
-            (mirrored(outer), size, (0.98, height)),
+            (outer, THREE_SIZE, (0.0, height)),
+            (inner, THREE_SIZE, (0.5, height)),
+            (mirrored(outer), THREE_SIZE, (1.0, height)),
         ]
         return self.compose(ground, prompt, placed)
 
@@ -242,7 +244,7 @@ class Scenes:
         ground = self.ground(rng)
         prompt = say(style_word(thing.style, rng), "pattern of", plural(thing.name), ground.say(rng))
         line = [i / (across - 1) for i in range(across)]
-        return self.compose(ground, prompt, [(thing, 120 // across, (x, y)) for y in line for x in line])
+        return self.compose(ground, prompt, [(thing, {3: 40, 4: 32}[across], (x, y)) for y in line for x in line])
 
     # How it is put together
 
@@ -272,10 +274,10 @@ class Scenes:
         return draw(rng, self.side, self.mix.plain)
 
     def compose(self, ground: Ground, prompt: str, placed: list[tuple[Thing, int, tuple[float, float]]]) -> Scene:
-        """Paste things, about of a size (pixels, where the picture has 128) where they go (0 to 1 of the room left)."""
+        """Paste things of a size (pixels, where the picture has 128) where they go (0 to 1 of the room left)."""
         cell = max(1, CELL * self.side // 128)
         for thing, wanted, (x, y) in placed:
-            size = max(1, min(THING_SIZES, key=lambda known: abs(known - wanted)) * self.side // 128)
+            size = max(1, wanted * self.side // 128)
             left, top = (round(along * (self.side - size) / cell) * cell for along in (x, y))
             picture = resized(thing.picture, size)
             part = ground.canvas[top : top + size, left : left + size]
