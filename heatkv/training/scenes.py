@@ -87,7 +87,7 @@ PLAINEST = Mix(
     mirror=0.0, everyday=True,
 )  # fmt: skip
 EVERYDAY_SCENES = Mix(
-    single=0.5, pair=0.42, count=0.06, three=0.0, between=0.0, pattern=0.02, plain=0.6, large=0.35, repaint=0.06,
+    single=0.5, pair=0.45, count=0.04, three=0.0, between=0.0, pattern=0.01, plain=0.8, large=0.35, repaint=0.06,
     mirror=0.0, everyday=True,
 )  # fmt: skip
 FIRST = Mix(
