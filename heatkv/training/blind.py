@@ -23,7 +23,6 @@ WORDS, SCENES, RANKINGS = 48, 36, 20
 FIRST_SEED = 100  # not a seed that the page or the samples show
 RANKING, REVERSE, BUDGET = "heatkv+16", "reverse", 0.1
 RELATIONS = ("left of", "right of", "above", "below", "and")
-GROUNDS = ("", "", "", "on blue", "on grass", "at night")
 
 
 def sheets(model: GenerativeModel, scores: HeadScores, out: Path, seed: int = 2026) -> list[Path]:
@@ -43,7 +42,7 @@ def sheets(model: GenerativeModel, scores: HeadScores, out: Path, seed: int = 20
         raise ValueError(f"{model.id} knows {len(things)} of the everyday things; a blind reading takes {WORDS}")
     words = rng.sample(things, WORDS)
     pairs = [rng.sample(things, 2) for _ in range(SCENES)]
-    prompts = [scenes.say(one, rng.choice(RELATIONS), two, rng.choice(GROUNDS)) for one, two in pairs]
+    prompts = [f"{one} {rng.choice(RELATIONS)} {two}" for one, two in pairs]
     compared = rng.sample(things, RANKINGS)
     better = [rng.choice("AB") for _ in compared]
     rows = []
