@@ -132,8 +132,8 @@ def rounding_variance(x_RMD: Tensor, bounds: Sequence[tuple[int, int]]) -> Tenso
     ends = [x_RMD[:, start:end].aminmax(dim=1) for start, end in bounds[:-1]]
     if not ends:
         return x_RMD.new_empty(len(x_RMD), 0, x_RMD.shape[2])
-    ranges = ROUNDED_TO.ranges_for(torch.stack([e.min for e in ends], 1), torch.stack([e.max for e in ends], 1))
-    return ROUNDED_TO.steps(ranges)[0].square() / 12
+    _, (step, _) = ROUNDED_TO.fit(torch.stack([e.min for e in ends], 1), torch.stack([e.max for e in ends], 1))
+    return step.square() / 12
 
 
 def rounding(

@@ -37,6 +37,9 @@ PART = {bits: torch.tensor(0.5**bits) for bits in (2, 4, 8)}
 FIRST = {bits: torch.tensor(0.5 ** (bits + 1) - 0.5) for bits in (2, 4, 8)}
 
 
+Steps = tuple[Tensor, Tensor]
+
+
 class FormatError(ValueError):
     """A storage that there is not, or that does not fit a model's heads; the message says what to do."""
 
@@ -84,35 +87,36 @@ class Format:
         """Bytes of keys and values of a cell of so many tokens, of one batch row."""
         return 2 * (tokens * self.code_bytes(head_dim, itemsize) + self.range_bytes(tokens, head_dim))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and ranges (uint8) of cells ``[..., N, D]``."""
+    def encode(self, x: Tensor, tokens: int = -2) -> tuple[Tensor, Tensor]:
+        """Codes and ranges (uint8) of cells ``[..., N, D]``, or with the tokens in another dimension."""
         x = x.float()
-        dim = -1 if self.ranges == "token" else -2
-        ranges = self.ranges_for(x.amin(dim, keepdim=True), x.amax(dim, keepdim=True))  # faster than aminmax
-        step, first = self.steps(ranges)
-        codes = torch.sub(x, first).div_(step).round_().clamp_(0, 2**self.bits - 1).to(torch.uint8)
-        return self._packed(codes), ranges
+        dim = -1 if self.ranges == "token" else tokens
+        # Apart, as amin and amax are faster than aminmax.
+        ranges, (step, first) = self.fit(x.amin(dim, keepdim=True), x.amax(dim, keepdim=True))
+        return self._packed(torch.sub(x, first).div_(step).round_().clamp_(0, 2**self.bits - 1)), ranges
 
-    def ranges_for(self, low: Tensor, high: Tensor) -> Tensor:
-        """Ranges (uint8) that cover what lies between two ends: all widths, then all centres."""
+    def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Steps]:
+        """Ranges (uint8) that cover what lies between two ends, all widths, then all centres; and their `steps`."""
         middle = torch.add(low, high).mul_(HALF)
         # Wide enough with its centre rounded, and for a centre that 7 bits can tell.
         width = torch.maximum(torch.sub(high, low).mul_(WIDER), middle.abs().mul_(FOR_CENTRE))
         octave = width.clamp_min_(2.0**LEAST_OCTAVE).log2_().mul_(EIGHT).ceil_()
         octave.clamp_max_(255 + OCTAVES * LEAST_OCTAVE)
-        centre = middle.div_(torch.mul(octave, EIGHTH).exp2_().mul_(THIRTY_SECOND)).round_().clamp_(-128, 127)
+        width = torch.mul(octave, EIGHTH).exp2_()
+        centre = middle.div_(torch.mul(width, THIRTY_SECOND)).round_().clamp_(-128, 127)
         told = octave.sub_(FIRST_OCTAVE).to(torch.uint8), centre.to(torch.int8).view(torch.uint8)
-        return torch.cat(told, -1)
+        return torch.cat(told, -1), self._steps(width, centre)
 
-    def steps(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
+    def steps(self, ranges: Tensor) -> Steps:
         """Of every range the distance of neighbouring numbers, and the one that code 0 stands for (float32)."""
         octave, centre = ranges.chunk(2, -1)
-        width = octave.float().add_(FIRST_OCTAVE).mul_(EIGHTH).exp2_()
-        # Numbers lie in the middle of 2^bits equal parts of the width.
-        first = centre.view(torch.int8).float().mul_(THIRTY_SECOND).add_(FIRST[self.bits]).mul_(width)
-        return width.mul_(PART[self.bits]), first
+        return self._steps(octave.float().add_(FIRST_OCTAVE).mul_(EIGHTH).exp2_(), centre.view(torch.int8).float())
 
-    def decode(self, codes: Tensor, steps: tuple[Tensor, Tensor], out: Tensor) -> None:
+    def _steps(self, width: Tensor, centre: Tensor) -> Steps:
+        # Numbers lie in the middle of 2^bits equal parts of the width.
+        return torch.mul(width, PART[self.bits]), centre.mul_(THIRTY_SECOND).add_(FIRST[self.bits]).mul_(width)
+
+    def decode(self, codes: Tensor, steps: Steps, out: Tensor) -> None:
         """Write into ``out`` ``[..., N, D]`` what `encode` made codes of: off by half a step at most.
 
         ``steps``: of the ranges, of any shape that fits ``out``.
@@ -130,23 +134,26 @@ class Format:
             out.copy_(wide)
 
     def _packed(self, codes: Tensor) -> Tensor:
-        """Codes ``[..., D]`` as bytes: the first share of the channels in the lowest bits."""
-        if self.bits == 8:
-            return codes
+        """Codes ``[..., D]`` as bytes: the first share of the channels in the lowest bits.
+
+        They come as float32, in which sums are exact, and vectorised like nothing on bytes; from there to bytes the
+        way over 16 bits is the fast one.
+        """
         first, *others = codes.chunk(8 // self.bits, -1)
         for i, part in enumerate(others, start=1):
-            first = first | (part << SHARE_BITS[self.bits * i])
-        return first
+            first = torch.add(first, part, alpha=2 ** (self.bits * i))
+        return first.to(torch.int16).to(torch.uint8)
 
 
 class Symmetric(Format):
     """Of VAR-Q (re-implementation): a factor a channel of a cell, bfloat16, and whole multiples of it around 0."""
 
-    def ranges_for(self, low: Tensor, high: Tensor) -> Tensor:
+    def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Steps]:
         factor = torch.maximum(high, -low) / (2 ** (self.bits - 1) - 0.5)
-        return factor.clamp_min_(2.0**LEAST_OCTAVE).bfloat16().view(torch.uint8)
+        ranges = factor.clamp_min_(2.0**LEAST_OCTAVE).bfloat16().view(torch.uint8)
+        return ranges, self.steps(ranges)
 
-    def steps(self, ranges: Tensor) -> tuple[Tensor, Tensor]:
+    def steps(self, ranges: Tensor) -> Steps:
         factor = ranges.contiguous().view(torch.bfloat16).float()
         return factor, factor * -(2 ** (self.bits - 1))
 

@@ -70,25 +70,30 @@ class Section:
         return (entries, 2, batch, self.form.code_bytes(dim)), (count, 2, batch, 2 * (dim if by_cell else 1))
 
 
+class Parts:
+    """How a block is divided: codes and ranges of each section, end to end."""
+
+    def __init__(self, shapes: list[Shape]) -> None:
+        self.shapes, self.sizes = shapes, [math.prod(shape) for shape in shapes]
+        self.bytes = sum(self.sizes)
+
+    def of(self, block: Tensor) -> list[Tensor]:
+        return [part.view(shape) for part, shape in zip(block.split(self.sizes), self.shapes, strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class PackedStep:
     """What a layer does at one scale: its sections, and how heads read the held entries and, behind them, the new.
 
-    ``held`` and ``next`` are the shapes of the parts of its block, before and after: codes and ranges of each section.
+    ``held`` and ``next`` are the parts of its block, before and after.
     """
 
     sections: tuple[Section, ...]
-    held: tuple[Shape, ...]
-    next: tuple[Shape, ...]
+    held: Parts
+    next: Parts
     layout: Layout
     reading: Reading
     stored: int  # tokens after it
-
-
-def parts_of(block: Tensor, shapes: tuple[Shape, ...]) -> list[Tensor]:
-    """The parts of a block that lie in it end to end."""
-    parts = block.split([math.prod(shape) for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def packed_step(
@@ -134,8 +139,8 @@ def packed_step(
         [layout.entries_of(head) for head in range(heads)], layout.entries, batch * new, dim, dtype, device
     )  # fmt: skip
     held, after = (
-        tuple(shape for s in sections for shape in s.shapes(stored, batch, dim)) for stored in (False, True)
-    )  # fmt: skip
+        Parts([shape for s in sections for shape in s.shapes(stored, batch, dim)]) for stored in (False, True)
+    )
     stored = int(stays_HS @ np.array(tokens_S[: t + 1]) @ np.ones(heads))
     return PackedStep(tuple(sections), held, after, layout, read, stored)
 
@@ -212,7 +217,7 @@ class PackedMemory:
 
 def decode_block(now: PackedStep, block: Tensor, out_E2BD: Tensor) -> None:
     """All that a layer holds, in the compute dtype, as its layout numbers it."""
-    parts = parts_of(block, now.held)
+    parts = now.held.of(block)
     first = 0
     for section, codes, own in zip(now.sections, parts[::2], parts[1::2], strict=True):
         if not section.entries:
@@ -226,8 +231,8 @@ def decode_block(now: PackedStep, block: Tensor, out_E2BD: Tensor) -> None:
 
 def encode_block(now: PackedStep, block: Tensor, new_HN2BD: Tensor) -> Tensor:
     """What a layer holds next: of ``block`` what stays, and the new cells that are kept."""
-    out = block.new_empty(sum(math.prod(shape) for shape in now.next))
-    held, after = parts_of(block, now.held), parts_of(out, now.next)
+    out = block.new_empty(now.next.bytes)
+    held, after = now.held.of(block), now.next.of(out)
     for section, codes, own, next_codes, next_own in zip(
         now.sections, held[::2], held[1::2], after[::2], after[1::2], strict=True
     ):
@@ -235,11 +240,9 @@ def encode_block(now: PackedStep, block: Tensor, new_HN2BD: Tensor) -> Tensor:
         keep(own, section.keep_R, next_own[: section.kept_ranges])
         if section.heads:
             new = new_HN2BD if section.heads_H is None else select(new_HN2BD, 0, section.heads_H)
-            parts = section.form.encode(new.permute(0, 2, 3, 1, 4))  # [heads, 2, B, tokens, D]
             rooms = next_codes[section.kept_entries :], next_own[section.kept_ranges :]
-            for part, room in zip(parts, rooms, strict=True):
-                by_token = part.permute(0, 3, 1, 2, 4)
-                room.view(by_token.shape).copy_(by_token)
+            for part, room in zip(section.form.encode(new, tokens=1), rooms, strict=True):
+                room.view(part.shape).copy_(part)
     return out
 
 
