@@ -50,6 +50,20 @@ def attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bias: Tensor | Non
     return F.scaled_dot_product_attention(q_BHND, k_BHMD, v_BHMD, attn_mask=bias, scale=1.0)
 
 
+def shared_attention(q_BH1D: Tensor, k_BED: Tensor, v_BED: Tensor, bias_BHE: Tensor) -> Tensor:
+    """Attention ``[B, H, 1, D]`` of one query a head over entries of all heads, in any numbers, that lie end to end.
+
+    The heads are taken for queries of one head that reads all entries, and ``bias_BHE`` hides from each what is not its
+    own. That computes more products than needed, as one matrix product, and reads every number once, which is what so
+    few queries spend their time on.
+    """
+    if q_BH1D.dtype == torch.float32 and q_BH1D.device.type == "cpu":  # where three products take less than the kernel
+        p_BHE = torch.baddbmm(bias_BHE, q_BH1D.squeeze(2), k_BED.transpose(1, 2)).softmax(-1)
+        return torch.bmm(p_BHE, v_BED).unsqueeze(2)
+    q_B1HD, k_B1ED, v_B1ED = q_BH1D.transpose(1, 2), k_BED.unsqueeze(1), v_BED.unsqueeze(1)
+    return attention(q_B1HD, k_B1ED, v_B1ED, bias_BHE.unsqueeze(1)).transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Call:
     """Heads that share a call of the kernel: so many, reading so many entries each, some hidden by ``bias_1H1M``."""

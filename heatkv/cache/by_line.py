@@ -3,9 +3,7 @@
 The heads of a layer are cut into groups, each with memory of its own and one call of the kernel a token:
 
 - where the heads of a group hold equally many tokens, memory is ``[2, B, heads, tokens, D]``;
-- where they do not, it is ``[2, B, entries, D]``: nothing is padded. The kernel takes the group's heads for queries of
-  one head that reads all entries of the group, and a mask hides those of the others. That computes more products than
-  needed, as one matrix product, and reads every number once, which is what a token's attention spends its time on.
+- where they do not, it is ``[2, B, entries, D]``: nothing is padded, see `attention.shared_attention`.
 
 Room is taken for a *stretch*: the lines up to the next one at whose beginning anything goes. A token is written into
 the room of its line, so that nothing is copied for a token. When a stretch begins, each layer moves what it keeps into
@@ -16,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import attention
+from heatkv.cache.attention import attention, shared_attention
 from heatkv.formats import FORMATS, RANGE_BYTES
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule
 
-# What costs as much as a product of a query and a key of its own head: a call of the kernel so many, and a product
-# within a group of heads that differ so much.
-CALL_PRODUCTS = 512
+# What costs as much as a product of a query and a key of its own head: all that a group does for a token so many, and a
+# product within a group of heads that differ so much.
+GROUP_PRODUCTS = 3072
 SHARED_PRODUCT = 0.25
 INT8 = FORMATS["int8"]  # the one format that goes token by token
 
@@ -71,7 +70,7 @@ class GroupPlan:
     position_E: npt.NDArray[np.int64]
     keep_E: Tensor
 
-    @property
+    @cached_property
     def aligned(self) -> bool:
         return bool((self.held_H == self.held_H[0]).all())
 
@@ -120,21 +119,23 @@ class Group:
             memory[:, :, :, : self.filled] = held_2BED.view(2, batch, self.heads, self.filled, width)
         else:
             memory[:, :, : self.filled] = held_2BED
-        self.memory = memory
+        self.memory, self.aligned = memory, plan.aligned
         self.bias = self._bias(hidden_BT)
 
     def _bias(self, hidden_BT: Tensor | None) -> Tensor | None:
-        """What hides entries of other heads, and tokens of the condition that nobody sees, from a group's heads."""
+        """What hides entries of other heads, and tokens of the condition that nobody sees, from a group's heads.
+
+        ``[B or 1, heads or 1, 1, M]`` if aligned, else ``[B or 1, heads, E]``.
+        """
         plan, like = self.plan, self.like
-        if plan.aligned and hidden_BT is None:
+        if self.aligned and hidden_BT is None:
             return None
-        position_E = torch.from_numpy(plan.position_E).to(like.device)
-        seen = torch.ones(1, 1, 1, plan.entries, dtype=torch.bool, device=like.device)
+        seen = torch.ones(1, 1, plan.entries, dtype=torch.bool, device=like.device)
         if hidden_BT is not None:
-            condition = hidden_BT.shape[1]
+            position_E, condition = torch.from_numpy(plan.position_E).to(like.device), hidden_BT.shape[1]
             hidden_BE = hidden_BT[:, position_E.clamp_max(condition - 1)] & (position_E < condition)
-            seen = ~hidden_BE[:, None, None]
-        if plan.aligned:
+            seen = ~hidden_BE[:, None]
+        if self.aligned:
             seen = seen.view(len(seen), self.heads, 1, -1)
         else:
             head_E = torch.from_numpy(plan.head_E).to(like.device)
@@ -143,47 +144,45 @@ class Group:
 
     def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor) -> Tensor:
         """Write a token into its room and attend to all there is, ``[B, heads, 1, D]``."""
-        before, heads = self.filled, self.heads
-        if self.plan.aligned:
-            self.filled = now = before + 1
-            k, v = self._write(self.memory.narrow(3, before, 1), k_BH1D, v_BH1D, self.memory.narrow(3, 0, now))
-            bias = None if self.bias is None else self.bias.narrow(3, 0, now)
+        before, bias, dim, new = self.filled, self.bias, 3 if self.aligned else 2, 1 if self.aligned else self.heads
+        self.filled = now = before + new
+        both = torch.stack((k_BH1D, v_BH1D)) if self.aligned else torch.stack((k_BH1D, v_BH1D)).squeeze(3)
+        k, v = self._write(self.memory.narrow(dim, before, new), both, self.memory.narrow(dim, 0, now))
+        if bias is not None:
+            bias = bias.narrow(dim if self.aligned else 2, 0, now)
+        if self.aligned:
             return attention(q_BH1D, k, v, bias)
-        self.filled = now = before + heads
-        place, all_so_far = self.memory.narrow(2, before, heads), self.memory.narrow(2, 0, now)
-        k, v = self._write(place, k_BH1D.squeeze(2), v_BH1D.squeeze(2), all_so_far)
-        assert self.bias is not None
-        out = attention(q_BH1D.transpose(1, 2), k.unsqueeze(1), v.unsqueeze(1), self.bias.narrow(3, 0, now))
-        return out.transpose(1, 2)
+        assert bias is not None
+        return shared_attention(q_BH1D, k, v, bias)
 
-    def _write(self, place: Tensor, k: Tensor, v: Tensor, all_so_far: Tensor) -> tuple[Tensor, Tensor]:
+    def _write(self, place: Tensor, both: Tensor, all_so_far: Tensor) -> tuple[Tensor, ...]:
         """Put a token's keys and values into ``place``; returns the keys and values of all, in the compute dtype."""
-        if not self.encoded:
-            place[0].copy_(k)
-            place[1].copy_(v)
-            return all_so_far[0], all_so_far[1]
-        encode(torch.stack((k, v)), place)
-        read = self.like.new_empty(*all_so_far.shape[:-1], self.like.shape[-1])
-        decode(all_so_far, read)
-        return read[0], read[1]
+        if self.encoded:
+            encode(both, place)
+        else:
+            place.copy_(both)
+        return self._decoded(all_so_far)
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all there is, ``[B, heads, M, D]`` or ``[B, E, D]``, in the compute dtype."""
-        all_so_far = self.memory.narrow(3 if self.plan.aligned else 2, 0, self.filled)
+    def _decoded(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values in the compute dtype."""
         if not self.encoded:
-            return all_so_far[0], all_so_far[1]
-        read = self.like.new_empty(*all_so_far.shape[:-1], self.like.shape[-1])
-        decode(all_so_far, read)
-        return read[0], read[1]
+            return stored.unbind()
+        read = self.like.new_empty(*stored.shape[:-1], self.like.shape[-1])
+        decode(stored, read)
+        return read.unbind()
+
+    def read(self) -> tuple[Tensor, ...]:
+        """Keys and values of all there is, ``[B, heads, M, D]`` or ``[B, E, D]``, in the compute dtype."""
+        return self._decoded(self.memory.narrow(3 if self.aligned else 2, 0, self.filled))
 
     @property
     def entries_2BED(self) -> Tensor:
         """All entries of memory in the order of the plan."""
-        return self.memory.flatten(2, 3) if self.plan.aligned else self.memory
+        return self.memory.flatten(2, 3) if self.aligned else self.memory
 
     @property
     def tokens(self) -> int:
-        return self.heads * self.filled if self.plan.aligned else self.filled
+        return self.heads * self.filled if self.aligned else self.filled
 
 
 class LineMemory:
@@ -293,7 +292,7 @@ def cut_heads(drop_at_HS: npt.NDArray[np.integer], scales: ScaleSchedule, batch:
         for cut in cuts_of(size):
             own_H = read_H[cut]
             shared = not (own_H == own_H[0]).all()
-            total += CALL_PRODUCTS + batch * own_H.sum() * (SHARED_PRODUCT * len(own_H) if shared else 1)
+            total += GROUP_PRODUCTS + batch * own_H.sum() * (SHARED_PRODUCT * len(own_H) if shared else 1)
         return total
 
     return cuts_of(min(range(heads, 0, -1), key=cost))

@@ -4,7 +4,7 @@ While nothing has to go, a layer takes all the room that its heads may have. Fro
 tokens at a time: the policy ranks what is there with the queries of the block just drawn, and what stays moves into
 new memory together with the room of the next block. So a budget is kept to at every token, and nothing is copied for a
 token. Entries lie as those of a static schedule do (`heatkv.cache.by_line`): where all heads of all rows hold equally
-many, head by head; else end to end, and the kernel takes the heads for queries of one head behind a mask.
+many, head by head; else end to end (`attention.shared_attention`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from heatkv.cache.attention import attention
+from heatkv.cache.attention import attention, shared_attention
 from heatkv.policies.allowance import EMPTY
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class HeldTokens:
         k[:, -heads:].copy_(k_BH1D.squeeze(2))
         v[:, -heads:].copy_(v_BH1D.squeeze(2))
         assert self.bias is not None
-        bias = self.bias.narrow(3, 0, k.shape[1])
-        return attention(q_BH1D.transpose(1, 2), k.unsqueeze(1), v.unsqueeze(1), bias).transpose(1, 2)
+        return shared_attention(q_BH1D, k, v, self.bias.narrow(2, 0, k.shape[1]))
 
     def note(self, heads: int, first: int, count: int) -> None:
         """List the ``count`` tokens of the block that has just been drawn, from token ``first`` of the sequence on."""
@@ -218,7 +217,7 @@ class LineTokens:
             if self.cache.hidden_BT is not None:
                 head_BE[row, index] = head_BE[row, index].masked_fill(self.cache.hidden(pos_RM)[lane, place], -1)
             own_BHE = head_BE[:, None] == head_R1[:heads]
-            bias = memory_2BED.new_zeros(batch, 1, heads, entries).masked_fill_(~own_BHE[:, None], -torch.inf)
+            bias = memory_2BED.new_zeros(batch, heads, entries).masked_fill_(~own_BHE, -torch.inf)
         self.layers[layer] = HeldTokens(
             memory_2BED, index_RM, pos_RM, score_RM, keep_R, kept, room, aligned, bias, held.listed
         )  # fmt: skip

@@ -23,6 +23,7 @@ from heatkv.models.folder import identify
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
 from heatkv.models.infinity.sampling import Guidance
 from heatkv.models.infinity.scales import find_ratio
+from heatkv.models.llamagen import sampling as llamagen
 from heatkv.models.presets import PRESETS, find_preset
 from heatkv.models.var.sampling import smooth_codes
 from heatkv.models.var.vqvae import CodeQuantizer, VqvaeConfig
@@ -252,3 +253,22 @@ def test_prompts_are_read_as_far_as_the_text_encoder_goes() -> None:
     assert check_prompt("word " * 512) == ("word " * 512).strip()
     with pytest.raises(PromptError, match="9000 characters"):
         check_prompt("x" * 9000)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.95), (0, 0.5), (40, 0.0), (100, 0.8), (0, 0.9999), (0, 0.0)])
+def test_sorting_a_few_values_draws_the_tokens_that_sorting_all_does(
+    top_k: int, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = (torch.randn(64, 1024, generator=generator) * 3).round(decimals=1)  # many are equal
+    logits_BV[32:] *= 0.01  # and here no few of them have the probability
+    noise_B = torch.rand(64, generator=generator)
+    sampling = Sampling(top_k=top_k, top_p=top_p)
+    one_by_one = logits_BV.split(1)
+    few = [llamagen.draw_token(*row, sampling) for row in zip(one_by_one, noise_B.split(1), strict=True)]
+    widths = {llamagen.likely_first(row, top_k, top_p)[0].shape[1] for row in one_by_one}
+    monkeypatch.setattr(llamagen, "FEW", 1024)
+    assert torch.equal(torch.cat(few), llamagen.draw_token(logits_BV, noise_B, sampling))
+    assert widths == {(0, 0.95): {256, 1024}, (0, 0.5): {256, 1024}, (0, 0.9999): {1024}}.get(
+        (top_k, top_p), {256} if top_k else {1024}
+    )

@@ -13,22 +13,45 @@ from heatkv.models.llamagen.transformer import Condition, LlamaGenTransformer
 from heatkv.models.llamagen.vq import Codebook
 from heatkv.models.var.sampling import draw_ranks
 
+FEW = 256  # values that are sorted where they hold all that may be drawn: all of them take a tenth of a token's time
+
 
 def likely_first(logits_BV: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     """Logits from likely to unlikely, -inf where ``top_k`` or ``top_p`` exclude a value, and whose they are.
 
     Values equal to the k-th largest stay. Of what is left those go that come after the first with which the summed
-    probability is more than ``top_p``.
+    probability is more than ``top_p``. Of values that are excluded any number may be missing.
     """
-    likely_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    likely_BV, order_BV = first_values(logits_BV, top_k, top_p)
+    left_BV = logits_BV
     if 0 < top_k < logits_BV.shape[-1]:
-        likely_BV = likely_BV.masked_fill(likely_BV < likely_BV[:, top_k - 1 : top_k], -torch.inf)
+        left_BV = likely_BV = likely_BV.masked_fill(likely_BV < likely_BV[:, top_k - 1 : top_k], -torch.inf)
     if 0 < top_p < 1:
-        enough_BV = likely_BV.softmax(-1).cumsum(-1) > top_p
+        enough_BV = summed_probability(likely_BV, left_BV) > top_p
         gone_BV = torch.zeros_like(enough_BV)
         gone_BV[:, 1:] = enough_BV[:, :-1]
         likely_BV = likely_BV.masked_fill(gone_BV, -torch.inf)
     return likely_BV, order_BV
+
+
+def summed_probability(likely_BV: Tensor, all_BV: Tensor) -> Tensor:
+    """Of values and those before them, among all."""
+    return (likely_BV - all_BV.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+
+
+def first_values(logits_BV: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Logits from likely to unlikely and whose they are, equal ones in their order: all, or see `likely_first`."""
+    if logits_BV.shape[-1] > FEW and (0 < top_k < FEW or (not top_k and 0 < top_p < 1)):
+        few_BV, order_BV = logits_BV.topk(FEW)
+        # What equals the last of the few may be missing: before that, there has to be enough.
+        sure_BV = few_BV > few_BV[:, -1:]
+        if not top_k:
+            sure_BV = sure_BV & (summed_probability(few_BV, logits_BV) > top_p)
+        if bool((sure_BV[:, top_k - 1] if top_k else sure_BV.any(-1)).all()):
+            order_BV = order_BV.sort(dim=-1).values
+            likely_BV, place_BV = logits_BV.gather(-1, order_BV).sort(dim=-1, descending=True, stable=True)
+            return likely_BV, order_BV.gather(-1, place_BV)
+    return logits_BV.sort(dim=-1, descending=True, stable=True)
 
 
 def draw_token(logits_BV: Tensor, noise_B: Tensor, sampling: Sampling) -> Tensor:
