@@ -6,6 +6,7 @@ The file may come from anywhere and be of an older version: rows that are not wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from app.report import REFERENCE_NAMES
@@ -14,10 +15,33 @@ from heatkv.policies.base import Policy
 from heatkv.scales import ScaleSchedule
 from heatkv.study.statistics import pareto
 
-METRICS = {
-    "PSNR": "psnr", "PSNR of the foreground": "psnr_foreground", "SSIM": "ssim", "Bits that agree": "bit_agreement",
-}  # fmt: skip
-AXIS = {"psnr": "PSNR, dB", "psnr_foreground": "PSNR of the foreground, dB", "ssim": "SSIM", "bit_agreement": "share"}
+
+@dataclass(frozen=True)
+class Metric:
+    """What a comparison measures: its key in the file, what people read, and whether ``less`` of it is closer."""
+
+    key: str
+    name: str
+    axis: str
+    less: bool = False
+
+
+FORCED = (
+    Metric("forced_kl", "KL on given tokens", "KL on given tokens, nats: 0 is the same guess", less=True),
+    Metric("forced_agreement", "Same guess on given tokens", "share of tokens that are guessed alike"),
+)
+CLOSE = (
+    Metric("psnr", "PSNR", "PSNR, dB"),
+    Metric("psnr_foreground", "PSNR of the foreground", "PSNR of the foreground, dB"),
+    Metric("ssim", "SSIM", "SSIM"),
+)
+FORCED_WORDS = (
+    "**Read KL first.** Drawn token by token, one other token changes all that follows, and a picture in which none "
+    "did is the same to the last bit, which counts as 100 dB: the mean PSNR tells how many those were more than how "
+    "near the others came. So every policy was also handed the *same* tokens, the full cache's, and asked what comes "
+    "next. KL says how far its guess is from the full cache's (in nats; 0 is the same guess, less is closer), *same "
+    "guess* how often both find the same token likeliest."
+)
 PROVENANCE = {
     "paper": "as in the paper",
     "re-implementation": "re-implementation, open constants are ours",
@@ -32,6 +56,12 @@ MARKERS = (
 )  # fmt: skip
 
 
+def metrics(comparison: Mapping[str, Any], scales: ScaleSchedule) -> dict[str, Metric]:
+    """The metrics that a comparison has, by name, the one to read first in front."""
+    agree = Metric("bit_agreement", f"{'Tokens' if scales.by_line else 'Bits'} that agree", "share")
+    return {metric.name: metric for metric in (*FORCED, *CLOSE, agree) if rows_of(comparison, metric.key)}
+
+
 def rows_of(comparison: Mapping[str, Any], metric: str) -> list[Mapping[str, Any]]:
     """The rows that say what this metric came to, and at which bytes."""
     rows = comparison.get("rows")
@@ -43,22 +73,22 @@ def rows_of(comparison: Mapping[str, Any], metric: str) -> list[Mapping[str, Any
     ]
 
 
-def curves(comparison: Mapping[str, Any], metric: str) -> Any:
+def curves(comparison: Mapping[str, Any], metric: Metric) -> Any:
     """Quality against bytes as a Plotly figure: a line a policy, what nothing beats, and the references."""
     import plotly.graph_objects as go
 
-    rows = rows_of(comparison, metric)
+    rows, key = rows_of(comparison, metric.key), metric.key
     figure = go.Figure()
-    front = pareto(rows, metric)
+    front = pareto(rows, key, less=metric.less)
     figure.add_scatter(
-        x=[row["kv_bytes_peak"] / 2**20 for row in front], y=[row[metric] for row in front], name="best at its bytes",
+        x=[row["kv_bytes_peak"] / 2**20 for row in front], y=[row[key] for row in front], name="best at its bytes",
         mode="lines", line={"color": "rgba(128,128,128,0.35)", "width": 11}, hoverinfo="skip",
     )  # fmt: skip
     for i, policy in enumerate(dict.fromkeys(row["policy"] for row in rows)):
         own = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row["kv_bytes_peak"])
         figure.add_scatter(
             x=[row["kv_bytes_peak"] / 2**20 for row in own],
-            y=[row[metric] for row in own],
+            y=[row[key] for row in own],
             name=title(policy),
             mode="lines+markers",
             marker={"symbol": MARKERS[i % len(MARKERS)], "size": 9},
@@ -66,21 +96,22 @@ def curves(comparison: Mapping[str, Any], metric: str) -> Any:
             text=[f"budget {row['budget']:g}" for row in own],
             hovertemplate="%{y:.3f} at %{x:.2f} MiB, %{text}",
         )
-    for key, name in REFERENCE_NAMES.items():
-        found = (comparison.get("references") or {}).get(key)
-        if isinstance(found, Mapping) and _number(found.get(metric)):
-            side = "bottom right" if key == "sinks_only" else "top right"  # close to another seed, often
+    for which, name in REFERENCE_NAMES.items():
+        found = (comparison.get("references") or {}).get(which)
+        if isinstance(found, Mapping) and _number(found.get(key)):
+            side = "bottom right" if which == "sinks_only" else "top right"  # close to another seed, often
             figure.add_hline(
-                y=found[metric], line={"dash": "dot", "width": 1.5, "color": "#8a8a8a"},
+                y=found[key], line={"dash": "dot", "width": 1.5, "color": "#8a8a8a"},
                 annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position=side,
             )  # fmt: skip
+    scale = "log" if metric.less else "linear"
     figure.update_layout(
         height=520, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif"},
         # At the bottom of the whole figure, which makes room for it: on a phone it takes a line a policy.
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         xaxis={"title": "peak KV cache of one image, MiB", "type": "log", "gridcolor": "rgba(128,128,128,0.25)"},
-        yaxis={"title": AXIS[metric], "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False},
+        yaxis={"title": metric.axis, "type": scale, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False},
     )  # fmt: skip
     return figure
 
@@ -89,23 +120,36 @@ def table(comparison: Mapping[str, Any], scales: ScaleSchedule) -> dict[str, Any
     """The value of the ``methods`` part: the rows of every budget, the best policy first."""
     rows = rows_of(comparison, "psnr")
     full = comparison.get("kv_bytes_full")
+    forced = bool(rows_of(comparison, FORCED[0].key))
     groups = []
     for budget in sorted({row["budget"] for row in rows}, reverse=True):
-        of_budget = sorted((row for row in rows if row["budget"] == budget), key=lambda row: -row["psnr"])
-        groups.append({"budget": f"{100 * budget:g} %", "rows": [_cells(row, full) for row in of_budget]})
+        of_budget = sorted((row for row in rows if row["budget"] == budget), key=_closest_first)
+        groups.append({"budget": f"{100 * budget:g} %", "rows": [_cells(row, full, forced) for row in of_budget]})
     references = comparison.get("references") or {}
     known = [
-        [name, *_metrics(references[key]), ""]
+        [name, *([""] * (2 * forced)), *_metrics(references[key]), ""]
         for key, name in REFERENCE_NAMES.items()
         if isinstance(references.get(key), Mapping) and _number(references[key].get("psnr"))
     ]
     counts = [comparison.get("prompts"), comparison.get("seeds")]
-    what = f"{counts[0]} prompts × {counts[1]} seeds, none used to calibrate" if all(map(_number, counts)) else ""
+    seeds = "1 seed" if counts[1] == 1 else f"{counts[1]} seeds"
+    what = f"{counts[0]} prompts × {seeds}, none used to calibrate" if all(map(_number, counts)) else ""
+    base = title(str(comparison.get("baseline") or "heatkv"))
+    unit = "tokens" if scales.by_line else "bits"
     return {
         "groups": groups,
         "references": known,
         "what": "; ".join(text for text in (what, str(comparison.get("machine", ""))[:200]) if text),
-        "unit": "tokens" if scales.by_line else "bits",
+        "columns": [
+            "",
+            *(["KL, nats (95 % CI)", "same guess"] if forced else []),
+            "PSNR (95 % CI)",
+            f"minus {base} (95 % CI)",
+            "foreground",
+            "SSIM",
+            unit,
+            "peak KV cache",
+        ],
         "policies": [[p.title, *about(p, scales)] for p in REGISTRY.values()],
     }
 
@@ -116,10 +160,26 @@ def about(policy: Policy, scales: ScaleSchedule) -> tuple[str, str]:
 
 
 def title(policy: str) -> str:
-    return REGISTRY[policy].title if policy in REGISTRY else policy[:40]
+    """What people call a policy of a comparison, with what was asked of it: ``heatkv:sinks=0``."""
+    name, _, asked = policy.partition(":")
+    if name not in REGISTRY:
+        return policy[:40]
+    return REGISTRY[name].title + (f" ({asked[:40].replace('=', ' ').replace(',', ', ')})" if asked else "")
 
 
-def _cells(row: Mapping[str, Any], full: Any) -> list[str]:
+def _closest_first(row: Mapping[str, Any]) -> tuple[float, float]:
+    forced = row.get(FORCED[0].key)
+    return (float(forced) if _number(forced) else 0.0, -row["psnr"])
+
+
+def _forced(row: Mapping[str, Any]) -> list[str]:
+    kl, agreement = (row.get(metric.key) for metric in FORCED)
+    ci = row.get("ci95")
+    span = _interval(ci.get(FORCED[0].key) if isinstance(ci, Mapping) else None, ".3f")
+    return [f"{kl:.3f}{span}" if _number(kl) else "", f"{100 * agreement:.1f} %" if _number(agreement) else ""]
+
+
+def _cells(row: Mapping[str, Any], full: Any, forced: bool) -> list[str]:
     gap = row.get("difference")
     words = ""
     if isinstance(gap, Mapping) and _number(gap.get("psnr")):
@@ -127,7 +187,7 @@ def _cells(row: Mapping[str, Any], full: Any) -> list[str]:
     size = f"{row['kv_bytes_peak'] / 2**20:.2f} MiB"
     if _number(full) and full > 0:
         size += f" ({100 * row['kv_bytes_peak'] / full:.1f} %)"
-    return [title(row["policy"]), *_metrics(row, words), size]
+    return [title(row["policy"]), *(_forced(row) if forced else []), *_metrics(row, words), size]
 
 
 def _metrics(row: Mapping[str, Any], gap: str = "") -> list[str]:

@@ -2,21 +2,20 @@
 const find = (path) => element.querySelector(path);
 const make = (tag, text, className) => Object.assign(document.createElement(tag), { textContent: text ?? '', className: className || '' });
 const row = (tag, texts, className) => { const tr = make('tr', '', className); tr.append(...texts.map((text) => make(tag, text))); return tr; };
-const names = (unit) => ['', 'PSNR (95 % CI)', 'minus HeatKV (95 % CI)', 'foreground', 'SSIM', unit, 'peak KV cache'];
 
 function show() {
   const value = props.value;
   if (!value) return;
   find('.measured').hidden = !value.groups.length;
   find('.what').textContent = value.what;
-  find('thead').replaceChildren(row('th', names(value.unit)));
+  find('thead').replaceChildren(row('th', value.columns));
   for (const body of element.querySelectorAll('tbody')) body.remove();
   const known = make('tbody', '', 'references');
   known.append(...value.references.map((texts) => row('td', texts)));
   const groups = value.groups.map((group) => {
     const body = make('tbody');
     const head = row('td', [group.budget], 'budget');
-    head.firstChild.colSpan = names('').length;
+    head.firstChild.colSpan = value.columns.length;
     body.append(head, ...group.rows.map((texts, i) => row('td', texts, i ? '' : 'best')));
     return body;
   });

@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from app.charts import METRICS, about, curves, rows_of, table
+from app.charts import FORCED, FORCED_WORDS, about, curves, table
+from app.charts import metrics as metrics_of
 from app.components import Component
 from app.inputs import read_percent, read_seed
 from app.page import MODEL_JOB, PRIVATE, WISH, Page, cancelled_notice, notice, problem
@@ -28,24 +29,25 @@ class MethodsTab:
     def __init__(self, bench: Workbench, comparison: Mapping[str, Any]) -> None:
         self.bench = bench
         self.comparison = comparison
+        self.metrics = metrics_of(comparison, bench.geometry.scales)
 
     def build(self, page: Page) -> None:
-        measured = bool(rows_of(self.comparison, "psnr"))
+        measured = bool(self.metrics)
         gr.Markdown(
-            "How close each policy stays to the image of the full cache, and at which bytes. Further up is closer, "
-            "further left is cheaper; the broad grey line joins what no other policy beats."
+            "How close each policy stays to the full cache, and at which bytes. Further left is cheaper; further up is "
+            "closer, but for KL, of which less is closer. The broad grey line joins what no other policy beats."
             if measured
             else "No comparison is stored with this model: `python -m heatkv compare` makes one. Below, one prompt can "
             "be drawn under every policy.",
             elem_classes="prose-narrow",
         )
-        self.metric = gr.Radio(
-            list(METRICS), value=next(iter(METRICS)), label="Metric", visible=measured, elem_id="metric"
-        )
+        if any(metric in self.metrics.values() for metric in FORCED):
+            gr.Markdown(FORCED_WORDS, elem_classes="prose-narrow", elem_id="methods-forced")
+        first = next(iter(self.metrics), None)
+        self.metric = gr.Radio(list(self.metrics), value=first, label="Metric", visible=measured, elem_id="metric")
         self.plot = gr.Plot(
-            curves(self.comparison, "psnr") if measured else None, show_label=False, visible=measured,
-            elem_id="methods-plot",
-        )  # fmt: skip
+            self.curves(first) if measured else None, show_label=False, visible=measured, elem_id="methods-plot"
+        )
         gr.Markdown("### One picture under every policy", elem_classes="prose-narrow")
         with gr.Row(elem_classes="ends"):
             self.prompt = prompt_field(
@@ -75,7 +77,7 @@ class MethodsTab:
     # --- handlers --------------------------------------------------------------------------------------------------
 
     def curves(self, metric: Any) -> Any:
-        return curves(self.comparison, METRICS[metric]) if metric in METRICS else gr.skip()
+        return curves(self.comparison, self.metrics[metric]) if metric in self.metrics else gr.skip()
 
     def draw_all(self, prompt: Any, wish: Any, calibration: Calibration | None) -> Iterator[Any]:
         """Picture by picture; what is wrong is said and leaves what was there."""

@@ -105,11 +105,17 @@ def _curve(rows: Sequence[Mapping[str, Any]], cost: str) -> tuple[Values, Values
     return psnr, log_cost
 
 
-def pareto(rows: Sequence[Mapping[str, Any]], metric: str, cost: str = "kv_bytes_peak") -> list[Mapping[str, Any]]:
-    """The rows that no other row beats: none is better at as few bytes or fewer. Ascending in bytes."""
+def pareto(
+    rows: Sequence[Mapping[str, Any]], metric: str, cost: str = "kv_bytes_peak", less: bool = False
+) -> list[Mapping[str, Any]]:
+    """The rows that no other row beats: none is better at as few bytes or fewer. Ascending in bytes.
+
+    ``less``: of this metric less is better.
+    """
     best: list[Mapping[str, Any]] = []
-    for row in sorted((row for row in rows if metric in row), key=lambda row: (row[cost], -row[metric])):
-        if not best or row[metric] > best[-1][metric]:
+    sign = -1 if less else 1
+    for row in sorted((row for row in rows if metric in row), key=lambda row: (row[cost], -sign * row[metric])):
+        if not best or sign * row[metric] > sign * best[-1][metric]:
             best.append(row)
     return best
 
