@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+SOON = 0.2  # seconds after which who has to wait first hears so
 POLL_SECONDS = (0.4, 2.0)  # how often the first who waits hears the place, and those far behind, who are many
 PATIENCE = 4  # so many short jobs may go before a long one that waits
 
@@ -86,16 +87,15 @@ class Turns:
     def _wait(self, ticket: object, long: bool) -> Iterator[Waiting]:
         with self._changed:
             (self._long if long else self._short).append(ticket)
+        often, seldom = POLL_SECONDS
+        pause = SOON
         while True:
             with self._changed:
-                if self._starts(ticket):
-                    return
-                often, seldom = POLL_SECONDS
-                pause = min(often + 0.1 * (self._before(ticket, long) - 1), seldom)
                 if self._changed.wait_for(lambda: self._starts(ticket), pause):
                     return
                 before = self._before(ticket, long)
             yield Waiting(before)
+            pause = min(often + 0.1 * (before - 1), seldom)
 
     def _starts(self, ticket: object) -> bool:
         """Take the turn if it is this ticket's."""

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from app.readers import UNREAD, UNREAD_SECONDS, Abandoned, while_read
-from app.turns import PATIENCE, Turns, Waiting
+from app.turns import PATIENCE, SOON, Turns, Waiting
 
 
 def job(log: list[str], name: str, steps: int) -> Iterator[str]:
@@ -44,6 +44,17 @@ def test_who_waits_hears_the_place_and_comes_next() -> None:
     assert next(third) == Waiting(1), "the second comes first"
     assert next(second) == "b0" and list(second) == []
     assert next(third) == "c0"
+
+
+def test_who_has_to_wait_hears_so_at_once_however_many_there_are() -> None:
+    turns = Turns()
+    queue = [turns.take(job([], str(i), 1)) for i in range(30)]
+    next(queue[0])
+    for before, waiting in enumerate(queue[1:], 1):
+        started = time.monotonic()
+        assert next(waiting) == Waiting(before) and time.monotonic() - started < 2 * SOON
+    for one in queue:
+        one.close()
 
 
 def test_a_short_job_waits_for_one_piece_of_a_long_one_at_most() -> None:

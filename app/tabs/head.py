@@ -13,6 +13,7 @@ from app.inputs import read_head, read_percent
 from app.jobs import Probe
 from app.page import event_data, problem
 from app.recipes import Calibration
+from app.turns import Waiting
 from app.workbench import Workbench
 from heatkv.schedule import Schedule
 
@@ -45,6 +46,9 @@ class HeadCards:
             for found in self.bench.jobs.probe(subject, head):
                 if isinstance(found, Probe):
                     yield self.card(head, calibration, found, data.get("target"))
+                elif isinstance(found, Waiting):
+                    words = "To see what it reads, this picture is drawn once more. In the queue: "
+                    yield {**self.card(head, calibration, None), "message": f"{words}{found.before} before you."}
         except Exception as error:
             yield failed(self.card(head, calibration, None), problem(error))
 
@@ -76,7 +80,9 @@ class HeadCards:
                 yield headtypes.message("Drawing the image to see which heads look near …")
                 share = read_percent(data.get("percent"), self.bench.percents("headkv")) / 100
                 for types in self.bench.jobs.local_heads(subject, share):
-                    if isinstance(types, tuple):
+                    if isinstance(types, Waiting):
+                        yield headtypes.message(f"In the queue: {types.before} before you.")
+                    elif isinstance(types, tuple):
                         about, scales = f"“{subject[0]}”, seed {subject[1]},", self.bench.geometry.scales
                         yield headtypes.headkv_types(*types, about, scales, self.bench.profiles(found), found.label)
             else:

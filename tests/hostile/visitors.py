@@ -102,7 +102,7 @@ class Visitors(Load):
         first, place, found, last = None, False, False, ""
         for line in lines:
             if first is None and '"process_generating"' in line:
-                first, place = time.monotonic() - started, '"waiting"' in line
+                first, place = time.monotonic() - started, '"waiting"' in line or "In the queue" in line
             found, last = found or sign in line, line
             if time.monotonic() - started > PATIENCE:
                 break
