@@ -29,6 +29,11 @@ class Drawing:
     kept_LHS: npt.NDArray[np.float64] | None = None
 
     @property
+    def grown(self) -> bool:
+        """Whether the picture is known after every scale, and not as a whole alone."""
+        return len(self.frames) == len(self.run.bits)
+
+    @property
     def size(self) -> int:
         return sum(map(len, self.frames)) + self.run.pixels.nbytes + sum(bits.nbytes for bits in self.run.bits)
 
@@ -50,16 +55,21 @@ class Gallery:
         self._kept: OrderedDict[str, Drawing] = OrderedDict()
         self._size = 0
 
-    def find(self, key: str) -> Drawing | None:
+    def find(self, key: str, grown: bool = True) -> Drawing | None:
+        """The picture; where ``grown`` is asked for, only one that was kept with what came before it."""
         with self._lock:
-            if key in self._kept:
+            found = self._kept.get(key)
+            if found is not None:
                 self._kept.move_to_end(key)
-            return self._kept.get(key)
+            return found if found is not None and (found.grown or not grown) else None
 
     def keep(self, key: str, picture: Drawing) -> None:
         with self._lock:
-            if key in self._kept:
-                return
+            known = self._kept.get(key)
+            if known is not None:
+                if known.grown or not picture.grown:
+                    return
+                self._size -= known.size
             self._kept[key] = picture
             self._size += picture.size
             while self._size > self._limit and len(self._kept) > 1:

@@ -107,13 +107,15 @@ class Jobs:
     def draw(
         self, prompt: str, seed: int, plans: Sequence[Plan], *, long: bool = False
     ) -> Iterator[DrawStep | Waiting]:
-        """Pictures of one prompt and seed, growing together; those drawn before are not drawn again."""
-        yield from (
-            self._take(self._missing(prompt, seed, plans), long=long)
-            if self._any_missing(prompt, seed, plans)
-            else iter(())
-        )
-        found = [self.gallery.find(self._key(prompt, seed, plan)) for plan in plans]
+        """Pictures of one prompt and seed, growing together; those drawn before are not drawn again.
+
+        In a ``long`` job, of many pictures, nobody sees them grow: what came before is not decoded, which takes
+        half as long again.
+        """
+        keys = [self._key(prompt, seed, plan) for plan in plans]
+        if any(self.gallery.find(key, not long) is None for key in keys):
+            yield from self._take(self._missing(prompt, seed, plans, not long), long=long)
+        found = [self.gallery.find(key, not long) for key in keys]
         if all(found):
             last = len(self.bench.geometry.scales.drawn) - 1
             yield DrawStep(last, (None,) * len(plans), tuple(picture for picture in found if picture is not None))
@@ -130,14 +132,11 @@ class Jobs:
     def _key(self, prompt: str, seed: int, plan: Plan) -> str:
         return f"{prompt}|{seed}|{plan.key}"
 
-    def _any_missing(self, prompt: str, seed: int, plans: Sequence[Plan]) -> bool:
-        return any(self.gallery.find(self._key(prompt, seed, plan)) is None for plan in plans)
-
-    def _missing(self, prompt: str, seed: int, plans: Sequence[Plan]) -> Iterator[DrawStep]:
+    def _missing(self, prompt: str, seed: int, plans: Sequence[Plan], grown: bool) -> Iterator[DrawStep]:
         """Draw what is not in the gallery and put it there."""
         keys = [self._key(prompt, seed, plan) for plan in plans]
-        wanted = {key: plan for key, plan in zip(keys, plans, strict=True) if self.gallery.find(key) is None}
-        for step in self._draw_job(prompt, seed, list(wanted.values())) if wanted else ():
+        wanted = {key: plan for key, plan in zip(keys, plans, strict=True) if self.gallery.find(key, grown) is None}
+        for step in self._draw_job(prompt, seed, list(wanted.values()), grown) if wanted else ():
             previews = dict(zip(wanted, step.previews, strict=True))
             if step.drawings is None:
                 yield DrawStep(step.step, tuple(previews.get(key) for key in keys))
@@ -145,12 +144,12 @@ class Jobs:
             for key, picture in zip(wanted, step.drawings, strict=True):
                 self.gallery.keep(key, picture)
 
-    def _draw_steps(self, prompt: str, seed: int, plans: list[Plan]) -> Iterator[DrawStep]:
+    def _draw_steps(self, prompt: str, seed: int, plans: list[Plan], grown: bool) -> Iterator[DrawStep]:
         model = self.model
         caches = [plan.make_cache() for plan in plans]
         ways = [plan.recipe.sampling or model.sampling for plan in plans]
         runs = [
-            generate_events(model, prompt, seed, cache, way, previews=True)
+            generate_events(model, prompt, seed, cache, way, previews=grown)
             for cache, way in zip(caches, ways, strict=True)
         ]
         seen: list[list[ScaleEvent]] = [[] for _ in plans]
