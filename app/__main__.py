@@ -103,7 +103,7 @@ def check_address(host: str, port: int | None) -> None:
 def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path | None = None) -> Exhibit:
     """A model by name or folder with all that lies beside it. Raises ``ValueError``."""
     from app.demo import Exhibit
-    from app.lessons import Chosen
+    from app.lessons.chosen import Chosen
     from app.strips import bundled_fingerprint, read_strips
     from heatkv.models import find_folder, is_bundled, load
     from heatkv.models.bundled import calibration_prompts

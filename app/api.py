@@ -14,7 +14,7 @@ import gradio as gr
 from app.inputs import MAX_PROMPTS, InputError, read_policy, read_sampling, read_seed
 from app.page import MODEL_JOB, refusal
 from app.pictures import png
-from app.recipes import FULL, Plan, Recipe
+from app.recipes import FULL, Plan, Recipe, read_storage
 from app.report import scorecard
 from app.turns import Waiting
 from app.workbench import Workbench
@@ -38,17 +38,18 @@ class Api:
         gr.api(self.knockout, api_name=f"{prefix}knockout", **MODEL_JOB)
         gr.api(self.draw, api_name=f"{prefix}draw", **MODEL_JOB)
 
-    def plan(self, budget: float, policy: str = "heatkv") -> dict[str, Any]:
+    def plan(self, budget: float, policy: str = "heatkv", storage: str = "") -> dict[str, Any]:
         """Plan a schedule for a budget.
 
         Parameters:
             budget: Peak cached tokens as a share of the full cache's peak, for example 0.35.
             policy: Name of a static policy.
+            storage: How cells are stored, such as "int8"; empty for the policy's own way.
         Returns:
             The schedule in the heatkv-schedule format.
         """
         try:
-            schedule = self._plan(policy, budget).schedule
+            schedule = self._plan(policy, budget, storage=storage).schedule
             if schedule is None:
                 raise InputError(f"Policy {policy!r} decides while it draws and has no schedule.")
             found: dict[str, Any] = json.loads(schedule.to_json())
@@ -73,9 +74,9 @@ class Api:
 
     def draw(
         self, prompt: str, seed: int = 0, budget: float = 1.0, policy: str = "heatkv", guidance: float | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None, storage: str = "",
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
-        """The same as generate, with a say in how tokens are drawn.
+        """The same as generate, with a say in how tokens are drawn and cells stored.
 
         Parameters:
             prompt: What to draw; of a class-conditional model a class, by name or number.
@@ -86,12 +87,14 @@ class Api:
             temperature: Divides the logits.
             top_k: Values that may be drawn, 0 for all.
             top_p: Probability that the values that may be drawn make up, 0 for all.
+            storage: How cells are stored, such as "int8"; empty for the policy's own way. Not for policies that choose
+                tokens while they draw.
         Returns:
             After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics and bytes.
         """
         try:
             way = read_sampling(self.bench.model.sampling, guidance, temperature, top_k, top_p)
-            plans = [self._plan(FULL, 1.0, sampling=way), self._plan(policy, budget, sampling=way)]
+            plans = [self._plan(FULL, 1.0, sampling=way), self._plan(policy, budget, sampling=way, storage=storage)]
             for at, card in self._draw(prompt, seed, plans):
                 if card:
                     at |= {"policy": policy, "budget": budget, "full_png": at.pop("a_png")}
@@ -104,7 +107,8 @@ class Api:
     def compare(
         self, prompt: str, seed: int = 0, policy_a: str = "full", budget_a: float = 1.0, forget_a: str = "",
         policy_b: str = "heatkv", budget_b: float = 0.35, forget_b: str = "", guidance: float | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None, storage_a: str = "",
+        storage_b: str = "",
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """Draw one image by recipe A and one by recipe B, with the same noise.
 
@@ -122,12 +126,15 @@ class Api:
             temperature: Divides the logits.
             top_k: Values that may be drawn, 0 for all.
             top_p: Probability that the values that may be drawn make up, 0 for all.
+            storage_a: How cells are stored, such as "int8"; empty for the policy's own way. Not for the full cache, nor
+                for policies that choose tokens while they draw.
+            storage_b: As storage_a.
         Returns:
             After every scale {"scale", "of"}; at the end also both images (PNG, base64), metrics of B against A, bytes.
         """
         try:
             way = read_sampling(self.bench.model.sampling, guidance, temperature, top_k, top_p)
-            sides = (policy_a, budget_a, forget_a), (policy_b, budget_b, forget_b)
+            sides = (policy_a, budget_a, forget_a, storage_a), (policy_b, budget_b, forget_b, storage_b)
             plans = [self._plan(*side, sampling=way) for side in sides]
             for at, _ in self._draw(prompt, seed, plans):
                 yield at
@@ -213,14 +220,17 @@ class Api:
         self.bench.model.check_prompt(text)
         return text
 
-    def _plan(self, policy: Any, budget: Any, forget: Any = "", sampling: Sampling | None = None) -> Plan:
+    def _plan(
+        self, policy: Any, budget: Any, forget: Any = "", storage: Any = "", sampling: Sampling | None = None
+    ) -> Plan:
         if not is_number(budget):
             raise InputError("The budget must be a number above 0 and up to 1.")
         if policy != FULL:
             read_policy(policy, self.bench.policies())
         if not isinstance(forget, str):
             raise InputError("The list of forgotten cells must be a text, for example 6.3,s4.")
-        plan = self.bench.plan_of(Recipe(policy, 100 * float(budget), forget=forget, sampling=sampling))
+        way = read_storage(storage, policy, self.bench.geometry)
+        plan = self.bench.plan_of(Recipe(policy, 100 * float(budget), forget=forget, sampling=sampling, storage=way))
         plan.make_cache()  # says what is wrong with it before anybody waits
         return plan
 

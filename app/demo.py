@@ -12,9 +12,10 @@ import gradio as gr
 import app.sessions  # noqa: F401  (Gradio's own remember too much of everybody)
 from app.api import Api
 from app.components import Component
-from app.lessons import Chosen, lessons
+from app.lessons.chosen import Chosen
+from app.lessons.texts import lessons
 from app.page import PRIVATE, WISH, Page
-from app.recipes import Calibration, Recipe
+from app.recipes import Calibration, Recipe, storages
 from app.strips import START_PERCENT, Strip
 from app.tabs import about
 from app.tabs.budgets import BudgetsTab
@@ -33,7 +34,7 @@ from heatkv.scores import HeadScores
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("words.js", "edits.js", "plans.js", "colours.js", "sight.js", "qr.js", "view.js", "saves.js")
 TITLE = "HeatKV Explorer"
-HELLO = "A keeps all its notes (the cache) while it draws, B only what the slider allows. Drag it."
+HELLO = "A remembers all it has drawn, B only what the slider allows. Drag it."
 TABS = ("explore", "learn", "methods", "calibrate", "published", "about")
 GROUPS = ("HeatKV", "Ours", "Peers", "Yardsticks")
 LIGHT_PARAMETERS = 50_000_000  # a model up to this draws the page's first pictures unasked
@@ -245,6 +246,7 @@ class _Demo:
             "policy": self.policy,
             "policies": list(self.bench.policies()),
             "titles": {name: policy.title for name, policy in REGISTRY.items()},
+            "storages": storages(self.bench.geometry),
             "head": list(profiles.showcase) if profiles else [0, 0],
             "tabs": list(TABS),
             "hello": HELLO,
@@ -252,16 +254,22 @@ class _Demo:
             "references": references(),
         }
 
-    def dial(self, calibration: Calibration | None, policy: str) -> dict[str, Any]:
-        """The policies to choose from, in groups, and the chosen one."""
+    def dial(
+        self, calibration: Calibration | None, policy: str, storage: str | None = None, refused: str = ""
+    ) -> dict[str, Any]:
+        """The policies to choose from, in groups, and the chosen one; how it stores cells, or why not as was asked."""
         allowed = self.bench.policies(calibration)
         scales = self.bench.geometry.scales
-        groups: dict[str, list[dict[str, str]]] = {name: [] for name in GROUPS}
+        groups: dict[str, list[dict[str, Any]]] = {name: [] for name in GROUPS}
         for p in allowed.values():
-            groups[group_of(p)].append({"name": p.name, "title": p.title, "summary": p.summary_for(scales)})
+            about = {"name": p.name, "title": p.title, "summary": p.summary_for(scales), "static": p.static}
+            groups[group_of(p)].append(about)
         return {
             "groups": [{"name": name, "policies": found} for name, found in groups.items() if found],
             "policy": policy,
+            "storages": storages(self.bench.geometry),
+            "storage": storage or "",
+            "refused": refused,
         }
 
     def refresh(self, calibration: Calibration | None, uploaded: Schedule | None, wish: Any) -> tuple[Any, Any]:
@@ -269,4 +277,7 @@ class _Demo:
         allowed = self.bench.policies(calibration)
         policy = wish.get("policy") if isinstance(wish, Mapping) else None
         chosen = policy if isinstance(policy, str) and policy in allowed else next(iter(allowed))
-        return self.bench.table(calibration, chosen, uploaded), self.dial(calibration, chosen)
+        asked = wish.get("storage") if isinstance(wish, Mapping) else None
+        storage, refused = self.bench.storage_of(chosen, asked)
+        table = self.bench.table(calibration, chosen, uploaded, storage)
+        return table, self.dial(calibration, chosen, storage, refused)

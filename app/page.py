@@ -58,6 +58,12 @@ def event_data(event: gr.EventData) -> Mapping[str, Any]:
     return event._data if isinstance(event._data, dict) else {}
 
 
+def request_number(data: Mapping[str, Any]) -> int:
+    """The number that a part of the page gave its request; 0 where it gave none."""
+    value = data.get("id")
+    return value if type(value) is int and 0 <= value < 2**53 else 0
+
+
 def notice(text: str, kind: str = "info") -> dict[str, str]:
     """The value of a ``notice`` part."""
     return {"kind": kind, "text": text}

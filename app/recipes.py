@@ -1,4 +1,5 @@
-"""A recipe says how a picture is drawn: policy, budget, what plans are made from, and cells forgotten by hand.
+"""A recipe says how a picture is drawn: policy, budget, what plans are made from, how cells are stored, and which are
+forgotten by hand.
 
 Plain data throughout, so that a job's arguments can be sent to another process; caches are made where the job runs.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,8 +18,10 @@ import numpy.typing as npt
 
 import heatkv
 from app.inputs import InputError, read_percent
+from heatkv.budget import format_of
 from heatkv.cache import KVCache, ScheduleCache
 from heatkv.files import shown
+from heatkv.formats import COMPUTE, FORMATS
 from heatkv.models.base import Sampling
 from heatkv.policies import REGISTRY, cache_factory
 from heatkv.scales import Geometry
@@ -64,6 +68,7 @@ class Recipe:
     source: Source = "bundled"
     forget: str = ""
     sampling: Sampling | None = None  # None: the model's own
+    storage: str | None = None  # a name of `heatkv.formats.FORMATS`; None: as the policy does
 
     @property
     def label(self) -> str:
@@ -74,6 +79,7 @@ class Recipe:
             words = "full cache"
         else:
             words = f"{REGISTRY[self.policy].title}, {self.percent:g} %"
+            words += f", {FORMATS[self.storage].words}" if self.storage else ""
             words += ", your calibration" if self.source == "session" else ""
         return words + (", edited" if self.forget else "")
 
@@ -96,7 +102,7 @@ class Plan:
         if r.source == "uploaded" and self.uploaded is not None:
             basis = hashlib.sha256(self.uploaded.to_json().encode()).hexdigest()[:16]
         drawn = "" if r.sampling is None else repr(r.sampling)
-        return f"{r.policy}|{r.percent:g}|{basis}|{r.forget}|{drawn}"
+        return f"{r.policy}|{r.percent:g}|{basis}|{r.forget}|{drawn}|{r.storage or ''}"
 
     @property
     def schedule(self) -> Schedule | None:
@@ -113,7 +119,7 @@ class Plan:
         else:
             schedule = heatkv.plan(
                 self.calibration.source, self.budget, r.policy, self.sink_scales, model=self.model,
-                geometry=self.geometry,
+                geometry=self.geometry, storage=r.storage,
             )  # fmt: skip
         return forget(schedule, cells_from_text(r.forget, self.geometry)) if r.forget else schedule
 
@@ -123,7 +129,9 @@ class Plan:
         if schedule is not None:
             return ScheduleCache(self.geometry, schedule)
         r = self.recipe
-        return cache_factory(r.policy, self.geometry, self.budget, self.calibration.source, self.sink_scales)()
+        return cache_factory(
+            r.policy, self.geometry, self.budget, self.calibration.source, self.sink_scales, storage=r.storage
+        )()
 
     @property
     def policy(self) -> str:
@@ -136,8 +144,35 @@ class Plan:
         return round(self.recipe.percent / 100, 12)
 
 
-def read_recipe(value: Any, geometry: Geometry, percents: Callable[[str], Any], allowed: Mapping[str, Any]) -> Recipe:
-    """``{"policy", "percent", "source", "forget"}`` as the page sends it. Raises ``ValueError``."""
+def storages(geometry: Geometry) -> dict[str, str]:
+    """The ways that cells of such a model can be stored in, each with its words."""
+    found = {}
+    for name, form in FORMATS.items():
+        with suppress(ValueError):
+            format_of(name, geometry)
+            found[name] = form.words
+    return found
+
+
+def read_storage(value: Any, policy: str, geometry: Geometry) -> str | None:
+    """How cells are to be stored; None, or nothing, leaves that to the policy. Raises ``ValueError``."""
+    if value is None or value == "":
+        return None
+    name = format_of(value, geometry).name
+    if policy == FULL:
+        raise InputError("The full cache stays as it is computed: a storage is for a policy with a plan.")
+    if name != COMPUTE.name and not REGISTRY[policy].static:
+        raise InputError(
+            f"{REGISTRY[policy].title} chooses tokens while it draws, and they stay as computed. To store cells in "
+            f"{FORMATS[name].words}, choose a policy with a plan."
+        )
+    return name
+
+
+def read_recipe(
+    value: Any, geometry: Geometry, percents: Callable[[str, str | None], Any], allowed: Mapping[str, Any]
+) -> Recipe:
+    """``{"policy", "percent", "source", "forget", "storage"}`` as the page sends it. Raises ``ValueError``."""
     found = value if isinstance(value, Mapping) else {}
     source, policy, text = found.get("source", "bundled"), found.get("policy"), found.get("forget") or ""
     if source not in SOURCES:
@@ -156,4 +191,6 @@ def read_recipe(value: Any, geometry: Geometry, percents: Callable[[str], Any], 
             f"{REGISTRY[policy].title} chooses tokens while it draws, so there is no plan to forget cells in. "
             "Choose another policy, or take the edits back."
         )
-    return Recipe(policy, read_percent(found.get("percent"), percents(policy)), source, edits)
+    storage = read_storage(found.get("storage"), policy, geometry)
+    percent = read_percent(found.get("percent"), percents(policy, storage))
+    return Recipe(policy, percent, source, edits, storage=storage)

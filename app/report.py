@@ -67,6 +67,22 @@ def scorecard(
     }  # fmt: skip
 
 
+def score(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The line under the pictures: how close, between which references."""
+    ladder = list(card["ladder"])
+    at = next(i for i, rung in enumerate(ladder) if rung["this"])
+    above, below = ladder[at - 1] if at else None, ladder[at + 1] if at + 1 < len(ladder) else None
+    words = []
+    if above is not None:
+        words.append(f"not as close as {above['short']} ({above['psnr']:.1f})")
+    if below is not None:
+        words.append(f"closer than {below['short']} ({below['psnr']:.1f})")
+    return {
+        "psnr": card["psnr"], "text": card["headline"][0][0], "words": ", ".join(words),
+        "difference": card["difference"], "difference_note": card["difference_note"],
+    }  # fmt: skip
+
+
 def _fine(less: Generation) -> str:
     process = f"Peak of the whole program: {_mib(less.process_bytes_peak)}. " if less.process_bytes_peak else ""
     return (

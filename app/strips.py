@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from app.lessons import Chosen
+from app.lessons.chosen import Chosen
 from app.pictures import Pixels, data_url, file_name, png
 from heatkv.files import write_atomic
 
 if TYPE_CHECKING:
-    from app.recipes import Calibration
+    from app.recipes import Calibration, Recipe
     from app.workbench import Workbench
 
 FOLDER = "strips"
@@ -76,9 +76,9 @@ class Strip:
         }  # fmt: skip
 
 
-def strip_percents(bench: Workbench, policy: str, calibration: Calibration | None = None) -> tuple[int, ...]:
-    """The budgets of a policy's strip, ascending; the one that the page opens with is among them."""
-    table = bench.table(calibration, policy)
+def strip_percents(bench: Workbench, recipe: Recipe, calibration: Calibration | None = None) -> tuple[int, ...]:
+    """The budgets of a recipe's strip, ascending; the one that the page opens with is among them."""
+    table = bench.table(calibration, recipe.policy, storage=recipe.storage)
     least, most = int(table["percents"][0]), int(table["most"])
     found = {round(least + place * (most - least)) for place in PLACES}
     if least < START_PERCENT < most:
@@ -113,7 +113,7 @@ def bundled_fingerprint(model: str) -> str:
 def make_strip(bench: Workbench, prompt: str, seed: int, policy: str, weights: str) -> Strip:
     from app.recipes import Recipe
 
-    percents = strip_percents(bench, policy)
+    percents = strip_percents(bench, Recipe(policy))
     plans = [bench.plan_of(Recipe(policy, percent)) for percent in percents]
     found = [
         step[1] for step in bench.jobs.strip(prompt, seed, [*plans, bench.plan_of(Recipe())]) if isinstance(step, tuple)

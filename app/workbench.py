@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from app.inputs import MAX_PROMPTS, SAMPLING, InputError, read_prompt, read_prompts, read_sampling, read_seed
 from app.jobs import Jobs, Subject
-from app.recipes import Calibration, Plan, Recipe, read_recipe
+from app.recipes import Calibration, Plan, Recipe, Source, read_recipe, read_storage
 from app.turns import Turns
+from heatkv.budget import counted, counted_share
 from heatkv.formats import COMPUTE
-from heatkv.models.base import GenerativeModel
+from heatkv.models.base import GenerativeModel, Sampling
 from heatkv.models.var.classes import Classes
 from heatkv.policies import REGISTRY, usable
 from heatkv.policies.base import Policy
@@ -43,7 +45,7 @@ class Workbench:
         self.examples = self._usable(model.examples)
         self.prompts = self._usable(prompts) or self.examples
         self.sink_scales = min(self.geometry.scales.default_sinks, len(self.geometry.scales) - 1)
-        self._tables: dict[str, explore.BudgetTable] = {}
+        self._tables: dict[tuple[str, str | None], explore.BudgetTable] = {}
         self.jobs = Jobs(self, turns or Turns())
 
     # --- prompts ---------------------------------------------------------------------------------------------------
@@ -102,10 +104,20 @@ class Workbench:
         """The policies that what is known is enough for."""
         return usable((calibration or self.bundled).source)
 
-    def percents(self, policy: str | None = None) -> tuple[int, ...]:
+    def percents(self, policy: str | None = None, storage: str | None = None) -> tuple[int, ...]:
         """The budgets to choose from: from the least that the policy's sinks fit in, or that any policy's do."""
         sinks = self.sink_scales if policy is not None and REGISTRY[policy].sinks else 0
-        return explore.budget_percents(self.geometry.scales, sinks)
+        if storage is None:
+            return explore.budget_percents(self.geometry.scales, sinks)
+        in_cost = counted(self.geometry, storage)
+        return explore.budget_percents(in_cost.scales, sinks, counted_share(self.geometry, storage))
+
+    def storage_of(self, policy: str, asked: Any) -> tuple[str | None, str]:
+        """The storage that was asked for, where it fits model and policy; else None, and why it does not."""
+        try:
+            return read_storage(asked, policy, self.geometry), ""
+        except ValueError as error:
+            return None, f"{str(error)[:1].upper()}{str(error)[1:]}"
 
     def read_recipe(self, value: Any, calibration: Calibration | None = None) -> Recipe:
         """A recipe as the page sends it. Raises ``ValueError``."""
@@ -116,17 +128,28 @@ class Workbench:
         chosen = calibration if calibration is not None and recipe.source == "session" else self.bundled
         return Plan(recipe, self.model.id, self.geometry, self.sink_scales, chosen, uploaded)
 
-    def table(self, calibration: Calibration | None, policy: str, uploaded: Schedule | None = None) -> dict[str, Any]:
+    def read_plan(
+        self, recipe: Any, calibration: Calibration | None, uploaded: Schedule | None, sampling: Sampling | None = None
+    ) -> Plan:
+        """What a recipe of the page stands for, checked as far as it can be without drawing. Raises ``ValueError``."""
+        read = replace(self.read_recipe(recipe, calibration), sampling=sampling)
+        plan = self.plan_of(read, calibration, uploaded)
+        plan.schedule  # noqa: B018  (says what is wrong with it)
+        return plan
+
+    def table(
+        self, calibration: Calibration | None, policy: str, uploaded: Schedule | None = None, storage: str | None = None
+    ) -> dict[str, Any]:
         """What the page draws from, as plain values: every budget's cells, every cell's score."""
         found = calibration or self.bundled
         if uploaded is not None:
             budgets = explore.schedule_table(uploaded)
-        elif found is self.bundled and policy in self._tables:
-            budgets = self._tables[policy]
+        elif found is self.bundled and (policy, storage) in self._tables:
+            budgets = self._tables[policy, storage]
         else:
-            budgets = self._budgets(found, policy)
+            budgets = self._budgets(found, policy, storage)
             if found is self.bundled:
-                self._tables[policy] = budgets
+                self._tables[policy, storage] = budgets
         profiles = self.profiles(found)
         ranks = None
         if found.scores is None:
@@ -142,6 +165,7 @@ class Workbench:
             "bytesPerToken": self.bytes_per_token,
             "heldBytesPerToken": budgets.unit_bytes(self._rows, self.model.dtype.itemsize),
             "fixed": uploaded is not None,
+            "asked": storage or "",  # of storage, which is the policy's where nothing was
             "source": "uploaded" if uploaded is not None else "bundled" if found is self.bundled else "session",
             "model": self.model.id,
             **(
@@ -151,10 +175,12 @@ class Workbench:
             "names": [self.geometry.scales.name(k) for k in range(len(self.geometry.scales))],
         }
 
-    def _budgets(self, calibration: Calibration, policy: str) -> explore.BudgetTable:
-        percents = self.percents(policy)
-        source = "bundled" if calibration is self.bundled else "session"
-        plans = [self.plan_of(Recipe(policy, percent, source), calibration) for percent in percents]  # type: ignore[arg-type]
+    def _budgets(self, calibration: Calibration, policy: str, storage: str | None) -> explore.BudgetTable:
+        percents = self.percents(policy, storage)
+        source: Source = "bundled" if calibration is self.bundled else "session"
+        plans = [
+            self.plan_of(Recipe(policy, percent, source, storage=storage), calibration) for percent in percents
+        ]  # fmt: skip
         if REGISTRY[policy].static:
             schedules = {plan.budget: plan.schedule for plan in plans}
             return explore.budget_table(lambda budget: schedules[budget], percents)  # type: ignore[arg-type, return-value]

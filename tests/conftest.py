@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,3 +20,13 @@ def conformance() -> Path:
     if not folder.is_dir():
         pytest.skip("no conformance vectors: ../shared/conformance is absent")
     return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def demo(bench: Any) -> Any:
+    """The page of a module's ``bench``, built: its handlers take and return plain values."""
+    from app.demo import _Demo
+
+    made = _Demo(bench)
+    made.build()
+    return made

@@ -52,6 +52,19 @@ def test_generate_streams_scales_and_ends_with_the_images_of_the_library(served:
     assert steps[-1]["kv_bytes_peak"] == expected.kv_bytes_peak and len(steps[-1]["bit_agreement"]) == 6
 
 
+def test_cells_are_stored_as_asked(served: tuple[Client, Any, Any]) -> None:
+    client, _, scores = served
+    found = client.predict(0.35, "heatkv", "int8", api_name="/plan")
+    assert Schedule.from_json(json.dumps(found)) == heatkv.plan(scores, 0.35, storage="int8")
+    sides = {"policy_a": "heatkv", "budget_a": 0.4, "storage_a": "int4", "budget_b": 0.4, "storage_b": "compute"}
+    both = list(client.submit("red apple", 4, **sides, api_name="/compare"))[-1]
+    assert both["kv_bytes_a"] < both["kv_bytes_b"]
+    wrong = {"/compare": {"storage_a": "int8"}, "/draw": {"policy": "h2o", "budget": 0.5, "storage": "int8"}}
+    for name, asked in wrong.items():
+        with pytest.raises(Exception, match=r"stays? as"):
+            list(client.submit("red apple", 4, **asked, api_name=name).result() or [])
+
+
 def test_draw_takes_sampling_and_generate_the_four_values_it_always_took(served: tuple[Client, Any, Any]) -> None:
     client, model, scores = served
     found = list(client.submit("red apple", 4, 0.4, "heatkv", 1.0, api_name="/draw"))[-1]

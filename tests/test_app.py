@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from events import event
 from tiny import tiny_model
 
 import heatkv
@@ -81,10 +81,6 @@ def said(value: Any) -> str:
     """What a notice says; it must be an error."""
     assert value["kind"] == "error", value
     return value["text"]
-
-
-def event(data: Any) -> Any:
-    return SimpleNamespace(_data=data)
 
 
 # --- what comes in ----------------------------------------------------------------------------------------------------
@@ -198,11 +194,7 @@ def test_head_types_are_those_of_the_policies(demo: _Demo) -> None:
     assert scores is not None
 
     def types_of(policy: str, prompt: str = "red apple") -> list[Any]:
-        return list(
-            demo.explore.heads.head_types(
-                None, None, event({"policy": policy, "prompt": prompt, "seed": 0, "percent": 50})
-            )
-        )
+        return list(demo.explore.heads.head_types(None, None, event(policy=policy, prompt=prompt, seed=0, percent=50)))
 
     types = types_of("hack")
     assert types[0]["grids"][0]["heads"] == contextual_heads(scores).tolist() and len(types) == 1
@@ -281,14 +273,14 @@ def test_calibration_refuses_what_the_model_can_not_draw_before_it_starts(demo: 
 def test_hostile_schedules_are_refused_with_a_message(demo: _Demo, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "schedule.json"
     path.write_bytes(content)
-    schedule, note, _ = demo.explore.take_schedule(str(path))
+    schedule, note, _ = demo.explore.files.take_schedule(str(path))
     assert schedule == gr.skip() and "not used" in said(note) and str(tmp_path) not in note["text"]
 
 
 def test_a_schedule_of_another_model_is_refused(demo: _Demo, tmp_path: Path) -> None:
     other = tiny_model((1, 2, 3, 4, 5))
     heatkv.plan(heatkv.calibrate(other, ["red apple"]), 0.9).save(tmp_path / "s.json")
-    assert "does not fit" in said(demo.explore.take_schedule(str(tmp_path / "s.json"))[1])
+    assert "does not fit" in said(demo.explore.files.take_schedule(str(tmp_path / "s.json"))[1])
 
 
 def test_scores_and_orders_go_out_and_come_in(demo: _Demo, tmp_path: Path) -> None:
@@ -336,13 +328,15 @@ def test_references_stand_beside_the_numbers_and_are_left_out_where_absent(bench
 
 
 def test_curves_hold_every_policy_the_front_and_the_references() -> None:
-    figure = charts.curves(COMPARISON, "psnr")
+    found = charts.metrics(COMPARISON, BY_SCALES)
+    assert list(found) == ["PSNR", "PSNR of the foreground", "SSIM", "Bits that agree"]
+    figure = charts.curves(COMPARISON, found["PSNR"])
     names = [trace.name for trace in figure.data]
     assert names == ["best at its bytes", "HeatKV", "HACK", "<b>gone</b>"]
     assert list(figure.data[0].y) == [24.0, 26.0, 28.0] and list(figure.data[1].y) == [24.0, 28.0]
     assert len({trace.marker.symbol for trace in figure.data[1:]}) == 3, "told apart without colour"
     assert {line.y0 for line in figure.layout.shapes} == {12.0, 14.0}
-    assert [len(charts.curves(COMPARISON, m).data) for m in charts.METRICS.values()] == [4, 3, 3, 3]
+    assert [len(charts.curves(COMPARISON, m).data) for m in found.values()] == [4, 3, 3, 3]
 
 
 def test_the_table_of_methods_groups_by_budget_best_first() -> None:
@@ -355,6 +349,26 @@ def test_the_table_of_methods_groups_by_budget_best_first() -> None:
     json.dumps(value)
 
 
+def test_agreement_on_given_tokens_stands_first_where_it_was_measured() -> None:
+    found = read_comparison(Path(__file__).parents[1] / "assets" / "models" / "pocket-lines" / "comparison.json")
+    scales = ScaleSchedule.lines(4, 4, 1)
+    metrics = charts.metrics(found, scales)
+    assert list(metrics)[:3] == ["KL on given tokens", "Same guess on given tokens", "PSNR"]
+    assert list(metrics)[-1] == "Tokens that agree"
+    value = charts.table(found, scales)
+    assert value["columns"][1].startswith("KL") and {len(row) for g in value["groups"] for row in g["rows"]} == {9}
+    assert {len(row) for row in value["references"]} == {9} and "1 seeds" not in value["what"]
+    for group in value["groups"]:
+        divergences = [float(row[1].split()[0]) for row in group["rows"]]
+        assert divergences == sorted(divergences) and divergences[0] > 0
+    names = {row[0] for group in value["groups"] for row in group["rows"]}
+    assert not any(":" in name for name in names) and "HeatKV (sinks 0)" in names
+    figure = charts.curves(found, metrics["KL on given tokens"])
+    assert figure.layout.yaxis.type == "log"
+    front = [float(y) for y in figure.data[0].y]
+    assert front == sorted(front, reverse=True) and front[-1] == min(row["forced_kl"] for row in found["rows"])
+
+
 @pytest.mark.parametrize("comparison", [{}, {"rows": 3, "references": None}, {"rows": [[]], "references": {"n": 1}}])
 def test_without_a_comparison_the_tab_still_draws(bench: Workbench, comparison: Any) -> None:
     assert charts.table(comparison, BY_SCALES)["groups"] == []
@@ -363,7 +377,7 @@ def test_without_a_comparison_the_tab_still_draws(bench: Workbench, comparison: 
 
 def test_the_bundled_comparison_is_shown() -> None:
     found = read_comparison(Path(__file__).parents[1] / "assets" / "models" / "pocket" / "comparison.json")
-    assert len(charts.table(found, BY_SCALES)["groups"]) >= 4 and len(charts.curves(found, "psnr").data) >= 4
+    assert len(charts.table(found, BY_SCALES)["groups"]) >= 4 and len(charts.curves(found, charts.CLOSE[0]).data) >= 4
 
 
 def test_missing_or_broken_side_files_are_left_out(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import io
 import json
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from events import event, visitor
 from PIL import Image
 from tiny import tiny_model
 
@@ -41,21 +41,6 @@ B = {"policy": "heatkv", "percent": 40}
 def bench() -> Workbench:
     model = tiny_model()
     return Workbench(model, heatkv.calibrate(model, ["red apple", "blue cat"]), REFERENCES, ["red apple"])
-
-
-@pytest.fixture(scope="module")
-def demo(bench: Workbench) -> _Demo:
-    made = _Demo(bench)
-    made.build()
-    return made
-
-
-def event(**data: Any) -> Any:
-    return SimpleNamespace(_data=data)
-
-
-def visitor(name: str = "one") -> Any:
-    return SimpleNamespace(session_hash=name)
 
 
 def draw(demo: _Demo, prompt: Any = "red apple", seed: Any = 3, a: Any = A, b: Any = B, **more: Any) -> list[Any]:
@@ -172,6 +157,10 @@ def test_who_waits_is_told_the_place(demo: _Demo) -> None:
         ({"b": {**B, "forget": "99"}}, "names no cell"),
         ({"b": {**B, "forget": ["1"]}}, "text"),
         ({"b": {"policy": "h2o", "percent": 50, "forget": "1"}}, "chooses tokens"),
+        ({"b": {"policy": "h2o", "percent": 50, "storage": "int8"}}, "stay as computed"),
+        ({"b": {**A, "storage": "int8"}}, "full cache stays"),
+        ({"b": {**B, "storage": "int3"}}, "compute, int8, int4, int2"),
+        ({"b": {**B, "storage": {}}}, "storage is"),
         ({"b": {**B, "source": "elsewhere"}}, "calibration"),
         ({"b": {"source": "uploaded"}}, "uploaded schedule"),
         ({"b": "text"}, "policy"),
@@ -182,16 +171,44 @@ def test_what_can_not_be_drawn_is_said_in_one_step(demo: _Demo, change: Any, wor
     assert len(steps) == 1 and words in steps[0][0]["error"].lower() and steps[0][1] == gr.skip()
 
 
+def test_cells_can_be_stored_in_fewer_bits(demo: _Demo, bench: Workbench) -> None:
+    for storage in ("int8", "int4", "int2"):
+        value, _ = draw(demo, a={**B, "storage": "compute"}, b={**B, "storage": storage})[-1]
+        schedule = heatkv.plan(bench.bundled.scores, 0.4, storage=storage)
+        less = heatkv.generate(bench.model, "red apple", 3, schedule)
+        assert (pixels(value["b"]["image"]) == less.pixels).all() and value["b"]["peak"] == less.kv_bytes_peak
+        labels = [value[side]["label"] for side in "ab"]
+        assert labels == ["HeatKV, 40 %, as computed", f"HeatKV, 40 %, {storage[3:]} bits"]
+        table, dial = demo.refresh(None, None, {"policy": "heatkv", "storage": storage})
+        assert table["storage"] == table["asked"] == dial["storage"] == storage and not dial["refused"]
+        assert table["percents"] == list(bench.percents("heatkv", storage))
+        heatkv.plan(bench.bundled.scores, table["percents"][0] / 100, storage=storage)
+        with pytest.raises(ValueError, match="least feasible"):
+            heatkv.plan(bench.bundled.scores, (table["percents"][0] - 1) / 100, storage=storage)
+    assert demo.refresh(None, None, {"policy": "heatkv"})[0]["asked"] == ""
+
+
+def test_a_storage_that_does_not_fit_is_refused_in_words_and_the_page_goes_on(demo: _Demo) -> None:
+    for policy, storage, words in (("h2o", "int8", "H2O chooses tokens"), ("heatkv", "int3", "must be one of")):
+        table, dial = demo.refresh(None, None, {"policy": policy, "storage": storage})
+        assert words in dial["refused"] and dial["storage"] == table["asked"] == "" and table["policy"] == policy
+
+
 def test_a_strip_goes_along_the_budgets_and_shipped_ones_come_at_once(demo: _Demo, bench: Workbench) -> None:
     asked = event(id=1, prompt="red apple", seed=1, b=B, key="here")
     steps = list(demo.explore.strip(None, None, asked, visitor("s")))
-    percents = strips.strip_percents(bench, "heatkv")
+    percents = strips.strip_percents(bench, Recipe("heatkv"))
     assert [step["pictures"][0]["percent"] for step in steps] == list(percents)
     assert 35 in percents and percents[0] == bench.percents("heatkv")[0] and percents[-1] == 100
     strip = strips.make_strip(bench, "red apple", 1, "heatkv", "weights")
     shipped = _Demo(bench, None, [strips.Strip.from_png(strip.to_png())])
     shipped.build()
     (once,) = shipped.explore.strip(None, None, asked, visitor("s"))
+    assert (pixels(once["full"]) == heatkv.generate(bench.model, "red apple", 1).pixels).all()
+    other = event(id=2, prompt="red apple", seed=2, b=B, key="there", shipped=True)
+    assert list(shipped.explore.strip(None, None, other, visitor("s"))) == [], "that one would have to be drawn"
+    stored = event(id=3, prompt="red apple", seed=1, b={**B, "storage": "int8"}, key="there", shipped=True)
+    assert list(shipped.explore.strip(None, None, stored, visitor("s"))) == []
     assert once["key"] == "here" and [p["percent"] for p in once["pictures"]] == list(percents)
     assert [p["image"] for p in once["pictures"]] == [step["pictures"][0]["image"] for step in steps]
 
@@ -248,7 +265,8 @@ def test_a_large_model_is_probed_one_head_at_a_time(bench: Workbench, monkeypatc
 
 def test_events_from_a_page_are_not_trusted(demo: _Demo) -> None:
     for data in (None, {"layer": 10**9, "head": 0}, {"layer": "<b>", "head": 1}, "text", {"id": "x"}):
-        sent = SimpleNamespace(_data=data)
+        sent = event()
+        sent._data = data
         assert demo.explore.heads.show(None, sent) == gr.skip()
         assert list(demo.explore.heads.draw_card(None, sent)) == []
         assert list(demo.explore.strip(None, None, sent, visitor())) == []
@@ -271,7 +289,7 @@ def test_what_goes_to_a_job_and_comes_back_can_be_sent_to_another_process(bench:
     jobs = bench.jobs
     plans = [bench.plan_of(Recipe()), bench.plan_of(Recipe("h2o", 50)), bench.plan_of(Recipe("heatkv", 40, forget="1"))]
     runs: list[tuple[Any, tuple[Any, ...]]] = [
-        (jobs._draw_steps, ("red apple", 0, plans)),
+        (jobs._draw_steps, ("red apple", 0, plans, True)),
         (jobs._probe_steps, (("red apple", 0, Sampling(1.5)), (0, 0))),
         (jobs._calibrate_steps, (["red apple"], 0)),
         (jobs._sheet_steps, ("red apple", 0, bench.bundled, 0.5, [FULL, "heatkv"])),
@@ -296,6 +314,19 @@ def test_the_gallery_keeps_what_was_used_last_within_its_limit(bench: Workbench)
     assert gallery.find("a") is not None and gallery.find("b") is None and gallery.find("c") is not None
 
 
+def test_a_strip_decodes_no_more_than_it_shows_and_a_picture_to_watch_is_drawn_whole(bench: Workbench) -> None:
+    jobs, plan = bench.jobs, bench.plan_of(Recipe("heatkv", 70))
+    along = [step[1] for step in jobs.strip("blue cat", 31, [plan]) if isinstance(step, tuple)]
+    assert [len(picture.frames) for picture in along] == [1]
+    for _ in range(2):  # drawn, then from the gallery
+        last = list(jobs.draw("blue cat", 31, [plan]))[-1]
+        assert isinstance(last, DrawStep) and last.drawings is not None
+        assert len(last.drawings[0].frames) == 6 and last.drawings[0].frames[-1] == along[0].frames[0]
+    assert list(jobs.draw("blue cat", 31, [plan]))[:-1] == []
+    again = [step[1] for step in jobs.strip("blue cat", 31, [plan]) if isinstance(step, tuple)]
+    assert again[0] is last.drawings[0]
+
+
 def test_calibrations_that_differ_do_not_share_pictures(bench: Workbench) -> None:
     from app.recipes import Calibration
 
@@ -317,7 +348,7 @@ def test_recipes_are_read_with_care(bench: Workbench) -> None:
 
 
 def saved(demo: _Demo, uploaded: Schedule | None = None, **asked: Any) -> Any:
-    return list(demo.explore.save(None, uploaded, event(id=1, prompt="red apple", seed=5, **asked)))[-1]
+    return list(demo.explore.files.save(None, uploaded, event(id=1, prompt="red apple", seed=5, **asked)))[-1]
 
 
 def test_the_picture_file_is_lossless_and_says_how_to_draw_it_again(demo: _Demo, bench: Workbench) -> None:
@@ -336,7 +367,7 @@ def test_a_schedule_goes_out_with_its_edits_and_comes_in(demo: _Demo, bench: Wor
     file, _ = saved(demo, what="schedule", b={"policy": "reverse", "percent": 40, "forget": "2.1"})
     path = tmp_path / file["name"]
     path.write_bytes(base64.b64decode(file["data"]))
-    schedule, note, remove = demo.explore.take_schedule(str(path))
+    schedule, note, remove = demo.explore.files.take_schedule(str(path))
     assert schedule == bench.plan_of(Recipe("reverse", 40, forget="2.1")).schedule
     assert "reverse" in note["text"] and remove["visible"]
     table, dial = demo.refresh(None, schedule, {"policy": "heatkv"})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from events import event, visitor
 from tiny import tiny_lines_model, tiny_model
 
 import heatkv
@@ -26,17 +26,6 @@ from app.workbench import Workbench
 def bench() -> Workbench:
     model = tiny_lines_model()
     return Workbench(model, heatkv.calibrate(model, ["red apple", "blue cat"]), None, ["red apple"])
-
-
-@pytest.fixture(scope="module")
-def demo(bench: Workbench) -> _Demo:
-    made = _Demo(bench)
-    made.build()
-    return made
-
-
-def event(**data: Any) -> Any:
-    return SimpleNamespace(_data=data)
 
 
 def everything_said(value: Any) -> str:
@@ -67,6 +56,17 @@ def test_every_policy_draws_and_is_described_in_lines(demo: _Demo, bench: Workbe
     tiles = {tile["policy"]: tile for tile in steps[-1][0]["tiles"]}
     assert set(tiles) == {"full", *REGISTRY} and all(tile["image"] for tile in tiles.values())
     assert tiles["headkv"]["provenance"] == "as in the paper"
+
+
+def test_a_line_is_stored_token_by_token_in_eight_bits_or_as_computed(demo: _Demo, bench: Workbench) -> None:
+    assert list(demo.dial(None, "heatkv")["storages"]) == ["compute", "int8"]
+    table, dial = demo.refresh(None, None, {"policy": "heatkv", "storage": "int8"})
+    assert table["storage"] == dial["storage"] == "int8"
+    asked = event(id=1, prompt="red apple", seed=0, a={"policy": "full"}, b={"policy": "heatkv", "percent": 60})
+    asked._data["b"]["storage"] = "int4"
+    (only,) = demo.explore.draw(None, None, asked, visitor())
+    assert "a line is cached token by token" in only[0]["error"]
+    assert "token by token" in demo.refresh(None, None, {"policy": "heatkv", "storage": "int4"})[1]["refused"]
 
 
 def test_the_table_has_distances_and_wide_types(bench: Workbench) -> None:

@@ -15,7 +15,8 @@ from heatkv.views.counts import BUDGETS, OTHER, count_steps
 
 pytest.importorskip("gradio")
 
-from app.lessons import COUNTED, Chosen, lessons
+from app.lessons.chosen import COUNTED, Chosen
+from app.lessons.texts import lessons
 from app.workbench import Workbench
 
 PROMPTS = ["red apple", "blue cat"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from events import event, visitor
 from tiny import tiny_model
 
 import heatkv
@@ -102,10 +102,9 @@ def test_whatever_borrows_a_gpu_can_be_sent_to_another_process(monkeypatch: pyte
     demo.build()
     there.ran.clear()
 
-    def event(**data: Any) -> Any:
-        return SimpleNamespace(_data={"id": 1, "prompt": "red apple", "seed": 3, **data})
+    def sent(**data: Any) -> Any:
+        return event(id=1, prompt="red apple", seed=3, **data)
 
-    visitor: Any = SimpleNamespace(session_hash="one")
     mine = Calibration("mine", heatkv.calibrate(model, ["blue cat"]))
     schedule = heatkv.plan(scores, 0.5)
     static, dynamic = {"policy": "heatkv+", "percent": 40}, {"policy": "headkv", "percent": 60}
@@ -116,12 +115,12 @@ def test_whatever_borrows_a_gpu_can_be_sent_to_another_process(monkeypatch: pyte
         list(api.compare("red apple", 2, "headkv", 0.6, "", "heatkv+", 0.4, "1.2"))[-1]["psnr"],
         list(api.knockout("red apple", 1))[-1]["moved"],
         list(api.calibrate(["red apple"], 1))[-1]["orders"],
-        list(demo.explore.draw(mine, None, event(a=static, b=session), visitor))[-1][0]["score"],
-        list(demo.explore.draw(None, schedule, event(a=dynamic, b={"source": "uploaded"}), visitor))[-1][0]["score"],
-        list(demo.explore.strip(mine, None, event(b=session, key="k"), visitor))[-1]["pictures"],
-        list(demo.explore.knock_out(event(), visitor))[-1]["moved"],
-        list(demo.explore.heads.draw_card(mine, event(layer=1, head=1)))[-1]["view"],
-        list(demo.explore.heads.head_types(None, None, event(policy="headkv", percent=60)))[-1]["grids"],
+        list(demo.explore.draw(mine, None, sent(a=static, b=session), visitor()))[-1][0]["score"],
+        list(demo.explore.draw(None, schedule, sent(a=dynamic, b={"source": "uploaded"}), visitor()))[-1][0]["score"],
+        list(demo.explore.strip(mine, None, sent(b=session, key="k"), visitor()))[-1]["pictures"],
+        list(demo.explore.knock_out(sent(), visitor()))[-1]["moved"],
+        list(demo.explore.heads.draw_card(mine, sent(layer=1, head=1)))[-1]["view"],
+        list(demo.explore.heads.head_types(None, None, sent(policy="headkv", percent=60)))[-1]["grids"],
         list(demo.methods.draw_all("red apple", {"seed": 2, "percent": 60}, mine))[-1][0]["tiles"],
         list(demo.calibrate.calibrate("red apple\nblue cat", 2))[-1][0].scores.count,
     ]

@@ -1,13 +1,17 @@
 /* The budget, with what the picture becomes along it, what it takes, and the policy that spends it.
  *
- * value: {groups: [{name, policies: [{name, title, summary}]}], uploaded: words or null}. Triggers 'types' when another
- * policy is in use.
+ * value: {groups: [{name, policies: [{name, title, summary, static}]}], policy, storages: {name: words}, storage, refused:
+ * why cells are not stored as was asked}. Triggers 'types' when another policy is in use.
  */
 const heatkv = window.heatkv;
 const find = (path) => element.querySelector(path);
 const slider = find('input[type="range"]');
-const select = find('select');
+const select = find('.policies');
+const stored = find('.storages');
 let summaries = {};
+let refused = '';
+
+const option = (value, textContent) => Object.assign(document.createElement('option'), { value, textContent });
 
 function take() {
   const value = props.value;
@@ -17,12 +21,15 @@ function take() {
     const made = Object.assign(document.createElement('optgroup'), { label: group.name });
     made.append(...group.policies.map((policy) => {
       summaries[policy.name] = policy.summary;
-      return Object.assign(document.createElement('option'), { value: policy.name, textContent: policy.title });
+      return option(policy.name, policy.title);
     }));
     return made;
   });
   select.replaceChildren(...groups);
+  stored.replaceChildren(option('', 'usual bits'), ...Object.entries(value.storages).map(([name, words]) => option(name, words)));
+  refused = value.refused;
   if (value.policy) heatkv.set({ policy: value.policy }, 'look'); // what was chosen is not possible any more
+  if (heatkv.defaults && heatkv.table && heatkv.view.storage !== value.storage && heatkv.table.asked === value.storage) heatkv.set({ storage: value.storage });
   show();
 }
 
@@ -33,13 +40,15 @@ function show() {
   slider.min = heatkv.fixed ? 1 : t.percents[0];
   slider.max = most;
   slider.disabled = select.disabled = heatkv.fixed;
+  stored.disabled = heatkv.fixed || heatkv.dynamic; // who chooses tokens keeps them as they are
   select.value = heatkv.view.policy;
+  stored.value = heatkv.view.storage;
   // A policy that was just chosen may go lower or higher; its own table says how far.
-  const own = !heatkv.fixed && t.policy === heatkv.view.policy;
+  const own = !heatkv.fixed && heatkv.tableFits();
   if (own && heatkv.budget > most) heatkv.setBudget(most);
   if (own && heatkv.budget < t.percents[0]) heatkv.setBudget(t.percents[0]);
   const rest = !heatkv.fixed && most < 100 ? ` From ${most} % on nothing is given up: its numbers of few bits take less room.` : '';
-  find('.sentence').textContent = heatkv.fixed ? 'A schedule from a file is in use; budget and policy rest.' : `${summaries[t.policy] || ''}${rest}`;
+  find('.sentence').textContent = heatkv.fixed ? 'A schedule from a file is in use; budget and policy rest.' : refused ? refused : `${summaries[t.policy] || ''}${rest}`;
   find('.sentence').title = find('.sentence').textContent;
   draw();
 }
@@ -80,6 +89,7 @@ select.addEventListener('change', () => {
   heatkv.emit('want-table');
   trigger('types', { policy: select.value, percent: heatkv.budget, ...heatkv.subject() });
 });
+stored.addEventListener('change', () => { heatkv.set({ storage: stored.value }, 'look'); heatkv.emit('want-table'); });
 watch('value', take);
 take();
 heatkv.follow(element, ['table'], show);

@@ -1,5 +1,5 @@
 /* One lesson at a time: it sets the real controls, asks, and tells what was counted. It stands in the page, above what it
- * speaks of, and covers nothing; leaving puts the controls back. value: {lessons: [...], see app/lessons.py}. */
+ * speaks of, and covers nothing; leaving puts the controls back. value: {lessons: [...], see app/lessons/texts.py}. */
 const heatkv = window.heatkv;
 const find = (name) => element.querySelector(`.${name}`);
 const lessons = () => (props.value && props.value.lessons) || [];
@@ -7,18 +7,21 @@ let at = null;
 let before = null; // the view before the first lesson
 let guessed = null;
 
-const snapshot = () => ({ ...heatkv.subject(), budget: heatkv.budget, policy: heatkv.view.policy, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
+const snapshot = () => ({ ...heatkv.subject(), budget: heatkv.budget, policy: heatkv.view.policy, storage: heatkv.view.storage, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
 
 /** Set the controls; the pictures follow. */
 function apply(view) {
-  const { budget, forget, head, a, ...rest } = view;
+  const { budget, forget, head, a, knocked, ...rest } = view;
   if (a !== undefined) rest.a = typeof a === 'string' ? (a ? heatkv.readRecipe(a) : heatkv.FULL) : a;
-  const policy = rest.policy ?? heatkv.view.policy;
   heatkv.set(rest, 'look');
   if (budget !== undefined) heatkv.setBudget(budget);
+  if (knocked && lessons()[at].view.prompt === heatkv.view.prompt) { // measured before, so that nobody has to wait
+    const of = heatkv.table.layers * heatkv.table.heads;
+    heatkv.colours.take({ knocked: { ...knocked, done: of, of, subject: heatkv.subjectKey() } });
+  }
   if (head) heatkv.look(head[0], head[1], heatkv.cell.scale);
   if (forget !== undefined) heatkv.setEdits(forget);
-  if (policy !== heatkv.table.policy) heatkv.emit('want-table'); else heatkv.emit('view');
+  if (!heatkv.tableFits()) heatkv.emit('want-table'); else heatkv.emit('view');
 }
 
 function mark(selector) {
@@ -61,9 +64,14 @@ function go(index) {
     return;
   }
   if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click();
-  apply({ sampling: {}, ...lessons()[at].view });
-  window.scrollTo({ top: 0 });
-  setTimeout(() => find('title').focus({ preventScroll: true }), 60);
+  apply({ sampling: {}, storage: '', ...lessons()[at].view });
+  setTimeout(() => { arrive(); find('title').focus({ preventScroll: true }); }, 60);
+}
+/** The lesson stands right under what stays on top, so that what it speaks of is on the screen with it. */
+function arrive() {
+  const bar = document.querySelector('#dial');
+  const above = bar && getComputedStyle(bar).position === 'sticky' ? bar.offsetHeight : 0;
+  window.scrollTo({ top: Math.max(0, find('lesson').getBoundingClientRect().top + window.scrollY - above - 10) });
 }
 
 find('back').addEventListener('click', () => go(at - 1));

@@ -10,6 +10,7 @@ const SIDES = ['a', 'b'];
 const parts = Object.fromEntries(SIDES.map((side) => [side, { figure: find(`figure.${side}`), image: find(`figure.${side} img`), tag: find(`figure.${side} .tag`), mark: find(`figure.${side} .mark`) }]));
 const shown = { a: null, b: null }; // finished pictures, each with `want`: what it is the picture of
 const strips = new Map(); // what it is the strip of -> [{percent, image}]
+let fulls = null; // the picture with the full cache of a strip that ships: {want, image}
 let score = null;
 let pending = null; // {id, want: {a, b}}
 let growing = null;
@@ -20,12 +21,12 @@ let number = Date.now();
 let typed = null; // a prompt that is written and not drawn
 
 const recipes = () => ({ a: heatkv.view.a, b: heatkv.recipe() });
-const wantOf = (prompt, seed, recipe, sampling = heatkv.view.sampling) => JSON.stringify([prompt, seed, sampling, recipe.policy, recipe.policy === 'full' ? 100 : recipe.percent, recipe.policy === 'full' ? '' : recipe.source, recipe.forget || '']);
+const wantOf = (prompt, seed, recipe, sampling = heatkv.view.sampling) => JSON.stringify([prompt, seed, sampling, recipe.policy, recipe.policy === 'full' ? 100 : recipe.percent, recipe.policy === 'full' ? '' : recipe.source, recipe.forget || '', recipe.storage || '']);
 const want = () => Object.fromEntries(SIDES.map((side) => [side, wantOf(heatkv.view.prompt, heatkv.view.seed, recipes()[side])]));
 const stripWant = () => wantOf(heatkv.view.prompt, heatkv.view.seed, { ...heatkv.recipe(), percent: 0 });
 const fresh = (side) => Boolean(shown[side]) && shown[side].want === want()[side];
 const nearest = () => (strips.get(stripWant()) || []).reduce((best, one) => (!best || Math.abs(one.percent - heatkv.budget) < Math.abs(best.percent - heatkv.budget) ? one : best), null);
-const label = (r) => (r.source === 'uploaded' ? 'your schedule' : r.policy === 'full' ? 'full cache' : `${heatkv.defaults.titles[r.policy] || r.policy}, ${r.percent} %${r.source === 'session' ? ', your calibration' : ''}`) + (r.forget ? ', edited' : '');
+const label = (r) => (r.source === 'uploaded' ? 'your schedule' : r.policy === 'full' ? 'full cache' : `${heatkv.defaults.titles[r.policy] || r.policy}, ${r.percent} %${r.storage ? `, ${heatkv.defaults.storages[r.storage] || r.storage}` : ''}${r.source === 'session' ? ', your calibration' : ''}`) + (r.forget ? ', edited' : '');
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
@@ -43,6 +44,7 @@ function request(delay = 120) {
     growing = null;
     said = '';
     if (!(fresh('a') && fresh('b'))) step = null;
+    requestStrip(true);
     trigger('draw', { id: number, ...heatkv.subject(), ...recipes(), has: fresh('a') && shown.a.frames.length > 1 ? shown.a.key : null });
     show();
   }, delay);
@@ -53,13 +55,14 @@ function stop() {
   growing = null;
   trigger('halt', { id: number, kind: 'draw' });
 }
-function requestStrip() {
+/** B's pictures along the slider. `shipped`: only if they lie ready, to be seen while the exact picture is drawn. */
+function requestStrip(shipped = false) {
   const key = stripWant();
   const b = recipes().b;
   if (strips.has(key) || b.policy === 'full' || b.source === 'uploaded') return;
-  strips.set(key, []);
-  number += 1;
-  trigger('strip', { id: number, ...heatkv.subject(), b, key });
+  if (!shipped) strips.set(key, []);
+  if (!shipped) number += 1;
+  trigger('strip', { id: number, ...heatkv.subject(), b, key, shipped });
 }
 
 // --- hearing ---------------------------------------------------------------------------------------------------------
@@ -104,12 +107,13 @@ function open(value) {
 }
 
 heatkv.bus.addEventListener('mail-strip', (event) => {
-  const { key, pictures } = event.detail;
-  if (!element.isConnected || !strips.has(key)) return;
-  const list = strips.get(key).filter((one) => !pictures.some((p) => p.percent === one.percent));
+  const { key, pictures, full } = event.detail;
+  if (!element.isConnected || !(strips.has(key) || key === stripWant())) return;
+  if (full && key === stripWant()) fulls = { want: want().a, image: full };
+  const list = (strips.get(key) || []).filter((one) => !pictures.some((p) => p.percent === one.percent));
   strips.set(key, [...list, ...pictures].sort((x, y) => x.percent - y.percent));
   if (strips.size > 24) strips.delete(strips.keys().next().value);
-  if (key === stripWant()) showStrip();
+  if (key === stripWant()) { showStrip(); show(); }
 });
 const showStrip = () => heatkv.emit('strip', strips.get(stripWant()) || []);
 
@@ -129,6 +133,7 @@ function picture(side) {
     const near = nearest();
     if (near) return near.percent === heatkv.budget ? { image: near.image, tag: label(now) } : { image: near.image, tag: label({ ...now, percent: near.percent }), mark: `near ${heatkv.budget} %; ${pending ? 'drawing …' : 'release to draw'}`, stale: true };
   }
+  if (side === 'a' && fulls && fulls.want === want().a && heatkv.same(now, heatkv.FULL)) return { image: fulls.image, tag: label(now) };
   if (!found) return { image: null, tag: label(now), mark: pending ? 'drawing …' : 'press Draw', stale: true };
   return { image: found.image, tag: found.label, mark: pending ? `drawing ${label(now)} …` : 'not drawn yet', stale: true, old: true };
 }
@@ -245,7 +250,7 @@ heatkv.follow(element, ['table'], () => {
     take();
     if (heatkv.defaults && !heatkv.defaults.auto) return show();
   }
-  if (heatkv.view.policy !== heatkv.table.policy && !heatkv.fixed) return show(); // its table is on the way
+  if (!heatkv.tableFits()) return show(); // its table is on the way
   show();
   showStrip();
   request();

@@ -19,8 +19,8 @@ function take() {
   heatkv.look(...heatkv.defaults.at, heatkv.cell.scale);
   heatkv.emit('edits');
   if (heatkv.view.tab !== 'explore') openTab(heatkv.view.tab, 40);
-  // Another policy than the table's: its own table is asked for.
-  if (heatkv.view.policy !== value.policy) trigger('policy', { policy: heatkv.view.policy });
+  // Another policy or storage than the table's: their own table is asked for.
+  if (!heatkv.tableFits()) trigger('policy', { policy: heatkv.view.policy });
 }
 watch('value', take);
 take();

@@ -6,8 +6,8 @@
  */
 window.heatkv = (() => {
   const plans = window.heatkvPlans();
-  const FULL = { policy: 'full', percent: 100, source: 'bundled', forget: '' };
-  const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null, classMode: false };
+  const FULL = { policy: 'full', percent: 100, source: 'bundled', forget: '', storage: '' };
+  const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', storage: '', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null, classMode: false };
   const query = new URLSearchParams(location.search);
   view.classMode = query.get('class') === '1';
   const given = (key, fits = () => true) => { const v = query.get(key); return v !== null && v.length <= 20000 && fits(v) ? v : null; };
@@ -23,14 +23,16 @@ window.heatkv = (() => {
   const subjectKey = () => JSON.stringify(subject());
 
   /** The recipe that the controls stand for. */
-  const recipe = () => ({ policy: view.policy, percent: plans.table ? plans.table.percents[plans.step()] : percent, source: view.source, forget: plans.edits.toText() });
-  const same = (x, y) => ['policy', 'percent', 'source', 'forget'].every((key) => (x[key] || '') === (y[key] || ''));
+  const recipe = () => ({ policy: view.policy, percent: plans.table ? plans.table.percents[plans.step()] : percent, source: view.source, forget: plans.edits.toText(), storage: plans.dynamic || plans.fixed ? '' : view.storage });
+  /** Whether the table is of the policy and storage that are asked for: another one may be on its way. */
+  const tableFits = () => plans.fixed || (plans.table.policy === view.policy && plans.table.asked === view.storage);
+  const same = (x, y) => ['policy', 'percent', 'source', 'forget', 'storage'].every((key) => (x[key] || '') === (y[key] || ''));
 
-  // A recipe in the address: policy, percent and forgotten cells. What plans are made from can not be in it.
-  const pack = (r) => [r.policy, r.percent, r.forget].filter((v, i) => i < 2 || v).join('~');
+  // A recipe in the address: policy, percent, forgotten cells, storage. What plans are made from can not be in it.
+  const pack = (r) => [r.policy, r.percent, r.forget, r.storage].join('~').replace(/~+$/, '');
   function unpack(text) {
-    const [policy, number, forget] = String(text).split('~');
-    return { policy, percent: Number(number) || 100, source: 'bundled', forget: forget || '' };
+    const [policy, number, forget, storage] = String(text).split('~');
+    return { policy, percent: Number(number) || 100, source: 'bundled', forget: forget || '', storage: storage || '' };
   }
 
   /** Take the defaults from Python and the wishes from the address, once. */
@@ -42,6 +44,7 @@ window.heatkv = (() => {
       prompt: given('prompt', (v) => v.trim() && v.length <= 1000) ?? value.prompt,
       seed: seed === null ? value.seed : Number(seed),
       policy: given('policy', (v) => value.policies.includes(v)) ?? value.policy,
+      storage: given('storage', (v) => v.length <= 20) ?? '',
       a: given('a', (v) => ['full', ...value.policies].includes(unpack(v).policy)) ? unpack(query.get('a')) : FULL,
       tab: given('tab', (v) => value.tabs.includes(v)) ?? 'explore',
       lesson: given('lesson', (v) => /^\d{1,2}$/.test(v)) === null ? null : Number(query.get('lesson')) - 1,
@@ -64,7 +67,7 @@ window.heatkv = (() => {
 
   function facts(whole) {
     const b = recipe();
-    const all = { prompt: view.prompt, seed: view.seed, ...view.sampling, budget: b.percent, policy: b.policy, forget: b.forget, a: same(view.a, FULL) ? '' : pack(view.a),
+    const all = { prompt: view.prompt, seed: view.seed, ...view.sampling, budget: b.percent, policy: b.policy, storage: b.storage, forget: b.forget, a: same(view.a, FULL) ? '' : pack(view.a),
       mode: view.mode, colour: view.colour, tab: view.tab, head: `${plans.cell.layer + 1}.${plans.cell.head + 1}`, lesson: view.lesson === null ? '' : view.lesson + 1, class: view.classMode ? '1' : '' };
     const usual = { ...defaults, budget: defaults.percent, forget: '', a: '', mode: 'side', colour: 'auto', tab: 'explore', head: `${defaults.head[0] + 1}.${defaults.head[1] + 1}`, lesson: '', class: '' };
     return Object.entries(all).filter(([key, v]) => v !== '' && (whole ? !['mode', 'colour', 'tab'].includes(key) || v !== usual[key] : String(v) !== String(usual[key])));
@@ -111,9 +114,9 @@ window.heatkv = (() => {
   function setEdits(text) { plans.edits.set(text); edited(); }
 
   /** What handlers in Python may need of the view. */
-  const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, percent: plans.budget });
+  const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, storage: view.storage, percent: plans.budget });
 
-  const api = { FULL, SAMPLING, wish, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  const api = { FULL, SAMPLING, wish, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
   return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
 })();
 window.heatkv.colours = window.heatkvColours(window.heatkv);

@@ -16,18 +16,17 @@ import gradio as gr
 
 from app.components import Component
 from app.gallery import Drawing
-from app.inputs import SAMPLING, InputError, without_folder
 from app.jobs import DrawStep
-from app.page import MODEL_JOB, PRIVATE, Page, event_data, notice, problem, saved_file
-from app.pictures import data_url, file_name, png
+from app.page import MODEL_JOB, PRIVATE, Page, event_data, problem, request_number
+from app.pictures import data_url
 from app.recipes import Calibration, Plan, Recipe
-from app.report import scorecard
+from app.report import score, scorecard
 from app.strips import Strip, strip_percents
+from app.tabs.files import Files
 from app.tabs.head import HeadCards
 from app.turns import Waiting
 from app.workbench import Workbench
-from heatkv.models.base import Sampling
-from heatkv.schedule import Schedule, ScheduleError
+from heatkv.schedule import Schedule
 from heatkv.views.explore import packed
 
 STREAM_SECONDS = 0.15  # pictures that grow are sent no more often than this
@@ -54,6 +53,7 @@ class ExploreTab:
         self.bench = bench
         self.strips = {(strip.prompt, strip.seed, strip.policy): strip for strip in strips}
         self.heads = HeadCards(bench)
+        self.files = Files(bench)
         self.newest = Newest()
         self.opening: tuple[Any, Any] = None, None
 
@@ -72,13 +72,7 @@ class ExploreTab:
                 self.card = Component("headcard", self.heads.opening())
                 Component("heads")
                 self.types = Component("headtypes")
-        with gr.Row(elem_classes="tools", elem_id="schedule-tools"):
-            self.upload = gr.UploadButton(
-                "Use a schedule file …", file_types=[".json"], size="sm", min_width=130, elem_id="upload-schedule"
-            )
-            self.remove = gr.Button("Stop using it", size="sm", min_width=130, visible=False, elem_id="uploaded-remove")
-        self.notice = Component("notice", elem_id="schedule-notice")
-        self.saver = Component("saver", elem_id="explore-saver")
+        self.files.build()
 
     def wire(self, page: Page, refresh: Any) -> None:
         """``refresh(trigger)`` sends the page another table of budgets after ``trigger``."""
@@ -87,7 +81,6 @@ class ExploreTab:
         often: dict[str, Any] = {"trigger_mode": "multiple", **PRIVATE}
         stage.draw(self.draw, session, [stage, self.details], **MODEL_JOB, **often)
         stage.strip(self.strip, session, page.mail, **MODEL_JOB, **often)
-        stage.save(self.save, session, [self.saver, stage], **MODEL_JOB, **often)
         head_map.knock(self.knock_out, None, page.mail, **MODEL_JOB, **often)
         for part in (stage, head_map):
             part.halt(self.halt, None, None, queue=False, **often)
@@ -95,13 +88,7 @@ class ExploreTab:
             part.open(self.heads.show, page.calibration, self.card, queue=False, **often)
             part.probe(self.heads.draw_card, page.calibration, self.card, **MODEL_JOB, **often)
         page.dial.types(self.heads.head_types, session, self.types, **MODEL_JOB, **often)
-        controls = [page.uploaded, self.notice, self.remove]
-        refresh(self.upload.upload(self.take_schedule, self.upload, controls, queue=False, **PRIVATE).then)
-        refresh(
-            self.remove.click(
-                lambda: (None, None, gr.update(visible=False)), None, controls, queue=False, **PRIVATE
-            ).then
-        )
+        self.files.wire(page, stage, refresh)
 
     def open_with(self, prompt: str, seed: int, b: Recipe) -> None:
         """Draw the pair that the page opens with, before anybody comes."""
@@ -123,7 +110,7 @@ class ExploreTab:
         try:
             prompt, seed, sampling = self.bench.read_subject(data)
             note = self.bench.model.check_prompt(str(data.get("prompt")))
-            plans = [self.plan(data.get(side), calibration, uploaded, sampling) for side in ("a", "b")]
+            plans = [self.bench.read_plan(data.get(side), calibration, uploaded, sampling) for side in ("a", "b")]
         except Exception as error:
             yield {"id": number, "error": problem(error)}, gr.skip()
             return
@@ -147,19 +134,20 @@ class ExploreTab:
     def strip(
         self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
     ) -> Iterator[Any]:
-        """B's picture at a few budgets, in the background. ``event``: {id, prompt, seed, sampling, b, key}."""
+        """B's picture at a few budgets, in the background; ``event``: {id, prompt, seed, sampling, b, key, shipped}."""
         data, _, wanted = self._asked("strip", event, request)
         try:
             prompt, seed, sampling = self.bench.read_subject(data)
-            recipe = self.bench.read_recipe(data.get("b"), calibration)
-            key = str(data.get("key"))[:2000]
+            plan = self.bench.read_plan(data.get("b"), calibration, uploaded, sampling)
+            recipe, key = plan.recipe, str(data.get("key"))[:2000]
             shipped = self.strips.get((prompt, seed, recipe.policy))
-            if shipped is not None and (recipe.source, recipe.forget, sampling) == ("bundled", "", None):
-                yield {"to": "strip", "key": key, "pictures": shipped.value()["pictures"]}
+            if shipped is not None and recipe == Recipe(recipe.policy, recipe.percent):
+                yield {"to": "strip", "key": key, **{part: shipped.value()[part] for part in ("pictures", "full")}}
                 return
-            percents = strip_percents(self.bench, recipe.policy, calibration)
-            along = [replace(recipe, percent=percent, sampling=sampling) for percent in percents]
-            plans = [self.bench.plan_of(one, calibration, uploaded) for one in along]
+            if data.get("shipped"):  # only what lies ready
+                return
+            percents = strip_percents(self.bench, recipe, calibration)
+            plans = [replace(plan, recipe=replace(recipe, percent=percent)) for percent in percents]
             for step in self.bench.jobs.strip(prompt, seed, plans):
                 if not wanted():
                     return
@@ -175,7 +163,7 @@ class ExploreTab:
         data = event_data(event)
         kind = data.get("kind")
         if kind in ("draw", "strip", "knock"):
-            self.newest.ask(str(request.session_hash), str(kind), _number(data))
+            self.newest.ask(str(request.session_hash), str(kind), request_number(data))
 
     def knock_out(self, event: gr.EventData, request: gr.Request) -> Iterator[Any]:
         """How far the picture moves without each head. ``event``: {id, prompt, seed, sampling, subject}."""
@@ -209,18 +197,9 @@ class ExploreTab:
     ) -> tuple[Mapping[str, Any], int, Callable[[], bool]]:
         """What the page sent, the request's number, and whether that is still this visitor's newest of its kind."""
         data, visitor = event_data(event), str(request.session_hash)
-        number = _number(data)
+        number = request_number(data)
         self.newest.ask(visitor, kind, number)
         return data, number, lambda: self.newest.is_newest(visitor, kind, number)
-
-    def plan(
-        self, recipe: Any, calibration: Calibration | None, uploaded: Schedule | None, sampling: Sampling | None = None
-    ) -> Plan:
-        """What a recipe of the page stands for, checked as far as it can be without drawing."""
-        read = replace(self.bench.read_recipe(recipe, calibration), sampling=sampling)
-        plan = self.bench.plan_of(read, calibration, uploaded)
-        plan.schedule  # noqa: B018  (says what is wrong with it)
-        return plan
 
     def _finished(
         self, number: int, prompt: str, seed: int, plans: Sequence[Plan], drawings: Sequence[Drawing], has: Any = None
@@ -251,76 +230,6 @@ class ExploreTab:
         if has != picture["key"]:
             picture |= {"image": drawing.frames[-1], "frames": list(drawing.frames)}
         return picture
-
-    # --- files -----------------------------------------------------------------------------------------------------
-
-    def save(
-        self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData
-    ) -> Iterator[tuple[Any, Any]]:
-        """Picture B as PNG with what it takes to draw it again in its text, or B's schedule."""
-        data = event_data(event)
-        try:
-            if data.get("what") == "schedule":
-                schedule = self.plan(data.get("b"), calibration, uploaded).schedule
-                if schedule is None:
-                    raise InputError(
-                        "This policy decides while it draws: there is no schedule to save. Choose another."
-                    )
-                name = file_name(schedule.model, schedule.policy, f"{100 * schedule.budget:g}") + ".json"
-                yield saved_file(name, "application/json", schedule.to_json().encode()), gr.skip()
-                return
-            prompt, seed, sampling = self.bench.read_subject(data)
-            plan = self.plan(data.get("b"), calibration, uploaded, sampling)
-            for step in self.bench.jobs.draw(prompt, seed, [plan]):
-                if isinstance(step, DrawStep) and step.drawings is not None:
-                    yield image_file(step.drawings[0].run, plan), gr.skip()
-        except Exception as error:
-            yield gr.skip(), {"id": _number(data), "said": problem(error)}
-
-    def take_schedule(self, path: str | None) -> tuple[Any, Any, Any]:
-        """An uploaded schedule, if it is one and fits this model; else a message, and all stays as it was."""
-        if not path:
-            return (gr.skip(),) * 3
-        try:
-            schedule = Schedule.load(path)
-            schedule.check_matches(self.bench.geometry)
-        except (ScheduleError, OSError) as error:
-            words = "This schedule is not used: " + without_folder(str(error), path)
-            return gr.skip(), notice(words, "error"), gr.skip()
-        words = f"Your schedule is in use: {schedule.policy} at {100 * schedule.budget:g} % for {schedule.model}."
-        return schedule, notice(words), gr.update(visible=True)
-
-
-def image_file(run: Any, plan: Plan) -> dict[str, str]:
-    facts = {
-        "prompt": run.prompt, "seed": str(run.seed), "model": run.model, "policy": run.policy,
-        "budget": f"{run.budget:g}", "forgotten": plan.recipe.forget, "kv_bytes_peak": str(run.kv_bytes_peak),
-        "calibration": plan.calibration.label, "software": "HeatKV Explorer",
-        **{name: f"{getattr(plan.recipe.sampling, name):g}" for name in SAMPLING if plan.recipe.sampling},
-    }  # fmt: skip
-    name = file_name(run.prompt, f"seed{run.seed}", run.policy, f"{100 * run.budget:g}") + ".png"
-    return saved_file(name, "image/png", png(run.pixels, {key: text for key, text in facts.items() if text}))
-
-
-def score(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The line under the pictures: how close, between which references."""
-    ladder = list(card["ladder"])
-    at = next(i for i, rung in enumerate(ladder) if rung["this"])
-    above, below = ladder[at - 1] if at else None, ladder[at + 1] if at + 1 < len(ladder) else None
-    words = []
-    if above is not None:
-        words.append(f"not as close as {above['short']} ({above['psnr']:.1f})")
-    if below is not None:
-        words.append(f"closer than {below['short']} ({below['psnr']:.1f})")
-    return {
-        "psnr": card["psnr"], "text": card["headline"][0][0], "words": ", ".join(words),
-        "difference": card["difference"], "difference_note": card["difference_note"],
-    }  # fmt: skip
-
-
-def _number(data: Mapping[str, Any]) -> int:
-    value = data.get("id")
-    return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
 def _sentence(note: str | None) -> str:

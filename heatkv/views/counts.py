@@ -70,13 +70,15 @@ def count_steps(
         falls.append([right if b == SMALL else at(b, "heatkv") for b in BUDGETS])
         yield f"{seed + 1} of {len(prompts)} prompts"
     strongest, agree, worst = [], [], []
+    maps: list[dict[str, Any]] = []
     profiles = head_profiles(scores, sinks)
     looking_back_LH = 1 - profiles.share_LHG[:, :, 0]
     for seed, prompt in enumerate(prompts[:knocked]):
-        moved_LH = np.zeros((model.geometry.layers, model.geometry.heads))
+        moved_LH, psnr_LH = np.zeros((2, model.geometry.layers, model.geometry.heads))
         for step in knock_out_steps(model, prompt, seed):
             if isinstance(step, KnockOut):
-                moved_LH[step.layer, step.head] = step.moved
+                moved_LH[step.layer, step.head], psnr_LH[step.layer, step.head] = step.moved, step.psnr
+        maps.append({"moved": moved_LH.round(2).tolist(), "psnr": psnr_LH.round(2).tolist()})
         strongest.append([int(i) for i in np.unravel_index(int(moved_LH.argmax()), moved_LH.shape)])
         agree.append(rank_correlation(looking_back_LH, moved_LH))
         worst.append(float(moved_LH.max()))
@@ -97,6 +99,7 @@ def count_steps(
         "strongest": strongest,
         "worst": worst,
         "agree": agree,
+        "moved": maps[0] if maps else None,  # of the first prompt, to show
     }
 
 

@@ -114,9 +114,9 @@ def full_resident(geometry: Geometry) -> list[int]:
     return [geometry.head_count * min(end, geometry.scales.full_peak) for end in ends]
 
 
-def budget_percents(scales: ScaleSchedule, sink_scales: int) -> tuple[int, ...]:
-    """Whole percents from the least feasible budget, rounded up, to 100."""
-    least = math.ceil(least_budget(scales, sink_scales) * 100 - 1e-9)
+def budget_percents(scales: ScaleSchedule, sink_scales: int, share: float = 1.0) -> tuple[int, ...]:
+    """Whole percents from the least feasible budget, rounded up, to 100; ``scales`` and ``share`` as `check_budget`."""
+    least = math.ceil(least_budget(scales, sink_scales) * share * 100 - 1e-9)
     return tuple(range(max(1, least), 101))
 
 

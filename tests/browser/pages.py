@@ -91,7 +91,7 @@ def release(page: Page) -> None:
 
 
 def choose_policy(page: Page, name: str) -> None:
-    page.locator("#dial select").select_option(name)
+    page.locator("#dial .policies").select_option(name)
     page.wait_for_function("(name) => heatkv.table.policy === name", arg=name)
 
 

@@ -111,7 +111,7 @@ def test_what_a_token_of_any_line_has_read_is_painted_over_the_picture(page: Pag
 
 def test_headkvs_types_of_the_image_stand_beside_the_calibrations(page: Page, site: Site) -> None:
     visit(page, site, "tiny-lines?budget=50")
-    page.locator("#dial select").select_option("headkv")
+    page.locator("#dial .policies").select_option("headkv")
     expect(page.locator(".types .grid")).to_have_count(2)
     expect(page.locator(".types .source")).to_contain_text("Both agree on")
 

@@ -47,7 +47,7 @@ def test_pictures_budget_policy_and_map_are_on_one_screen_of_a_laptop(page: Page
         "#stage figure.a",
         "#stage figure.b",
         "#budget-range",
-        "#dial select",
+        "#dial .policies",
         "#headmap .detail .field",
         "#headmap .overview .field",
     ):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import official_files as files
 import pytest
+from events import event, visitor
 from tiny import tiny_lines_model, tiny_model
 
 import heatkv
@@ -116,8 +116,8 @@ def test_published_files_are_drawn_calibrated_and_compressed_on_the_page(page: A
     assert bench.bundled.label == "calibration on the model's examples"
 
     def draw(calibration: Any, b: dict[str, Any]) -> dict[str, Any]:
-        asked = SimpleNamespace(_data={"id": 1, "prompt": prompt, "seed": 2, "a": {"policy": "full"}, "b": b})
-        value = list(demo.explore.draw(calibration, None, asked, SimpleNamespace(session_hash="one")))[-1][0]
+        asked = event(id=1, prompt=prompt, seed=2, a={"policy": "full"}, b=b)
+        value = list(demo.explore.draw(calibration, None, asked, visitor()))[-1][0]
         assert "error" not in value, value
         return value
 
@@ -144,7 +144,7 @@ def test_uploads_of_a_model_that_draws_the_other_way_are_refused_in_one_line(pag
     said = [
         demo.calibrate.take_file(str(paths["scores.safetensors"]))[1],
         demo.calibrate.take_file(str(paths["orders.json"]))[1],
-        demo.explore.take_schedule(str(paths["schedule.json"]))[1],
+        demo.explore.files.take_schedule(str(paths["schedule.json"]))[1],
     ]
     for notice, words in zip(said, ("1 token", "source", "does not fit"), strict=True):
         assert (notice["kind"] == "error" and words in notice["text"]) or "condition" in notice["text"], notice

@@ -1,71 +1,22 @@
 # ruff: noqa: E501  (sentences)
-"""Lessons: short, each with a guess and an answer that was counted. Texts know no model; numbers are its files'.
-
-``python -m app.lessons --model pocket`` counts (`heatkv.views.counts`) and chooses prompts where the effect shows; what
-it found ships as ``lessons.json`` beside the weights. Where it is absent, lessons that need it are left out.
-"""
+"""What the lessons say. Texts know no model; numbers are counted (`app.lessons.chosen`)."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from app.cards import kinds_of
-from heatkv.files import program_root, write_atomic
+from app.lessons.chosen import Chosen
 from heatkv.views import budgets
-from heatkv.views.counts import BUDGETS, CLOSE, count_steps
+from heatkv.views.counts import BUDGETS, CLOSE
 
 if TYPE_CHECKING:
     from app.workbench import Workbench
-
-FILE = "lessons.json"
-PROMPTS, KNOCKED = 16, 3
-BUNDLED = program_root() / "assets" / "prompts"
-COUNTED_ON = {"scales": "sheet.txt", "lines": "things.txt"}  # none calibrated on
-COUNTED = {
-    "prompts", "other_seed", "least", "held", "formed", "upright", "upright_db", "clearest", "moving", "knocked", "strongest", "worst", "agree",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What was chosen and counted for one model: empty where nobody ran the command.
-
-    ``opening`` is the prompt and seed that the page opens with, ``counts`` what the answers stand on.
-    """
-
-    opening: tuple[str, int] | None = None
-    counts: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, folder: Path, fingerprint: str) -> Chosen:
-        """From a model's folder; empty where the file is absent, of other weights, or something else."""
-        try:
-            found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            counts = dict(found["counts"])
-            if found["weights"] != fingerprint or not counts.keys() >= COUNTED:
-                return cls()
-            return cls((counts["prompts"][counts["moving"]], int(counts["moving"])), counts)
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return cls()
-
-    def pictures(self, policy: str) -> list[tuple[str, int, str]]:
-        """Prompt, seed and policy of the strips that lessons and the first page show."""
-        if not self.counts:
-            return []
-        prompts, moving, clearest = (self.counts[key] for key in ("prompts", "moving", "clearest"))
-        return [
-            (prompts[moving], moving, policy),
-            (prompts[clearest], clearest, policy),
-            (prompts[clearest], clearest, "reverse"),
-        ]
 
 
 @dataclass(frozen=True)
@@ -132,27 +83,25 @@ def _option(value: float, *limits: float) -> int:
 def _grows(bench: Workbench, chosen: Chosen) -> Lesson:
     scales = bench.geometry.scales
     word, of = scales.word, len(scales.drawn)
-    text = (
-        f"The picture is drawn {word} by {word}, {of} in all. "
-        + ("Each is finer than the one before. " if word == "scale" else "Each is a row of the picture. ")
-        + "While one is drawn, the model looks back at all earlier ones; what it needs for that stays in memory: the cache. "
-        "The row of small pictures shows them."
-    )
     formed = chosen.counts.get("formed")
-    if formed is None:
-        right, answer = (
-            1,
-            f"Choose the small pictures one after the other, and see after which {word} you would recognise it.",
-        )
+    counted = f"on average over {len(chosen.counts['prompts'])} prompts" if formed else ""
+    back = "the model looks back at all earlier ones; what it needs for that stays in memory: the cache."
+    if word == "scale":
+        text = f"The picture is drawn {of} times, each time finer: {of} scales. While one is drawn, {back}"
+        question, options = "After how many scales is most of it there?", ("a third", "half", "nearly all")
+        right = 1 if formed is None else _option(formed, of / 3, 2 * of / 3)
+        answer = "" if formed is None else f"After scale {formed:.1f} of {of} {counted} it is {_closer(chosen)}. "
     else:
-        right = _option(formed, of / 3, 2 * of / 3)
-        answer = (
-            f"After {word} {formed:.1f} of {of} on average over {len(chosen.counts['prompts'])} prompts the picture is "
-            f"{_closer(chosen)}."
+        text = f"The picture is drawn row by row from the top, in {of} lines. While one is drawn, {back}"
+        question, right = "What does the model know of the rows further down?", 0
+        options = ("nothing yet", "their rough colours", "a small picture of them")
+        answer = "Nothing: they are not drawn yet, and it goes by the words and the lines above alone. "
+        answer += (
+            f"So the picture is {_closer(chosen)} only after line {formed:.1f} of {of} {counted}. " if formed else ""
         )
     return Lesson(
-        "How a picture grows", text, _view(bench, chosen, budget=100), f"After how many {word}s is most of it there?",
-        ("a third", "half", "nearly all"), right, answer, "#stage .steps",
+        "How a picture grows", text, _view(bench, chosen, budget=100), question, options, right,
+        f"{answer}The small pictures below show it after every {word}: choose one to see it large.", "#stage .steps",
     )  # fmt: skip
 
 
@@ -162,7 +111,7 @@ def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
         return None
     kinds = kinds_of(bench.geometry.scales)
     counts = Counter(kinds.types[i] for i in kinds.of(profiles).flat)
-    (first, many), total, word = counts.most_common(1)[0], profiles.type_LH.size, bench.geometry.scales.word
+    first, total, word = counts.most_common(1)[0][0], profiles.type_LH.size, bench.geometry.scales.word
     names = [kind for kind, _ in counts.most_common(3)]
     order = sorted(names)
     return Lesson(
@@ -173,8 +122,8 @@ def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
         "What do most heads do?",
         tuple(kinds.names[kind] for kind in order),
         order.index(first),
-        f"{many} of {total} heads: {kinds.names[first]}. "
-        + ", ".join(f"{n}: {kinds.names[kind]}" for kind, n in counts.most_common()[1:])
+        f"Of {total} heads: "
+        + "; ".join(f"{kinds.names[kind]}: {n}" for kind, n in counts.most_common())
         + f". Counted over the {profiles.prompts} prompts of the calibration.",
         "#headmap .levels",
     )
@@ -212,8 +161,8 @@ def _forget(bench: Workbench, chosen: Chosen) -> Lesson | None:
     third = min(2, 3 * layer // layers)
     return Lesson(
         "Forget one",
-        "Somewhere among these heads is the one that this model's pictures lean on most. Stand on a head and press H, or "
-        "the button: the head forgets everything, and picture B is drawn without its memory.",
+        "Somewhere among these heads is the one that this model's pictures lean on most. Choose a head on the map and press H "
+        "(or Forget, head, below the map): it forgets everything, and picture B is drawn without its memory. Undo takes it back.",
         _view(bench, chosen, budget=100, colour="attention", prompt=chosen.counts["prompts"][0], seed=0),
         "In which layers is the head that matters most?",
         ("the first ones", "the middle ones", "the last ones"),
@@ -236,7 +185,7 @@ def _arithmetic(bench: Workbench, chosen: Chosen) -> Lesson:
     return Lesson(
         "What the memory costs",
         f"This small model's cache takes {own:.1f} MiB a picture. Infinity-8B draws 1024 × 1024 with {geometry.layers} layers of "
-        f"{geometry.heads} heads, {geometry.full_peak_tokens // geometry.head_count:,} tokens in each.".replace(",", " "),
+        f"{geometry.heads} heads, and holds {geometry.full_peak_tokens // geometry.head_count} tokens in each.",
         _view(bench, chosen, budget=35),
         "How much does its full cache take for one picture, in 16 bits?",
         tuple(f"{value:.1f} GiB" for value in options),
@@ -286,7 +235,7 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
         f"At {max(least, bench.percents('heatkv')[0])} % HeatKV has room for little more than what it always keeps. Drag the slider down and watch B.",
         _view(bench, chosen, budget=max(least, bench.percents("heatkv")[0])),
         f"How often is such a picture still {_closer(chosen)}?",
-        ("hardly ever", "about half", "nearly always"),
+        ("hardly ever", "about half the time", "three times of four, or more"),
         _option(share, 0.25, 0.75),
         f"In {count} of {of} prompts.{more} A model that is handed the sum of all earlier scales with every new one has less to remember than it stores."
         if bench.geometry.scales.word == "scale"
@@ -302,8 +251,8 @@ def _importance(bench: Workbench, chosen: Chosen) -> Lesson | None:
     mean = sum(agree) / len(agree)
     return Lesson(
         "Attention is not importance",
-        "The map's colours say where heads look. Knock-out says how far the picture moves when a head forgets. Switch the "
-        "colours to knock-out and measure: one picture is drawn for every head.",
+        "The map's colours say where heads look. Above it are other colours. Knock-out says how far this picture moves when a "
+        "head forgets everything: measured, with a picture for every head.",
         _view(bench, chosen, budget=100, colour="attention", prompt=chosen.counts["prompts"][0], seed=0),
         "Do the heads that look back most matter most?",
         ("yes, mostly", "only somewhat", "no"),
@@ -311,7 +260,7 @@ def _importance(bench: Workbench, chosen: Chosen) -> Lesson | None:
         f"Rank correlation of looking back and knock-out: {', '.join(f'{value:.2f}' for value in agree)} in {len(agree)} prompts (1 would be "
         "the same order, 0 none). That is why HeatKV+ ranks by what outputs lose.",
         "#headmap .choice",
-        {"colour": "knockout"},
+        {"colour": "knockout", **({"knocked": shown} if (shown := chosen.counts.get("moved")) else {})},
     )  # fmt: skip
 
 
@@ -328,7 +277,10 @@ def _contrast(bench: Workbench, chosen: Chosen, others: Sequence[tuple[Workbench
 
     def held(bench: Workbench, chosen: Chosen) -> str:
         counts = ", ".join(str(n) for n in chosen.counts["held"])
-        return f"{bench.model.id}, by {bench.geometry.scales.word}s: {counts} of {len(chosen.counts['prompts'])}"
+        near = f"{min(chosen.counts['other_seed'], CLOSE):.0f} dB or closer"
+        return (
+            f"{bench.model.id}, by {bench.geometry.scales.word}s: {counts} of {len(chosen.counts['prompts'])} ({near})"
+        )
 
     return Lesson(
         "By scales and by lines",
@@ -339,39 +291,8 @@ def _contrast(bench: Workbench, chosen: Chosen, others: Sequence[tuple[Workbench
         "Which way of drawing needs more of its memory?",
         (f"by {word}s", f"by {other.geometry.scales.word}s", "both the same"),
         frail,
-        f"Pictures that stay {_closer(chosen)}, at {budgets_named} of the memory. "
+        f"Pictures that stay close to the full one, at {budgets_named} of the memory. "
         f"{held(bench, chosen)}; {held(other, its)}. Two small models, trained alike but not the same: the way of drawing is not all "
         "that differs.",
         "#dial",
     )  # fmt: skip
-
-
-def read_lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    from app.strips import bundled_fingerprint
-    from heatkv.models import bundled_scores, find_folder, load
-
-    parser = argparse.ArgumentParser(
-        prog="python -m app.lessons", description="Count what the lessons' answers stand on."
-    )
-    parser.add_argument("--model", default="pocket", help="a bundled model")
-    parser.add_argument("--prompts", type=Path, help="what to count on, one a line (default: the sheet's, or scenes')")
-    options = parser.parse_args(arguments)
-    model, folder = load(options.model, "cpu", "float32"), find_folder(options.model)
-    prompts = read_lines(options.prompts or BUNDLED / COUNTED_ON[model.geometry.scales.drawing])[:PROMPTS]
-    comparison = folder / "comparison.json"
-    other = json.loads(comparison.read_text())["references"]["other_seed"]["psnr"] if comparison.is_file() else None
-    for step in count_steps(model, bundled_scores(options.model), prompts, KNOCKED, other):
-        if isinstance(step, str):
-            print(step, flush=True)
-            continue
-        found = {"weights": bundled_fingerprint(options.model), "counts": step}
-        write_atomic(folder / FILE, (json.dumps(found, indent=1) + "\n").encode())
-        print(folder / FILE)
-
-
-if __name__ == "__main__":
-    main()
