@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
 from pages import Site, drawn, picture, release, set_budget, tab, visit
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 TABS = ("Explore", "Learn", "Methods", "Calibrate", "Published models", "About")
@@ -57,18 +61,39 @@ def test_the_page_opens_without_jumping(page: Page, site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["#budget-range", "#dial .policies", "#ask .prompt input", "#ask .draw", "#stage .pin", "#headmap .detail .field"],
+    "context_options",
+    [{"viewport": {"width": 1280, "height": 720}, "color_scheme": scheme} for scheme in ("light", "dark")],
 )
-def test_focus_is_seen(page: Page, site: Site, path: str) -> None:
+def test_focus_is_seen_in_pixels(page: Page, site: Site) -> None:
+    """As WCAG 2.4.13 measures it: an area of two pixels around the part changes by a contrast of 3 or more."""
     visit(page, site)
-    target = page.locator(path)
-    target.focus()
-    page.keyboard.press("Shift")  # the keyboard is in use, so focus is shown
-    width, style = target.evaluate(
-        "(node) => [parseFloat(getComputedStyle(node).outlineWidth), getComputedStyle(node).outlineStyle]"
-    )
-    assert width >= 2 and style == "solid", "at least two pixels around it"
+
+    def look(area: dict[str, float]) -> Any:
+        image = Image.open(io.BytesIO(page.screenshot(clip=area, animations="disabled", caret="hide"))).convert("RGB")
+        linear = (np.asarray(image) / 255) ** 2.2
+        return linear @ np.array([0.2126, 0.7152, 0.0722])
+
+    for path in (
+        "#budget-range", "#dial .policies", "#dial .storages", "#ask .prompt input", "#ask .draw", "#stage .pin",
+        "#stage [data-mode=wipe]", "#headmap .detail .field", "#headmap [data-colour=change]", "#tab-learn-button",
+    ):  # fmt: skip
+        target = page.locator(path)
+        found = target.bounding_box()
+        assert found is not None, path
+        around = {
+            "x": found["x"] - 6,
+            "y": found["y"] - 6,
+            "width": found["width"] + 12,
+            "height": found["height"] + 12,
+        }
+        page.evaluate("document.activeElement.blur()")
+        before = look(around)
+        target.focus()
+        page.keyboard.press("Shift")  # the keyboard is in use, so focus is shown
+        after = look(around)
+        contrast = (np.maximum(before, after) + 0.05) / (np.minimum(before, after) + 0.05)
+        changed = int((contrast >= 3).sum())
+        assert changed >= 2 * 2 * (found["width"] + found["height"]) * 0.95, (path, changed)
 
 
 def test_the_controls_are_few_stops_away_and_all_by_keyboard(page: Page, site: Site) -> None:
@@ -121,6 +146,17 @@ def test_a_lesson_arrives_drawn_covers_nothing_and_puts_the_controls_back(page: 
     )
     assert not covered
     expect(bar.locator(".answer")).to_be_empty()
+    if page.viewport_size["width"] > 1000:  # type: ignore[index]
+        seen = """(node) => { const area = node.getBoundingClientRect();
+            return [area.top, Math.min(area.bottom, area.top + 90)]; }"""
+        for _ in range(page.locator("#lessons .start").count() - 1):
+            top, end = page.locator(".lesson-target").evaluate(seen)
+            assert top >= -5 and end <= 768, f"{bar.locator('.title').inner_text()}: what it speaks of is on the screen"
+            bar.locator(".next").click()
+            page.wait_for_function("document.activeElement.classList.contains('title')")
+        while bar.locator(".back").is_enabled():
+            bar.locator(".back").click()
+        drawn(page)
     bar.locator(".options button").first.click()
     expect(bar.locator(".answer")).not_to_be_empty()
     expect(bar.locator(".options .right")).to_have_count(1)

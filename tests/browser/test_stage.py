@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
 from pages import Site, choose_policy, drawn, picture, release, set_budget, tab, upload, visit
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 import heatkv
@@ -28,6 +31,12 @@ def box(page: Page, path: str) -> dict[str, float]:
     found = page.locator(path).bounding_box()
     assert found is not None, path
     return dict(found)
+
+
+def pixels(page: Page, side: str) -> Any:
+    """A picture as the browser has decoded it."""
+    content = picture(page, side).partition(",")[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
 
 def asked(page: Page) -> list[str]:
@@ -69,6 +78,52 @@ def test_both_pictures_and_the_slider_are_on_one_screen_of_a_phone(page: Page, s
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
 
 
+@pytest.mark.parametrize(("context_options", "actions"), [(LAPTOP, 2), (PHONE, 3)])
+def test_an_own_picture_under_an_own_budget_is_two_actions_away_or_three_on_a_phone(
+    page: Page, site: Site, actions: int
+) -> None:
+    visit(page, site)
+    page.locator("#ask .prompt input").fill("blue cat")  # what is written belongs to the first action
+    taken = 1
+    if actions == 2:
+        page.keyboard.press("Enter")
+    else:
+        page.locator("#ask .draw").tap()
+        taken += 1
+    drawn(page)
+    slider = box(page, "#budget-range")
+    assert slider["y"] + slider["height"] <= page.viewport_size["height"], "nobody has to look for it"  # type: ignore[index]
+    y, (start, end) = (
+        slider["y"] + slider["height"] / 2,
+        (slider["x"] + share * slider["width"] for share in (0.2, 0.7)),
+    )
+    page.mouse.move(start, y)
+    page.mouse.down()
+    page.mouse.move(end, y, steps=4)
+    page.mouse.up()
+    taken += 1
+    percent = page.evaluate("heatkv.budget")
+    assert percent > 50 and taken == actions
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text(f"B · HeatKV, {percent} %")
+    exact = heatkv.generate(site.model.model, "blue cat", 0, heatkv.plan(site.scores, percent / 100))
+    assert (pixels(page, "b") == exact.pixels).all()
+
+
+def test_the_first_picture_is_there_within_two_seconds_and_a_half(page: Page, site: Site) -> None:
+    page.add_init_script(
+        """const look = () => { const seen = [...document.querySelectorAll('#stage figure img[src]')];
+            const shown = seen.length === 2 && seen.every((image) => image.complete && image.checkVisibility());
+            if (shown) window.firstPicture = performance.now(); else requestAnimationFrame(look); };
+        requestAnimationFrame(look);"""
+    )
+    took = []
+    for _ in range(3):
+        visit(page, site)
+        took.append(page.wait_for_function("window.firstPicture").json_value())
+    assert min(took) < 2500, f"{took} ms after opening (the least of several: other work is noise)"
+
+
 # --- the slider -------------------------------------------------------------------------------------------------------
 
 
@@ -96,14 +151,7 @@ def test_releasing_the_slider_draws_the_exact_picture(page: Page, site: Site) ->
     drawn(page)
     expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 47 %")
     exact = heatkv.generate(site.model.model, "red apple", 0, heatkv.plan(site.scores, 0.47))
-    seen = page.evaluate(
-        """async (url) => { const image = new Image(); image.src = url; await image.decode();
-            const canvas = Object.assign(document.createElement('canvas'), {width: image.width, height: image.height});
-            const pen = canvas.getContext('2d'); pen.drawImage(image, 0, 0);
-            return [...pen.getImageData(0, 0, image.width, image.height).data]; }""",
-        picture(page, "b"),
-    )
-    assert (np.array(seen, np.uint8).reshape(*exact.pixels.shape[:2], 4)[..., :3] == exact.pixels).all()
+    assert (pixels(page, "b") == exact.pixels).all()
 
 
 def test_nothing_stale_stands_unmarked_while_somebody_drags(page: Page, site: Site) -> None:
@@ -187,6 +235,32 @@ def test_b_is_pinned_as_a_and_compared_in_three_ways(page: Page, site: Site) -> 
     page.locator("#stage .unpin").click()
     drawn(page)
     expect(page.locator("#stage figure.a .tag")).to_have_text("A · full cache")
+
+
+def test_cells_are_stored_in_few_bits_on_the_page_and_in_links(page: Page, site: Site) -> None:
+    visit(page, site)
+    before = picture(page, "b")
+    page.locator("#stage .pin").click()
+    page.locator("#dial .storages").select_option("int8")
+    page.wait_for_function("heatkv.table.storage === 'int8'")
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 35 %, 8 bits")
+    expect(page.locator("#stage figure.a .tag")).to_have_text("A · HeatKV, 35 %")
+    exact = heatkv.generate(site.model.model, "red apple", 0, heatkv.plan(site.scores, 0.35, storage="int8"))
+    assert (pixels(page, "b") == exact.pixels).all() and picture(page, "a") == before
+    b, link = picture(page, "b"), page.evaluate("heatkv.link(true)")
+    choose_policy(page, "h2o")
+    drawn(page)
+    expect(page.locator("#dial .storages")).to_be_disabled()
+    expect(page.locator("#dial .sentence")).to_contain_text("stay as computed")
+    visit(page, site, "?" + link.partition("?")[2])
+    page.wait_for_function("heatkv.table.storage === 'int8'")
+    drawn(page)
+    assert picture(page, "b") == b and page.locator("#dial .storages").input_value() == "int8"
+    visit(page, site, "?storage=int3")
+    expect(page.locator("#dial .sentence")).to_contain_text("must be one of compute, int8")
+    drawn(page)
+    assert picture(page, "b") == before
 
 
 def test_a_job_can_be_cancelled_and_the_next_one_runs(page: Page, site: Site) -> None:
