@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from app.report import REFERENCE_NAMES
 from heatkv.policies import REGISTRY
@@ -206,5 +206,5 @@ def _interval(ends: Any, form: str) -> str:
     return f" ({ends[0]:{form}} to {ends[1]:{form}})" if whole else ""
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

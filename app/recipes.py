@@ -183,7 +183,7 @@ def read_recipe(
     if source == "uploaded":
         return Recipe(FULL, 100, source, edits)
     if policy == FULL:
-        return Recipe(forget=edits)
+        return Recipe(forget=edits, storage=read_storage(found.get("storage"), FULL, geometry))
     if not isinstance(policy, str) or policy not in allowed:
         raise InputError(f"There is no policy {shown(policy)} here; choose one of {', '.join((FULL, *allowed))}.")
     if edits and not REGISTRY[policy].static:

@@ -351,7 +351,7 @@ def test_the_table_of_methods_groups_by_budget_best_first() -> None:
 
 def test_agreement_on_given_tokens_stands_first_where_it_was_measured() -> None:
     found = read_comparison(Path(__file__).parents[1] / "assets" / "models" / "pocket-lines" / "comparison.json")
-    scales = ScaleSchedule.lines(4, 4, 1)
+    scales = ScaleSchedule.lines(1, 4, 4)
     metrics = charts.metrics(found, scales)
     assert list(metrics)[:3] == ["KL on given tokens", "Same guess on given tokens", "PSNR"]
     assert list(metrics)[-1] == "Tokens that agree"

@@ -159,6 +159,7 @@ def test_messages_may_lie_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_those_who_wait_are_not_woken_by_every_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else 60 who wait would hear 60 times a picture that they still do."""
+    monkeypatch.setattr("app.turns.SOON", 0.3)
     monkeypatch.setattr("app.turns.POLL_SECONDS", (0.3, 0.3))
     turns = Turns()
     holder, second = turns.take(job([], "a", 9)), turns.take(job([], "b", 9))
