@@ -11,7 +11,7 @@ from gradio.context import LocalContext
 
 T = TypeVar("T")
 UNREAD = 24  # messages that may lie before a job ends: those of some seconds of waiting, or of a picture
-UNREAD_SECONDS = 15.0  # or how long some may lie
+UNREAD_SECONDS = 6.0  # or how long some may lie: who waits is sent some every two seconds at least
 
 
 class Abandoned(RuntimeError):

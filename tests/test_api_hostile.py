@@ -148,6 +148,23 @@ def test_an_upload_out_of_proportion_is_refused_before_it_is_parsed(
     assert resident(os.getpid()) - before < 150 << 20
 
 
+@pytest.mark.parametrize("junk", [None, -1, "x\x00y", [], {"a": [1]}, [[{}]]], ids=repr)
+def test_the_pages_own_endpoints_answer_junk_in_words(served: tuple[str, Any], junk: Any) -> None:
+    """They are not for programs, but nobody can keep one from calling them."""
+    url, demo = served
+    silent = []
+    with httpx.Client(timeout=120) as client:
+        for fn in (fn for fn in demo.fns.values() if fn.fn is not None and fn.api_visibility == "private"):
+            states = [isinstance(one, gr.State) for one in fn.inputs]
+            data = [None if state else junk for state in states]
+            body = {"data": data, "fn_index": fn._id, "session_hash": "junk", "event_data": junk}
+            answer = client.post(f"{url}gradio_api/run/predict", json=body)
+            said = answer.json()
+            if LEAKS.search(answer.text) or not (answer.status_code < 400 or said.get("error") or said.get("detail")):
+                silent.append((fn.fn.__qualname__, answer.status_code, answer.text[:300]))
+    assert silent == []
+
+
 def test_no_folder_of_this_machine_is_told_even_where_the_path_is_shortened(tmp_path: Path) -> None:
     folder = tmp_path / ("gradio" * 12) / "d41d8cd98f00b204e9800998ecf8427e"
     folder.mkdir(parents=True)
