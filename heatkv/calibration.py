@@ -162,8 +162,8 @@ def rounding(
 @lru_cache(maxsize=64)
 def keys_of_sources(bounds: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """1 where a key is of a source scale, ``[sources, keys]``."""
-    lengths = torch.tensor([end - start for start, end in bounds])
-    return F.one_hot(torch.arange(len(bounds)).repeat_interleave(lengths), len(bounds)).float().T.to(device)
+    of_key = np.repeat(np.arange(len(bounds)), [end - start for start, end in bounds])
+    return F.one_hot(torch.from_numpy(of_key), len(bounds)).float().T.to(device)
 
 
 class CalibratingCache(ScheduleCache):
