@@ -151,7 +151,7 @@ def test_an_upload_out_of_proportion_is_refused_before_it_is_parsed(
 
 @pytest.mark.parametrize("junk", [-1, "x\x00y", {"a": [1]}, [[{}]]], ids=repr)
 def test_the_pages_own_endpoints_answer_junk_in_words(served: tuple[str, Any], junk: Any) -> None:
-    """They are not for programs, but nobody can keep one from calling them. Gradio itself refuses files and generators."""
+    """They are not for programs, but nobody can keep one from calling them. Files and generators Gradio refuses."""
     url, demo = served
     silent = []
     handlers = [

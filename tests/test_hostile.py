@@ -261,12 +261,18 @@ def test_an_output_that_can_not_be_written_is_noticed_before_the_work(world: Wor
     assert Path("/dev/null").is_char_device() and Path("/dev/full").is_char_device()
 
 
-def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [["generate", "--model", "nope", "--prompt", "x"], ["plan", "--scores", "nope", "--budget", "0.5"],
+     ["calibrate", "--model", "nope"], ["compare", "--model", "nope", "--prompts", "nope"]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, command: list[str]) -> None:
     """Files may not grow beyond 100 kB here: as on a full disk, writing more fails."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); from heatkv.cli import main; "
-        f"sys.exit(main(['generate', '--model', 'nope', '--prompt', 'x', '--out', {str(tmp_path / 'a.png')!r}]))"
+        f"sys.exit(main({[*command, '--out', str(tmp_path / 'a.png')]!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "can not be written" in done.stderr
