@@ -7,7 +7,8 @@ worth two bits and more (KIVI, arXiv 2402.02750; VAR-Q takes factors by channel 
 token is too wide; for a few tokens a range a channel takes more than it saves.
 
 A range takes two bytes: its width in eighths of an octave, and its centre in 32nds of that width. It always covers the
-numbers that it was made for. All bytes count, those of ranges too.
+numbers that it was made for. The storages of others, re-implemented, tell ranges in their own way. All bytes count,
+those of ranges too.
 
 Keys and values of one head and scale are a cell. Tensors hold them by token, ``[..., N, D]``, codes as ``[..., N, Y]``
 and ranges as ``[..., N, 2]`` (a token) or ``[..., 1, 2 * D]`` (a channel).
@@ -15,7 +16,7 @@ and ranges as ``[..., N, 2]`` (a token) or ``[..., 1, 2 * D]`` (a channel).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from heatkv.files import shown
 OCTAVES, LEAST_OCTAVE = 8, -16  # steps of width in an octave, and the octave of the smallest width
 CENTRES = 32  # steps of centre in a width
 RANGE_BYTES = 2
+BOTH, KEYS, VALUES = slice(0, 2), slice(0, 1), slice(1, 2)  # of a cell
 
 # Most tensors here are small, and an operation with a Python number takes twice the time of one with a tensor.
 HALF, EIGHT, EIGHTH, THIRTY_SECOND = (torch.tensor(x) for x in (0.5, OCTAVES, 1 / OCTAVES, 1 / CENTRES))
@@ -58,12 +60,20 @@ class Format:
         Of a number; 0: as computed.
     ranges
         What a range is for: the numbers of a token, or a channel of a cell.
+    range_size
+        Bytes of a range.
     """
 
     name: str
     words: str
     bits: int = 0
     ranges: Literal["", "token", "channel"] = ""
+    range_size: int = RANGE_BYTES
+
+    @property
+    def sides(self) -> tuple[tuple[slice, Format], ...]:
+        """How keys (0) and values (1) of a cell are stored: both alike, or each in a format of its own."""
+        return ((BOTH, self),)
 
     def check(self, head_dim: int) -> None:
         """Raise `FormatError` unless heads of that size can be stored so (0: size not stated)."""
@@ -81,11 +91,15 @@ class Format:
 
     def range_bytes(self, tokens: int, head_dim: int) -> int:
         """Bytes of the ranges of so many vectors of a cell."""
-        return RANGE_BYTES * {"": 0, "token": tokens, "channel": head_dim if tokens else 0}[self.ranges]
+        return self.range_size * {"": 0, "token": tokens, "channel": head_dim if tokens else 0}[self.ranges]
 
     def cell_bytes(self, tokens: int, head_dim: int, itemsize: int = 2) -> int:
         """Bytes of keys and values of a cell of so many tokens, of one batch row."""
-        return 2 * (tokens * self.code_bytes(head_dim, itemsize) + self.range_bytes(tokens, head_dim))
+        taken = 0
+        for planes, form in self.sides:
+            a_plane = tokens * form.code_bytes(head_dim, itemsize) + form.range_bytes(tokens, head_dim)
+            taken += (planes.stop - planes.start) * a_plane
+        return taken
 
     def encode(self, x: Tensor, tokens: int = -2) -> tuple[Tensor, Tensor]:
         """Codes and ranges (uint8) of cells ``[..., N, D]``, or with the tokens in another dimension."""
@@ -158,6 +172,33 @@ class Symmetric(Format):
         return factor, factor * -(2 ** (self.bits - 1))
 
 
+class Ends(Format):
+    """Of KIVI (re-implementation): codes lie evenly from the least number to the greatest, which float16 tells."""
+
+    def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Steps]:
+        step = torch.sub(high, low).div_(2**self.bits - 1).clamp_min_(2.0**LEAST_OCTAVE)
+        ranges = torch.cat((step, low), -1).half().contiguous().view(torch.uint8)
+        return ranges, self.steps(ranges)
+
+    def steps(self, ranges: Tensor) -> Steps:
+        step, first = ranges.contiguous().view(torch.float16).float().chunk(2, -1)
+        return step, first
+
+
+class Kivi(Format):
+    """KIVI's storage (arXiv 2402.02750, section 3): keys a channel, values a token, ends and steps in 16 bits.
+
+    A group of tokens, theirs 32, is a cell here, and one of channels, also 32, a head. Without their window of the 128
+    newest tokens in full: the whole cache of the bundled model has 140 a head. What is being drawn is read as computed,
+    as in all formats.
+    """
+
+    @property
+    def sides(self) -> tuple[tuple[slice, Format], ...]:
+        keys = Ends(f"{self.name} keys", self.words, self.bits, "channel", 4)
+        return (KEYS, keys), (VALUES, replace(keys, name=f"{self.name} values", ranges="token"))
+
+
 COMPUTE = Format("compute", "as computed")
 FORMATS: dict[str, Format] = {
     form.name: form
@@ -167,6 +208,8 @@ FORMATS: dict[str, Format] = {
         Format("int4", "4 bits", 4, "channel"),
         Format("int2", "2 bits", 2, "channel"),
         Symmetric("varq4", "VAR-Q's 4 bits", 4, "channel"),
+        Kivi("kivi4", "KIVI's 4 bits", 4, "channel"),
+        Kivi("kivi2", "KIVI's 2 bits", 2, "channel"),
     )
 }
 

@@ -32,10 +32,12 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Cells of one format in one layer while target scale t runs.
+    """Cells of one format in one layer while target scale t runs, or their keys or values, if stored differently.
 
     Parameters
     ----------
+    planes, start
+        Keys (0), values (1) or both, and the number of the first entry.
     entries, ranges
         How many tokens of a head are held, and how many ranges they have.
     range_of_E
@@ -49,6 +51,8 @@ class Section:
     """
 
     form: Format
+    planes: slice
+    start: int
     entries: int
     ranges: int
     range_of_E: Tensor | None
@@ -61,13 +65,15 @@ class Section:
     tokens: int
 
     def shapes(self, stored: bool, batch: int, dim: int) -> tuple[Shape, Shape]:
-        """Of codes and ranges, held or to be stored: ``[how many, 2, B, bytes]``."""
-        by_cell = self.form.ranges == "channel"
+        """Of codes and ranges, held or to be stored: ``[how many, planes, B, bytes]``."""
+        form, planes = self.form, self.planes.stop - self.planes.start
+        by_cell = form.ranges == "channel"
         entries, count = self.entries, self.ranges
         if stored:
             entries = self.kept_entries + self.heads * self.tokens
             count = self.kept_ranges + self.heads * (1 if by_cell else self.tokens)
-        return (entries, 2, batch, self.form.code_bytes(dim)), (count, 2, batch, 2 * (dim if by_cell else 1))
+        range_bytes = form.range_size * (dim if by_cell else 1)
+        return (entries, planes, batch, form.code_bytes(dim)), (count, planes, batch, range_bytes)
 
 
 class Parts:
@@ -120,18 +126,19 @@ def packed_step(
             continue
         stays_C = stays_HS[head, s]
         stays_E = np.repeat(stays_C, count)
-        by_cell = form.ranges == "channel"
-        stays_R = stays_C if by_cell else stays_E
-        sections.append(
-            Section(
-                form, int(count.sum()), len(stays_R),
-                on_host(np.repeat(np.arange(len(s)), count), device) if by_cell else None,
-                None if stays_E.all() else on_host(np.nonzero(stays_E)[0], device),
-                None if stays_R.all() else on_host(np.nonzero(stays_R)[0], device),
-                int(stays_E.sum()), int(stays_R.sum()),
-                None if len(heads_H) == heads else on_host(heads_H, device), len(heads_H), new,
-            )
-        )  # fmt: skip
+        for planes, side in form.sides:
+            by_cell = side.ranges == "channel"
+            stays_R = stays_C if by_cell else stays_E
+            sections.append(
+                Section(
+                    side, planes, first, int(count.sum()), len(stays_R),
+                    on_host(np.repeat(np.arange(len(s)), count), device) if by_cell else None,
+                    None if stays_E.all() else on_host(np.nonzero(stays_E)[0], device),
+                    None if stays_R.all() else on_host(np.nonzero(stays_R)[0], device),
+                    int(stays_E.sum()), int(stays_R.sum()),
+                    None if len(heads_H) == heads else on_host(heads_H, device), len(heads_H), new,
+                )
+            )  # fmt: skip
         first += int(count.sum())
     start_HS[:, t], length_HS[:, t] = first + new * np.arange(heads), new
     layout = Layout(start_HS, length_HS, first, False, stays_HS)
@@ -218,15 +225,14 @@ class PackedMemory:
 def decode_block(now: PackedStep, block: Tensor, out_E2BD: Tensor) -> None:
     """All that a layer holds, in the compute dtype, as its layout numbers it."""
     parts = now.held.of(block)
-    first = 0
     for section, codes, own in zip(now.sections, parts[::2], parts[1::2], strict=True):
         if not section.entries:
             continue
         step, low = section.form.steps(own)
         if section.range_of_E is not None:
             step, low = select(step, 0, section.range_of_E), select(low, 0, section.range_of_E)
-        section.form.decode(codes, (step, low), out_E2BD[first : first + section.entries])
-        first += section.entries
+        own_E2BD = out_E2BD[section.start : section.start + section.entries, section.planes]
+        section.form.decode(codes, (step, low), own_E2BD)
 
 
 def encode_block(now: PackedStep, block: Tensor, new_HN2BD: Tensor) -> Tensor:
@@ -241,7 +247,7 @@ def encode_block(now: PackedStep, block: Tensor, new_HN2BD: Tensor) -> Tensor:
         if section.heads:
             new = new_HN2BD if section.heads_H is None else select(new_HN2BD, 0, section.heads_H)
             rooms = next_codes[section.kept_entries :], next_own[section.kept_ranges :]
-            for part, room in zip(section.form.encode(new, tokens=1), rooms, strict=True):
+            for part, room in zip(section.form.encode(new[:, :, section.planes], tokens=1), rooms, strict=True):
                 room.view(part.shape).copy_(part)
     return out
 
