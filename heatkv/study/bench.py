@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,6 +42,7 @@ COUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_atten
 CLEAR_REFS = Path("/proc/self/clear_refs")  # "5" resets the most memory that the process has held (proc(5))
 MAX_REPEATS = 1_000
 PLANS = 5  # repetitions of planning, which takes milliseconds
+Makers = dict[float, Callable[[], KVCache]]  # how to make a cache, by budget
 
 
 def wait(device: torch.device) -> None:
@@ -136,88 +138,23 @@ def bench(
     for budget in budgets:
         check_budget(budget, model.geometry.scales, 0, model=model.id)
     check_batch(model, max(batches))
-    geometry, device, sampling = model.geometry, model.device, model.sampling
-    source: Any = scores
-    if source is None:
-        sources = max(0, len(geometry.scales) - 1 - geometry.scales.default_sinks)
-        slots = np.tile(np.arange(geometry.head_count), (sources, 1))
-        source = np.random.default_rng(0).permuted(slots, axis=1)
+    source = random_orders(model.geometry) if scores is None else scores
 
     def factory(budget: float) -> Callable[[], KVCache]:
-        return cache_factory(policy, geometry, budget, source, model=model.id)
+        return cache_factory(policy, model.geometry, budget, source, model=model.id)
 
-    makers: dict[float, Callable[[], KVCache]] = {1.0: lambda: full_cache(geometry)}
+    makers: Makers = {1.0: lambda: full_cache(model.geometry)}
     makers |= {b: factory(b) for b in budgets if b < 1}
     plan_seconds = [timed(lambda: factory(min(makers)), torch.device("cpu")) for _ in range(PLANS)]
-    flops_peak, bytes_peak = peaks(device, model.dtype, side=peak_side)
+    flops_peak, bytes_peak = peaks(model.device, model.dtype, side=peak_side)
     rows = []
     for batch in batches:
-        prompts, guided = [model.examples[0]] * batch, 2 if sampling.guided else 1
-
-        def run(cache: Any, prompts: list[str] = prompts) -> None:
-            *_, last = model.run(prompts, seeded_noise(range(len(prompts))), cache, sampling)
-            model.decode(last.latent)
-
         progress(f"batch {batch}")
-        operations, memory = {}, {}
-        for budget, new_cache in makers.items():  # also warms up
-            cache = new_cache()
-            forget_peak(device)
-            with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
-                run(cache)
-            operations[budget] = counter.get_total_flops()
-            memory[budget] = cache.peak_bytes, process_bytes_peak(device)
-        seconds: dict[float, list[float]] = {budget: [] for budget in makers}
-        before: dict[float, list[float]] = {budget: [] for budget in makers}
-        for _ in range(repeats):
-            for budget, new_cache in makers.items():
-                cache = new_cache()
-                seconds[budget].append(timed(partial(run, cache), device))
-                if geometry.scales.by_line:
-                    before[budget].append(timed(partial(prefill, model, prompts, new_cache()), device))
-        for budget, new_cache in makers.items():
-            cache = new_cache()
-            theoretical = cache.planned_bytes(batch * guided, model.dtype.itemsize)
-            schedule = cache.schedule if isinstance(cache, ScheduleCache) else None
-            # What a policy reads that decides as it goes is not known; the full cache's reading is the most.
-            read = bytes_read(model, schedule, batch * guided)
-            floor = max(operations[budget] / flops_peak, read / bytes_peak)
-            typical = median(seconds[budget])
-            rows.append(
-                {
-                    "batch": batch,
-                    "budget": budget,
-                    "seconds": typical / batch,
-                    "speed_of_full": median(a / b for a, b in zip(seconds[1.0], seconds[budget], strict=True)),
-                    "kv_bytes_theoretical": theoretical,
-                    "kv_bytes_allocated": memory[budget][0],
-                    "process_bytes_peak": memory[budget][1],
-                    "operations": operations[budget],
-                    "bytes_read": read,
-                    "share_of_peak": floor / typical,
-                }
-            )
-            if geometry.scales.by_line:
-                height, width = geometry.scales.picture
-                drawing = typical - median(before[budget])
-                rows[-1]["prefill_seconds"] = median(before[budget])
-                rows[-1]["tokens_per_second"] = batch * height * width / drawing
+        rows += bench_batch(model, makers, batch, repeats, flops_peak, bytes_peak)
     progress("calibration")
-    prompts = [model.examples[0]] * batches[0]
-
-    def generate(cache: KVCache) -> None:
-        for _ in model.run(prompts, seeded_noise(range(len(prompts))), cache, sampling):
-            pass
-        if isinstance(cache, CalibratingCache):
-            cache.mass_LHTS  # noqa: B018  (sums up)
-
-    ratios = []
-    for _ in range(repeats):
-        plain = timed(partial(generate, full_cache(geometry)), device)
-        ratios.append(timed(partial(generate, CalibratingCache(geometry, rows=len(prompts))), device) / plain)
     return {
         "model": model.id,
-        "device": str(device),
+        "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "repeats": repeats,
@@ -226,9 +163,87 @@ def bench(
         "peak_operations_per_second": flops_peak,
         "peak_bytes_per_second": bytes_peak,
         "plan_seconds": median(plan_seconds),
-        "calibration_ratio": median(ratios),
+        "calibration_ratio": calibration_ratio(model, batches[0], repeats),
         "rows": rows,
     }
+
+
+def random_orders(geometry: Geometry) -> npt.NDArray[np.int64]:
+    """Head orders to plan from where nothing was measured."""
+    sources = max(0, len(geometry.scales) - 1 - geometry.scales.default_sinks)
+    slots = np.tile(np.arange(geometry.head_count), (sources, 1))
+    return np.random.default_rng(0).permuted(slots, axis=1)
+
+
+def bench_batch(
+    model: GenerativeModel, makers: Makers, batch: int, repeats: int, flops_peak: float, bytes_peak: float
+) -> list[dict[str, Any]]:
+    """A row a budget, for so many images at a time; budgets take turns, so that ratios outlive a busy machine."""
+    prompts, guided = [model.examples[0]] * batch, 2 if model.sampling.guided else 1
+    by_line, size = model.geometry.scales.by_line, model.dtype.itemsize
+
+    def run(cache: KVCache) -> None:
+        *_, last = model.run(prompts, seeded_noise(range(batch)), cache, model.sampling)
+        model.decode(last.latent)
+
+    operations, memory = {}, {}
+    for budget, new_cache in makers.items():  # also warms up
+        cache = new_cache()
+        forget_peak(model.device)
+        with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+            run(cache)
+        operations[budget] = counter.get_total_flops()
+        memory[budget] = cache.peak_bytes, process_bytes_peak(model.device)
+    seconds: dict[float, list[float]] = {budget: [] for budget in makers}
+    before: dict[float, list[float]] = {budget: [] for budget in makers}
+    for _ in range(repeats):
+        for budget, new_cache in makers.items():
+            seconds[budget].append(timed(partial(run, new_cache()), model.device))
+            if by_line:
+                before[budget].append(timed(partial(prefill, model, prompts, new_cache()), model.device))
+    rows = []
+    for budget, new_cache in makers.items():
+        cache = new_cache()
+        schedule = cache.schedule if isinstance(cache, ScheduleCache) else None
+        # What a policy reads that decides as it goes is not known; the full cache's reading is the most.
+        read = bytes_read(model, schedule, batch * guided)
+        floor = max(operations[budget] / flops_peak, read / bytes_peak)
+        typical = median(seconds[budget])
+        row: dict[str, Any] = {
+            "batch": batch,
+            "budget": budget,
+            "seconds": typical / batch,
+            "speed_of_full": median(a / b for a, b in zip(seconds[1.0], seconds[budget], strict=True)),
+            "kv_bytes_theoretical": cache.planned_bytes(batch * guided, size),
+            "kv_bytes_allocated": memory[budget][0],
+            "process_bytes_peak": memory[budget][1],
+            "operations": operations[budget],
+            "bytes_read": read,
+            "share_of_peak": floor / typical,
+        }
+        if by_line:
+            height, width = model.geometry.scales.picture
+            row["prefill_seconds"] = median(before[budget])
+            row["tokens_per_second"] = batch * height * width / (typical - median(before[budget]))
+        rows.append(row)
+    return rows
+
+
+def calibration_ratio(model: GenerativeModel, batch: int, repeats: int) -> float:
+    """How many generations a calibration takes."""
+    prompts = [model.examples[0]] * batch
+
+    def generate(cache: KVCache) -> None:
+        for _ in model.run(prompts, seeded_noise(range(batch)), cache, model.sampling):
+            pass
+        if isinstance(cache, CalibratingCache):
+            cache.mass_LHTS  # noqa: B018  (sums up)
+
+    ratios = []
+    for _ in range(repeats):
+        plain = timed(partial(generate, full_cache(model.geometry)), model.device)
+        ratios.append(timed(partial(generate, CalibratingCache(model.geometry, rows=batch)), model.device) / plain)
+    return median(ratios)
 
 
 def markdown(result: dict[str, Any]) -> str:
