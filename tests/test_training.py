@@ -18,6 +18,8 @@ from PIL import Image
 
 from heatkv import generate, load
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
+from heatkv.models.infinity.words import Vocabulary
+from heatkv.models.llamagen.transformer import LlamaGenConfig
 from heatkv.scales import ScaleSchedule
 from heatkv.training import __main__ as main_module
 from heatkv.training import codebook, data, export, lines, loop, scenes, sheet, tokenizer, transformer
@@ -244,14 +246,32 @@ def test_flipped_bits_are_corrected_by_later_targets() -> None:
     assert not torch.equal(clean[:, 1:], repaired[:, 1:])
 
 
-def test_forgetting_blanks_whole_tokens_of_some_rows() -> None:
-    codes = torch.ones(64, 20, 4)
-    kept = transformer.forget_tokens(codes, 0.5, torch.Generator().manual_seed(0))
-    assert set(kept.unique().tolist()) == {0.0, 1.0}
-    blank = (kept == 0).all(-1)
-    assert torch.equal(blank, (kept == 0).any(-1))
-    rows = blank.any(1).float().mean()
-    assert 0.2 < rows < 0.6
+def test_forgetting_takes_up_to_a_share_of_half_of_the_rows() -> None:
+    forgotten = loop.forgotten(400, 200, 0.5, torch.Generator().manual_seed(0))
+    share = forgotten.float().mean(1)
+    assert 0.4 < (share > 0).float().mean() < 0.55
+    assert share.max() < 0.65 and 0.2 < share[share > 0].mean() < 0.3
+
+
+def test_a_forgotten_token_is_not_seen_by_those_after_it(trained: Path) -> None:
+    state = loop.load_checkpoint(trained / "lines.pt")
+    config = LlamaGenConfig(**state["config"])
+    model = lines.TextToTokens(Vocabulary(tuple(state["words"])), config, state["average"]["codes_Vc"])
+    model.load_state_dict(state["average"])
+    torch.manual_seed(0)
+    for weight in model.transformer.parameters():
+        torch.nn.init.normal_(weight, std=0.1)  # after four steps from zeros nothing is read from anywhere
+    tokens = torch.randint(config.vocabulary, (1, config.image_tokens))
+    cache = lines.TeacherForcing(config.condition_tokens, config.condition_tokens + config.image_tokens - 1, CPU)
+    other = tokens.clone()
+    other[0, 3] = (tokens[0, 3] + 1) % config.vocabulary
+    forgotten = torch.zeros(1, config.image_tokens, dtype=torch.bool)
+    forgotten[0, 3] = True
+    ids, kept = torch.tensor([[1]]), torch.tensor([False])
+    seen = [model(ids, kept, t, cache) for t in (tokens, other)]
+    unseen = [model(ids, kept, t, cache, forgotten) for t in (tokens, other)]
+    assert not torch.equal(seen[0][0, 4:], seen[1][0, 4:])
+    torch.testing.assert_close(unseen[0], unseen[1])
 
 
 def test_teacher_forcing_on_cpu_equals_masked_attention() -> None:

@@ -25,10 +25,10 @@ class LinesRun:
     """Settings of a training run; defaults are the CPU recipe.
 
     What is shown grows at the steps ``compose``, ``grow`` and ``widen`` (``scenes.Course``); the CPU recipe ends before
-    the latter two. A ring of ``pool``
-    pictures, as codes, begins with ``start`` of them; every step renews ``fresh`` and learns from ``batch``. A share
-    ``drop`` of the prompts is left out, for guidance. The learning rate falls to zero in the last ``decay`` of the
-    run. ``compile`` compiles the blocks (a minute or two at the start; needs a C++ compiler).
+    the latter two. A ring of ``pool`` pictures, as codes, begins with ``start``; every step renews ``fresh`` and
+    learns from ``batch``. A share ``drop`` of the prompts is left out, for guidance. ``forget`` is the largest share of
+    input tokens blanked (``loop.forgotten``). The learning rate falls to zero in the last ``decay`` of the run.
+    ``compile`` compiles the blocks (a minute or two at the start; needs a C++ compiler).
     """
 
     steps: int = 13000
@@ -39,6 +39,7 @@ class LinesRun:
     learning_rate: float = 2e-3
     decay: float = 0.2
     drop: float = 0.1
+    forget: float = 0.8
     pool: int = 32768
     start: int = 2048
     fresh: int = 6
@@ -112,13 +113,25 @@ class TextToTokens(nn.Module):
     def output_VC(self) -> Tensor:
         return self.transformer.output.weight + self.codes_Vc @ self.write_code.weight
 
-    def forward(self, ids_BN: Tensor, drop_B: Tensor, tokens_BN: Tensor, cache: TeacherForcing) -> Tensor:
-        """Logits ``[B, N, vocabulary]`` of all image tokens; ``drop_B`` rows see the learned empty prompt."""
+    def forward(
+        self,
+        ids_BN: Tensor,
+        drop_B: Tensor,
+        tokens_BN: Tensor,
+        cache: TeacherForcing,
+        forgotten_BN: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Logits ``[B, N, vocabulary]`` of all image tokens.
+
+        ``drop_B`` rows see the learned empty prompt; of ``forgotten_BN`` tokens those after them see the place alone.
+        """
         model = self.transformer
         text = self.text(ids_BN)
         condition_BTC, empty_BTC = model.read_captions(text.features_BNC, text.mask_BN, guided=True).tokens_BTC.chunk(2)
         condition_BTC = torch.where(drop_B[:, None, None], empty_BTC, condition_BTC)
         image_BNC = F.embedding(tokens_BN[:, :-1], self.embeddings_VC).to(condition_BTC.dtype)
+        if forgotten_BN is not None:
+            image_BNC = image_BNC.masked_fill(forgotten_BN[:, :-1, None], 0)
         x_BNC = torch.cat([condition_BTC, image_BNC], 1)
         if torch.is_autocast_enabled(x_BNC.device.type):
             x_BNC = x_BNC.bfloat16()  # halves the memory traffic of everything between the matrix products
@@ -238,8 +251,9 @@ def train(
         tokens_BN, prompts = pool.draw(run.batch, generator)
         ids_BN = word_ids(model.text, prompts).to(device)
         drop_B = (torch.rand(run.batch, generator=generator) < run.drop).to(device) | (ids_BN[:, 0] == 0)
+        forgotten_BN = loop.forgotten(*tokens_BN.shape, run.forget, generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            logits_BNV = model(ids_BN, drop_B, tokens_BN, cache)
+            logits_BNV = model(ids_BN, drop_B, tokens_BN, cache, forgotten_BN)
         loss = F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -28,6 +28,15 @@ def update_average(average: nn.Module, model: nn.Module, step: int, limit: float
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
+def forgotten(rows: int, tokens: int, most: float, generator: torch.Generator) -> torch.Tensor:
+    """Which input tokens ``[rows, tokens]`` to blank: in half of the rows a random share, up to ``most``.
+
+    What a thing is must then be read in the prompt and from further back, not in the token before.
+    """
+    share = torch.rand(rows, 1, generator=generator) * most * (torch.rand(rows, 1, generator=generator) < 0.5)
+    return torch.rand(rows, tokens, generator=generator) < share
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write atomically: a crash leaves the previous checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -136,14 +136,6 @@ def teacher_inputs(
     return torch.cat(inputs, 1), torch.cat(targets, 1)
 
 
-def forget_tokens(codes_BNd: Tensor, forget: float, generator: torch.Generator) -> Tensor:
-    """Blank a random share (up to ``forget``) of the input tokens in half of the rows."""
-    rows = len(codes_BNd)
-    rate = torch.rand(rows, 1, generator=generator) * forget * (torch.rand(rows, 1, generator=generator) < 0.5)
-    kept = torch.rand(codes_BNd.shape[:2], generator=generator) >= rate
-    return codes_BNd * kept.to(codes_BNd.device).unsqueeze(-1)
-
-
 def bit_loss(logits: Tensor, bits: Tensor, scales: ScaleSchedule, count: int) -> Tensor:
     """Cross entropy, every scale weighted by its side length (a compromise of per token and per scale)."""
     log_odds = logits[..., 1] - logits[..., 0]
@@ -297,7 +289,8 @@ def train(
         pool.add(course.at(step), run.start + run.fresh * step, run.fresh)
         latents, prompts = pool.draw(batch, generator)
         codes, bits = teacher_inputs(quantizer, latents, count, run.flip, generator)
-        codes = forget_tokens(codes, run.forget, generator)
+        forgotten = loop.forgotten(*codes.shape[:2], run.forget, generator).to(device)
+        codes = codes.masked_fill(forgotten[..., None], 0)
         ids = word_ids(model.text, prompts).to(device)
         drop = (torch.rand(batch, generator=generator) < run.drop).to(device)
         with loop.attention_kernels(device):
