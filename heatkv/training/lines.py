@@ -39,7 +39,7 @@ class LinesRun:
     learning_rate: float = 2e-3
     decay: float = 0.2
     drop: float = 0.1
-    forget: float = 0.8
+    forget: float = 0.3
     pool: int = 32768
     start: int = 2048
     fresh: int = 6

@@ -27,6 +27,7 @@ ANY_SIZE = (64, 80)  # of a thing alone, where nothing is said of its size
 PAIR_SIZE = 64
 COUNT_SIZES = {2: 64, 3: 40, 4: 64}
 THREE_SIZE = 40
+PLACES = (0.0, 0.5, 1.0)  # along the room that a thing leaves: few, as a thing is learned at every one of them
 
 NUMBERS = ("two", "three", "four")
 SIDES = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
@@ -167,15 +168,15 @@ class Scenes:
         thing = self.pick(rng)
         before = after = ""
         if rng.random() < self.mix.large:
-            size, place = SIZES["large"], (rng.random(), rng.random())
+            size, place = SIZES["large"], (rng.choice(PLACES), rng.choice(PLACES))
         else:
-            size, place = rng.choice(ANY_SIZE), (rng.random(), rng.random())
+            size, place = rng.choice(ANY_SIZE), (rng.choice(PLACES), rng.choice(PLACES))
             if rng.random() < 0.25:
                 before = rng.choice(list(SIZES))
                 size = SIZES[before]
             if rng.random() < 0.3 and size < 90:
                 side = rng.choice([*SIDES, "middle"])
-                place = near(SIDES.get(side, (0.5, 0.5)), rng, 0.15)
+                place = SIDES.get(side, (0.5, 0.5))
                 after = f"at {side}"
         ground = self.ground(rng)
         words = thing.name
@@ -187,7 +188,8 @@ class Scenes:
     def pair(self, rng: random.Random) -> Scene:
         style = self.pick_style(rng)
         one, two = self.pick(rng, style), self.pick(rng, style)
-        apart, across = (0.0, 1.0), ((rng.random(), rng.random()) if rng.random() < 0.3 else (rng.random(),) * 2)
+        level = rng.choice(PLACES)
+        apart, across = (0.0, 1.0), (level, rng.choice(PLACES) if rng.random() < 0.3 else level)
         if rng.random() < 0.3:
             places, relation, opposite = list(zip(across, apart, strict=True)), "above", "below"
         else:
@@ -204,7 +206,7 @@ class Scenes:
     def count(self, rng: random.Random) -> Scene:
         thing, number = self.pick(rng, self.pick_style(rng)), rng.randint(2, 4)
         line = [i / (number - 1) for i in range(number)]
-        height = rng.random()
+        height = rng.choice(PLACES)
         if number == 4:
             places = [(x, y) for y in (0.0, 1.0) for x in (0.0, 1.0)]
         elif rng.random() < 0.6:
@@ -223,13 +225,13 @@ class Scenes:
         first, second, third = (t.name for t in (things if rng.random() < 0.7 else things[::-1]))
         prompt = say(style_word(style, rng), first, second, "and", third, ground.say(rng))
         return self.compose(ground, prompt, [
-            (thing, THREE_SIZE, (x, rng.random())) for thing, x in zip(things, (0.0, 0.5, 1.0), strict=True)
+            (thing, THREE_SIZE, (x, rng.choice(PLACES))) for thing, x in zip(things, (0.0, 0.5, 1.0), strict=True)
         ])  # fmt: skip
 
     def between(self, rng: random.Random) -> Scene:
         style = self.pick_style(rng)
         inner, outer = self.pick(rng, style), self.pick(rng, style)
-        height = rng.random()
+        height = rng.choice(PLACES)
         ground = self.ground(rng)
         prompt = say(style_word(style, rng), inner.name, "between two", plural(outer.name), ground.say(rng))
         placed = [
@@ -330,11 +332,6 @@ def is_held_out_repainting(name: str) -> bool:
 
 def mirrored(thing: Thing) -> Thing:
     return replace(thing, picture=thing.picture[:, ::-1])
-
-
-def near(place: tuple[float, float], rng: random.Random, distance: float) -> tuple[float, float]:
-    x, y = (min(1.0, max(0.0, along + rng.uniform(-distance, distance))) for along in place)
-    return x, y
 
 
 def resized(picture: np.ndarray, size: int) -> np.ndarray:
