@@ -21,7 +21,8 @@ from heatkv.training.evaluate import knows
 
 WORDS, SCENES, RANKINGS = 48, 36, 20
 FIRST_SEED = 100  # not a seed that the page or the samples show
-RANKING, REVERSE, BUDGET = "heatkv+16", "reverse", 0.1
+RANKING, REVERSE = "heatkv+16", "reverse"
+BUDGET, BUDGET_BY_LINE = 0.1, 0.125  # by lines the condition alone takes a tenth
 RELATIONS = ("left of", "right of", "above", "below", "and")
 
 
@@ -45,11 +46,12 @@ def sheets(model: GenerativeModel, scores: HeadScores, out: Path, seed: int = 20
     prompts = [f"{one} {rng.choice(RELATIONS)} {two}" for one, two in pairs]
     compared = rng.sample(things, RANKINGS)
     better = [rng.choice("AB") for _ in compared]
+    budget = BUDGET_BY_LINE if model.geometry.scales.by_line else BUDGET
     rows = []
     for i, (word, letter) in enumerate(zip(compared, better, strict=True)):
         full = generate(model, word, FIRST_SEED + i)
         ranked, reverse = (
-            generate(model, word, FIRST_SEED + i, policy=policy, budget=BUDGET, scores=scores)
+            generate(model, word, FIRST_SEED + i, policy=policy, budget=budget, scores=scores)
             for policy in (RANKING, REVERSE)
         )
         order = (ranked, reverse) if letter == "A" else (reverse, ranked)
@@ -62,7 +64,7 @@ def sheets(model: GenerativeModel, scores: HeadScores, out: Path, seed: int = 20
         "model": model.id, "first_seed": FIRST_SEED, "words": words,
         "scenes": [{"prompt": prompt, "things": pair} for prompt, pair in zip(prompts, pairs, strict=True)],
         "rankings": [{"prompt": word, RANKING: letter} for word, letter in zip(compared, better, strict=True)],
-        "ranked_by": RANKING, "against": REVERSE, "budget": BUDGET,
+        "ranked_by": RANKING, "against": REVERSE, "budget": budget,
     }  # fmt: skip
     write_atomic(paths[3], (json.dumps(key, indent=1) + "\n").encode())
     return paths
