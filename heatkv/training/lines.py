@@ -251,7 +251,7 @@ def train(
         tokens_BN, prompts = pool.draw(run.batch, generator)
         ids_BN = word_ids(model.text, prompts).to(device)
         drop_B = (torch.rand(run.batch, generator=generator) < run.drop).to(device) | (ids_BN[:, 0] == 0)
-        forgotten_BN = loop.forgotten(*tokens_BN.shape, run.forget, generator).to(device)
+        forgotten_BN = loop.forgotten(run.batch, tokens_BN.shape[1], run.forget, generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             logits_BNV = model(ids_BN, drop_B, tokens_BN, cache, forgotten_BN)
         loss = F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN.flatten())

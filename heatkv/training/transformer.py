@@ -289,7 +289,7 @@ def train(
         pool.add(course.at(step), run.start + run.fresh * step, run.fresh)
         latents, prompts = pool.draw(batch, generator)
         codes, bits = teacher_inputs(quantizer, latents, count, run.flip, generator)
-        forgotten = loop.forgotten(*codes.shape[:2], run.forget, generator).to(device)
+        forgotten = loop.forgotten(codes.shape[0], codes.shape[1], run.forget, generator).to(device)
         codes = codes.masked_fill(forgotten[..., None], 0)
         ids = word_ids(model.text, prompts).to(device)
         drop = (torch.rand(batch, generator=generator) < run.drop).to(device)
