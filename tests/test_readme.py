@@ -60,6 +60,24 @@ def test_its_commands_parse(command: str) -> None:
     assert make_parser().parse_args(shlex.split(command)[1:]).command == command.split()[1]
 
 
+def test_commands_of_all_documents_parse() -> None:
+    from heatkv.training.__main__ import make_parser as make_training_parser
+
+    found = 0
+    for path in (
+        ROOT / "heatkv" / "training" / "README.md",
+        ROOT / "app" / "about.md",
+        *(ROOT / "assets").rglob("*.md"),
+    ):
+        blocks = re.findall(r"^```\w*\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            if match := re.match(r"(?:python -m )?heatkv(\.training)? (.*)", line):
+                parser = make_training_parser() if match[1] else make_parser()
+                assert parser.parse_args(shlex.split(match[2])).command, f"{path.name}: {line}"
+                found += 1
+    assert found > 20
+
+
 def test_rooms_and_links_exist() -> None:
     (rooms,) = (text for _, text in BLOCKS if text.startswith("app/ "))
     folder, found = ROOT, []
