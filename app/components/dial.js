@@ -29,7 +29,10 @@ function take() {
   stored.replaceChildren(option('', 'usual bits'), ...Object.entries(value.storages).map(([name, words]) => option(name, words)));
   refused = value.refused;
   if (value.policy) heatkv.set({ policy: value.policy }, 'look'); // what was chosen is not possible any more
-  if (heatkv.defaults && heatkv.table && heatkv.view.storage !== value.storage && heatkv.table.asked === value.storage) heatkv.set({ storage: value.storage });
+  if (refused && heatkv.view.storage !== value.storage) { // the table may have come before this, or come yet
+    heatkv.set({ storage: value.storage }, 'look');
+    if (heatkv.table && heatkv.tableFits()) heatkv.emit('view');
+  }
   show();
 }
 
