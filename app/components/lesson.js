@@ -65,13 +65,16 @@ function go(index) {
   }
   if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click();
   apply({ sampling: {}, storage: '', ...lessons()[at].view });
-  setTimeout(() => { arrive(); find('title').focus({ preventScroll: true }); }, 60);
+  setTimeout(arrive, 60);
 }
 /** The lesson stands right under what stays on top, so that what it speaks of is on the screen with it. */
-function arrive() {
+function arrive(tries = 40) {
+  if (at === null) return;
+  if (!find('lesson').offsetParent && tries) { setTimeout(() => arrive(tries - 1), 50); return; } // its tab is still to be shown
   const bar = document.querySelector('#dial');
   const above = bar && getComputedStyle(bar).position === 'sticky' ? bar.offsetHeight : 0;
   window.scrollTo({ top: Math.max(0, find('lesson').getBoundingClientRect().top + window.scrollY - above - 10) });
+  find('title').focus({ preventScroll: true });
 }
 
 find('back').addEventListener('click', () => go(at - 1));
