@@ -5,13 +5,14 @@ A budget is a share of what the full cache takes at its peak. Costs are counted 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from heatkv.files import is_number, shown
-from heatkv.formats import COMPUTE, Format, FormatError, find_format
+from heatkv.formats import COMPUTE, OPEN_LINE, Format, FormatError, find_format
 from heatkv.scales import Geometry, ScaleSchedule
 
 MIXED = "mixed"  # the storage of a schedule that gives every cell a format of its own
@@ -33,6 +34,23 @@ def check_sinks(scales: ScaleSchedule, sink_scales: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class CountedLines(ScaleSchedule):
+    """Lines in what they take: cells ``cost_S`` once they are complete, and ``token_cost`` a token until then."""
+
+    cost_S: tuple[int, ...] = ()
+    token_cost: int = 1
+
+    @cached_property
+    def tokens(self) -> tuple[int, ...]:
+        return (*self.cost_S[:-1], self.open_tokens[-1])
+
+    @cached_property
+    def open_tokens(self) -> tuple[int, ...]:
+        *before, last = (width for _, width in self.sizes[1:])
+        return (0, *(self.token_cost * tokens for tokens in (*before, last - 1)))
+
+
 def counted(geometry: Geometry, storage: str) -> Geometry:
     """The geometry in what its cells take: with bytes for tokens, where cells take other than so much a token.
 
@@ -41,8 +59,16 @@ def counted(geometry: Geometry, storage: str) -> Geometry:
     """
     if storage == MIXED or format_of(storage, geometry).ranges != "channel":
         return geometry
-    sizes = tuple((1, int(cost)) for cost in cell_cost(geometry, storage))
-    return replace(geometry, scales=replace(geometry.scales, sizes=sizes))
+    cost_S = tuple(int(cost) for cost in cell_cost(geometry, storage))
+    scales = geometry.scales
+    if scales.by_line:
+        return replace(geometry, scales=CountedLines(scales.sizes, "lines", cost_S, token_cost(geometry, storage)))
+    return replace(geometry, scales=replace(scales, sizes=tuple((1, cost) for cost in cost_S)))
+
+
+def token_cost(geometry: Geometry, storage: str) -> int:
+    """What a token of a line takes while the line is being drawn, in the unit in which ``storage`` counts."""
+    return 1 if storage == COMPUTE.name else OPEN_LINE.cell_bytes(1, geometry.head_dim)
 
 
 def cell_cost(geometry: Geometry, storage: str) -> npt.NDArray[np.int64]:
@@ -70,12 +96,16 @@ def token_limit(budget: float, geometry: Geometry) -> int:
 
 
 def counted_share(geometry: Geometry, storage: str) -> float:
-    """What the full cache takes in ``storage``, as a share of what it takes in 16 bits (mixed: at most, 1)."""
+    """What the full cache takes in ``storage``, as a share of what it takes in 16 bits (mixed: at most)."""
     full = full_cost(geometry, storage)
+    if geometry.scales.by_line and storage == MIXED:
+        storage = OPEN_LINE.name  # what the line that is being drawn takes
     if storage == MIXED or not full:
         return 1.0
-    costs = cell_cost(geometry, storage)
-    return geometry.head_count * int(costs.sum() if geometry.scales.by_line else costs[:-1].sum()) / full
+    cost = int(cell_cost(geometry, storage)[:-1].sum())
+    if geometry.scales.by_line:
+        cost += geometry.scales.open_tokens[-1] * token_cost(geometry, storage)
+    return geometry.head_count * cost / full
 
 
 def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
@@ -132,32 +162,35 @@ def stored_cost(drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.i
 
 
 def resident_cost(
-    drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.integer], scales: ScaleSchedule
+    drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.integer], scales: ScaleSchedule, a_token: int = 1
 ) -> npt.NDArray[np.int64]:
     """What all layers hold after layer l of target scale t has run, ``(targets, layers)``, see `stored_cost`.
 
     Layers up to l already hold what is left after scale t, the later ones still what was left after t - 1. For a line
-    that is after its last token: all layers hold what they read while it is drawn, those after l its tokens but one.
+    that is after its last token: all layers hold what they read while it is drawn, those after l its tokens but one,
+    each of which takes ``a_token``.
     """
     if scales.by_line:
-        return _resident_by_line(drop_at_LHS, cost_LHS, scales)
+        return _resident_by_line(drop_at_LHS, cost_LHS, a_token * np.array(scales.open_tokens), a_token)
     return resident_while_layers_run(stored_cost(drop_at_LHS, cost_LHS))
 
 
 def resident_tokens(drop_at_LHS: npt.NDArray[np.integer], scales: ScaleSchedule) -> npt.NDArray[np.int64]:
     """`resident_cost` in tokens."""
-    return resident_cost(drop_at_LHS, np.broadcast_to(np.array(scales.tokens), drop_at_LHS.shape), scales)
+    cost_LHS = np.broadcast_to(np.array(scales.tokens), drop_at_LHS.shape)
+    if isinstance(scales, CountedLines):
+        return _resident_by_line(drop_at_LHS, cost_LHS, np.array(scales.open_tokens), scales.token_cost)
+    return resident_cost(drop_at_LHS, cost_LHS, scales)
 
 
 def _resident_by_line(
-    drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.integer], scales: ScaleSchedule
-) -> npt.NDArray[np.int64]:
+    drop_at_LHS: npt.NDArray[np.integer], cost_LHS: npt.NDArray[np.integer], open_S: npt.NDArray[np.integer],
+    a_token: int,
+) -> npt.NDArray[np.int64]:  # fmt: skip
     L, H, K = drop_at_LHS.shape
     held_TL = np.stack([((drop_at_LHS[:, :, :t] > t) * cost_LHS[:, :, :t]).sum((1, 2)) for t in range(1, K)])
-    a_token = int(cost_LHS[0, 0, 0]) // scales.tokens[0]  # cells of lines take so much a token
-    open_T = L * H * np.array(scales.open_tokens)[1:]
-    in_layers_after_L = H * np.arange(L - 1, -1, -1)
-    drawing_TL = held_TL.sum(1, keepdims=True) + a_token * (open_T[:, None] - in_layers_after_L)
+    in_layers_after_L = a_token * H * np.arange(L - 1, -1, -1)
+    drawing_TL = held_TL.sum(1, keepdims=True) + L * H * open_S[1:, None] - in_layers_after_L
     resident_TL: npt.NDArray[np.int64] = np.concatenate([np.cumsum(held_TL[:1], axis=1), drawing_TL])
     return resident_TL
 
@@ -176,8 +209,4 @@ def format_of(storage: str, geometry: Geometry) -> Format:
         form.check(geometry.head_dim)
     except FormatError as problem:
         raise ScheduleError(str(problem)) from problem
-    if form.ranges == "channel" and geometry.scales.by_line:
-        raise ScheduleError(
-            f"storage {form.name} is for whole cells, and a line is cached token by token: choose compute or int8"
-        )
     return form

@@ -192,8 +192,7 @@ class CalibratingCache(ScheduleCache):
         q, k, v = (x[: self.rows] for x in (q_BHND, *entries.all_heads()))
         bounds = self.geometry.scales.bounds[: self.scale + 1]
         seen = observe(
-            q, k, v, bounds, unseen_BNM=self._unseen(len(q), q.device), spread=self.last_scale,
-            rounded=not self.geometry.scales.by_line,
+            q, k, v, bounds, unseen_BNM=self._unseen(len(q), q.device), spread=self.last_scale
         )  # fmt: skip
         self._pending.append((layer, self.scale, seen))
 
@@ -232,12 +231,9 @@ class CalibratingCache(ScheduleCache):
         return self._flushed(self._change_LHTS)
 
     @property
-    def rounding_LHTS(self) -> np.ndarray | None:
-        """Sum over rows of the share of the layer's output that changes at t with source scale s in 4 bits, float64.
-
-        None for lines, which are not stored so.
-        """
-        return None if self.geometry.scales.by_line else self._flushed(self._rounding_LHTS)
+    def rounding_LHTS(self) -> np.ndarray:
+        """Sum over rows of the share of the layer's output that changes at t with source scale s in 4 bits, float64."""
+        return self._flushed(self._rounding_LHTS)
 
     @property
     def spread_LH(self) -> np.ndarray:

@@ -12,7 +12,7 @@ with ``drop_at == s + 1`` go when the next line begins, in all layers at once, l
 condition is handed over whole, like a scale.
 
 A cell is stored in one format (formats.py) from when it comes until it goes; which, is the same for all cells or a
-table of its own.
+table of its own. A line whose cells will be encoded is in 8 bits while it is drawn.
 
 The cache is therefore largest after some layer of some scale, and how large is known before anything runs.
 """
@@ -41,6 +41,7 @@ from heatkv.budget import (
     full_cost,
     resident_cost,
     resident_tokens,
+    token_cost,
 )
 from heatkv.files import (
     MAX_SCALES,
@@ -184,7 +185,8 @@ class Schedule:
     @cached_property
     def resident_bytes_TL(self) -> npt.NDArray[np.int64]:
         """Bytes of one batch row that all layers hold after layer l of scale t has run, if it is `encoded`."""
-        return resident_cost(self.drop_at_LHS, self._cost_LHS, self.geometry.scales)
+        a_token = token_cost(self.geometry, self.storage)
+        return resident_cost(self.drop_at_LHS, self._cost_LHS, self.geometry.scales, a_token)
 
     def resident_bytes(self, itemsize: int) -> npt.NDArray[np.int64]:
         """The same for any schedule, ``itemsize`` bytes a computed number."""

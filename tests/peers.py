@@ -11,6 +11,7 @@ from test_cache import GEOMETRY
 from torch import Tensor
 
 from heatkv.cache.by_line import LineMemory
+from heatkv.cache.packed_lines import PackedLineMemory
 from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.policies import make_cache
 from heatkv.policies.tokens import TokenCache
@@ -26,7 +27,7 @@ def scores_of(geometry: Geometry, seed: int = 0) -> HeadScores:
     plain, rng = random_scores(geometry, seed), np.random.default_rng(seed + 1)
     change_LHTS = np.tril(rng.random(plain.mass_sum_LHTS.shape) ** 3, -1)
     spread_LH = rng.random((geometry.layers, geometry.heads))
-    rounding_LHTS = None if geometry.scales.by_line else change_LHTS * rng.random(change_LHTS.shape) * 1e-2
+    rounding_LHTS = change_LHTS * rng.random(change_LHTS.shape) * 1e-2
     return HeadScores(
         plain.model, geometry, plain.mass_sum_LHTS, plain.prompts, 1, {}, change_LHTS, spread_LH, rounding_LHTS
     )
@@ -71,8 +72,8 @@ def storage_bytes(cache: KVCache) -> int:
     else:
         assert isinstance(cache, ScheduleCache)
         memory = cache._memory
-        if isinstance(memory, LineMemory):
-            return sum(group.memory.untyped_storage().nbytes() for groups in memory._groups_L for group in groups)
+        if isinstance(memory, LineMemory | PackedLineMemory):
+            return sum(held.memory.untyped_storage().nbytes() for held in memory.holders)
         return memory._arena.entries.nbytes if memory._arena else 0
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for c in holders for t in (c.k, c.v)}
     return sum(storages.values())

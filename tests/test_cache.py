@@ -23,6 +23,7 @@ from heatkv.cache.attention import PartialAttention, merge, partial_attention, p
 from heatkv.cache.by_line import LineMemory
 from heatkv.cache.by_scale import ScaleMemory
 from heatkv.cache.layout import Layout
+from heatkv.cache.packed_lines import PackedLineMemory
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache, full_schedule
 from heatkv.formats import FORMATS, Ends, Symmetric
 from heatkv.policies import plan
@@ -51,6 +52,10 @@ def mixed(schedule: Schedule, seed: int = 0) -> Schedule:
     return replace(schedule, storage=MIXED, stored_as_LHS=table_LHS, budget=1.0)
 
 
+def stored_in(schedule: Schedule, storage: str) -> Schedule:
+    return mixed(schedule) if storage == MIXED else replace(schedule, storage=storage, budget=1.0)
+
+
 class MaskedReference(KVCache):
     """Keeps everything, rounded as it is stored, and hides what the schedule has dropped: slow, and obviously right."""
 
@@ -65,11 +70,15 @@ class MaskedReference(KVCache):
         if layer in self.k:
             k_BHND, v_BHND = torch.cat([self.k[layer], k_BHND], 2), torch.cat([self.v[layer], v_BHND], 2)
         for plane, (held, earlier_BHND, x_BHND) in enumerate(zip((self.k, self.v), (k_BHND, v_BHND), new, strict=True)):
-            names = [list(FORMATS)[i] for i in self.schedule.formats_LHS[layer, :, self.scale]]
-            own = [read_back(x_BHND[:, head], name, plane) for head, name in enumerate(names)]
-            held[layer] = torch.cat([earlier_BHND[:, :, : -x_BHND.shape[2]], torch.stack(own, 1)], 2)
-        if self.geometry.scales.by_line and self.scale:  # a token of a line is read as it was stored
-            k_BHND, v_BHND = self.k[layer], self.v[layer]
+            if self.geometry.scales.by_line and self.scale:  # in 8 bits, until the line is complete
+                own_BHND = read_back(x_BHND, "int8" if self.schedule.encoded else "compute")
+            else:
+                own_BHND = self._as_stored(layer, self.scale, plane, x_BHND)
+            held[layer] = torch.cat([earlier_BHND[:, :, : -x_BHND.shape[2]], own_BHND], 2)
+            if self.geometry.scales.by_line and self.scale and self.last_tokens:
+                start, end = self.geometry.scales.bounds[self.scale]
+                own_BHND = held[layer][:, :, start:end]
+                held[layer][:, :, start:end] = self._as_stored(layer, self.scale, plane, own_BHND, "int8")
         keep_HS = torch.from_numpy(self.schedule.keep(self.scale)[layer])
         tokens = torch.tensor(self.geometry.scales.tokens)
         mask_BHN = torch.repeat_interleave(keep_HS, tokens, dim=1)[None, :, : k_BHND.shape[2]]
@@ -78,6 +87,14 @@ class MaskedReference(KVCache):
         mask_BHNN = mask_BHN[:, :, None] if self.mask_BNN is None else self.mask_BNN[:, None]
         logits = q_BHND.double() @ k_BHND.double().transpose(-1, -2)
         return (logits.masked_fill(~mask_BHNN, -torch.inf).softmax(-1) @ v_BHND.double()).to(q_BHND.dtype)
+
+    def _as_stored(self, layer: int, scale: int, plane: int, x_BHND: Tensor, already: str = "") -> Tensor:
+        names = [list(FORMATS)[i] for i in self.schedule.formats_LHS[layer, :, scale]]
+        own = [
+            x_BND if name == already else read_back(x_BND, name, plane)
+            for name, x_BND in zip(names, x_BHND.unbind(1), strict=True)
+        ]
+        return torch.stack(own, 1)
 
 
 def calls(scales: ScaleSchedule) -> list[int]:
@@ -127,7 +144,7 @@ def test_attention_equals_masked_attention(budget: float, sinks: int, batch: int
 def test_attention_equals_masked_attention_over_what_was_rounded(storage: str, budget: float, batch: int) -> None:
     """Whatever cells are stored in, their bytes are read back as they were written, and never written twice."""
     schedule = random_schedule(GEOMETRY, budget, 0)
-    schedule = mixed(schedule) if storage == MIXED else replace(schedule, storage=storage, budget=1.0)
+    schedule = stored_in(schedule, storage)
     qkv = random_qkv(GEOMETRY, batch)
     got, expected = play(ScheduleCache(GEOMETRY, schedule), qkv), play(MaskedReference(GEOMETRY, schedule), qkv)
     for a, b in zip(got, expected, strict=True):
@@ -192,7 +209,7 @@ def live_storages() -> dict[int, int]:
 def test_the_cache_takes_the_planned_bytes_at_its_peak_and_nothing_in_the_end(storage: str) -> None:
     """What the tensors alive take, and not what the cache says of itself."""
     schedule = random_schedule(GEOMETRY, 0.4, 1)
-    schedule = mixed(schedule) if storage == MIXED else replace(schedule, storage=storage, budget=1.0)
+    schedule = stored_in(schedule, storage)
     qkv = random_qkv(GEOMETRY, 2)
     play(ScheduleCache(GEOMETRY, schedule), qkv)  # what is worked out once a schedule is kept, and not part of a cache
     with live_bytes() as alive:
@@ -266,12 +283,12 @@ def test_full_cache_peaks_at_all_scales_but_the_last() -> None:
     assert cache.peak_bytes == GEOMETRY.kv_bytes(GEOMETRY.full_peak_tokens, batch=2)
 
 
-@given(problems(lines_only), st.sampled_from(["compute", "int8"]), st.booleans())
-@settings(max_examples=40)
+@given(problems(lines_only), st.sampled_from([*FORMATS, MIXED]), st.booleans())
+@settings(max_examples=60)
 def test_lines_attend_to_what_masked_attention_reads(problem: Problem, storage: str, padded: bool) -> None:
     geometry, batch = problem.geometry, 2
     schedule = plan(problem.orders_SN, problem.budget, "heatkv", problem.sink_scales, model="test", geometry=geometry)
-    schedule = replace(schedule, storage=storage)
+    schedule = stored_in(schedule, storage)
     cache, reference = ScheduleCache(geometry, schedule), MaskedReference(geometry, schedule)
     hidden_BT = torch.zeros(batch, geometry.scales.tokens[0], dtype=torch.bool)
     if padded:
@@ -284,24 +301,24 @@ def test_lines_attend_to_what_masked_attention_reads(problem: Problem, storage: 
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("storage", ["compute", "int8"])
+@pytest.mark.parametrize("storage", [*FORMATS, MIXED])
 def test_lines_take_the_planned_bytes_and_a_token_copies_nothing(storage: str) -> None:
     """What the tensors alive take after every call; memory of a layer moves at the beginning of a line only."""
-    schedule = replace(random_schedule(LINES, 0.6, 1), storage=storage)
+    schedule = stored_in(random_schedule(LINES, 0.6, 1), storage)
     qkv = random_qkv(LINES, 2)
     play(ScheduleCache(LINES, schedule), qkv)  # what is worked out once a schedule is kept, and not part of a cache
     one_token = 2 * 2 * 8 * 4 * LINES.layers * LINES.heads
     with live_bytes() as alive:
         cache = ScheduleCache(LINES, schedule)
         memory, peak, places = cache._memory, 0, 0
-        assert isinstance(memory, LineMemory)
+        assert isinstance(memory, LineMemory | PackedLineMemory)
         for per_layer in qkv:
             for layer, tensors in enumerate(per_layer):
-                places = [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
+                places = [held.memory.data_ptr() for held in memory.holders]
                 cache.attend(layer, *tensors)
                 if cache.scale and cache.first and cache.allocated_bytes:
-                    assert places == [group.memory.data_ptr() for groups in memory._groups_L for group in groups]
-                masks = sum(g.bias.nbytes for groups in memory._groups_L for g in groups if g.bias is not None)
+                    assert places == [held.memory.data_ptr() for held in memory.holders]
+                masks = sum(held.bias.nbytes for held in memory.holders if held.bias is not None)
                 assert cache.allocated_bytes <= alive() - masks <= cache.allocated_bytes + one_token
             peak = max(peak, cache.allocated_bytes)
         assert peak == cache.peak_bytes == cache.planned_bytes(2, 4)

@@ -467,21 +467,23 @@ def test_a_storage_that_there_is_not_is_refused(storage: str) -> None:
         plan(orders, 0.5, "heatkv", 1, model="toy", geometry=SMALL, storage=storage)
 
 
-def test_token_policies_store_as_computed_and_channels_need_whole_cells() -> None:
+def test_token_policies_store_as_computed() -> None:
     with pytest.raises(ValueError, match="'h2o' chooses tokens, not cells"):
         policies.cache_factory("h2o", SMALL, 0.5, storage="int8")
-    lines = Geometry(2, 2, 8, ScaleSchedule.lines(1, 3, 4))
-    with pytest.raises(ValueError, match="a line is cached token by token: choose compute or int8"):
-        plan(None, 0.9, "random", 1, model="toy", geometry=lines, storage="int4")
 
 
+@pytest.mark.parametrize(
+    "geometry", [SMALL, Geometry(3, 4, 16, ScaleSchedule.lines(5, 16, 8))], ids=["scales", "lines"]
+)
 @pytest.mark.parametrize("storage", ["compute", "int8", "int4", "int2"])
 @pytest.mark.parametrize("name", [name for name in STATIC if REGISTRY[name].needs in ("orders", "nothing")])
-def test_every_static_policy_keeps_to_its_budget_in_bytes_in_every_storage(name: str, storage: str) -> None:
-    full_bytes = SMALL.kv_bytes(SMALL.full_peak_tokens, key_bytes=2, value_bytes=2)
+def test_every_static_policy_keeps_to_its_budget_in_bytes_in_every_storage(
+    name: str, storage: str, geometry: Geometry
+) -> None:
+    full_bytes = geometry.kv_bytes(geometry.full_peak_tokens, key_bytes=2, value_bytes=2)
     for sinks in (0, 1):
-        source = None if REGISTRY[name].needs == "nothing" else random_orders(SMALL, sinks, 0)
-        schedule = plan(source, 0.25, name, sinks, model="toy", geometry=SMALL, storage=storage)
+        source = None if REGISTRY[name].needs == "nothing" else random_orders(geometry, sinks, 0)
+        schedule = plan(source, 0.25, name, sinks, model="toy", geometry=geometry, storage=storage)
         assert schedule.peak_bytes(1, 2) <= 0.25 * full_bytes
         assert schedule.peak_share >= 0.2  # and uses it
-        assert (schedule.drop_at_LHS[:, :, :sinks] == len(SMALL.scales)).all()
+        assert (schedule.drop_at_LHS[:, :, :sinks] == len(geometry.scales)).all()

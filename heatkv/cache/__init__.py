@@ -3,6 +3,7 @@
 ``seam``       `KVCache.attend`, and the cache that executes a schedule
 ``by_scale``   how scales are cached: handed over whole, in one ring of memory for all layers
 ``by_line``    how lines are cached: token by token, in place
+``packed_lines``  the same in fewer bits
 ``layout``     which entries of memory each head reads and keeps
 ``arena``      the one block of memory, and how an entry of it is stored
 ``attention``  attention of heads that read different entries

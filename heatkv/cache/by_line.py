@@ -1,4 +1,4 @@
-"""How lines are cached: token by token, in place; what a schedule lets go of goes when a line begins.
+"""How lines are cached as computed: token by token, in place; what a schedule lets go of goes when a line begins.
 
 The heads of a layer are cut into groups, each with memory of its own and one call of the kernel a token:
 
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from heatkv.cache.attention import attention, shared_attention
-from heatkv.formats import FORMATS, RANGE_BYTES
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule
 
@@ -31,19 +30,6 @@ from heatkv.schedule import Schedule
 # product within a group of heads that differ so much.
 GROUP_PRODUCTS = 3072
 SHARED_PRODUCT = 0.25
-INT8 = FORMATS["int8"]  # the one format that goes token by token
-
-
-def encode(x: Tensor, out: Tensor) -> None:
-    """Write vectors ``[..., D]`` as bytes ``[..., D + 2]``, each with its range."""
-    for part, room in zip(INT8.encode(x), out.split((x.shape[-1], RANGE_BYTES), -1), strict=True):
-        room.copy_(part)
-
-
-def decode(stored: Tensor, out: Tensor) -> None:
-    """Write into ``out`` what `encode` made bytes of."""
-    codes, ranges = stored.split((out.shape[-1], RANGE_BYTES), -1)
-    INT8.decode(codes, INT8.steps(ranges), out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +98,7 @@ class Group:
         held_2BED = before_2BED.index_select(2, plan.keep_E)
         batch, width = held_2BED.shape[1], held_2BED.shape[3]
         memory = before_2BED.new_empty(2, batch, plan.entries, width)
-        self.encoded, self.like = memory.dtype != like.dtype, like
+        self.like = like
         self.filled = int(plan.held_H[0]) if plan.aligned else int(plan.held_H.sum())
         if plan.aligned:
             memory = memory.view(2, batch, self.heads, -1, width)
@@ -146,8 +132,9 @@ class Group:
         """Write a token into its room and attend to all there is, ``[B, heads, 1, D]``."""
         before, bias, dim, new = self.filled, self.bias, 3 if self.aligned else 2, 1 if self.aligned else self.heads
         self.filled = now = before + new
-        both = torch.stack((k_BH1D, v_BH1D)) if self.aligned else torch.stack((k_BH1D, v_BH1D)).squeeze(3)
-        k, v = self._write(self.memory.narrow(dim, before, new), both, self.memory.narrow(dim, 0, now))
+        place = self.memory.narrow(dim, before, new)
+        torch.stack((k_BH1D, v_BH1D), out=place if self.aligned else place.unsqueeze(3))
+        k, v = self.read()
         if bias is not None:
             bias = bias.narrow(dim if self.aligned else 2, 0, now)
         if self.aligned:
@@ -155,25 +142,9 @@ class Group:
         assert bias is not None
         return shared_attention(q_BH1D, k, v, bias)
 
-    def _write(self, place: Tensor, both: Tensor, all_so_far: Tensor) -> tuple[Tensor, ...]:
-        """Put a token's keys and values into ``place``; returns the keys and values of all, in the compute dtype."""
-        if self.encoded:
-            encode(both, place)
-        else:
-            place.copy_(both)
-        return self._decoded(all_so_far)
-
-    def _decoded(self, stored: Tensor) -> tuple[Tensor, ...]:
-        """Keys and values in the compute dtype."""
-        if not self.encoded:
-            return stored.unbind()
-        read = self.like.new_empty(*stored.shape[:-1], self.like.shape[-1])
-        decode(stored, read)
-        return read.unbind()
-
     def read(self) -> tuple[Tensor, ...]:
-        """Keys and values of all there is, ``[B, heads, M, D]`` or ``[B, E, D]``, in the compute dtype."""
-        return self._decoded(self.memory.narrow(3 if self.aligned else 2, 0, self.filled))
+        """Keys and values of all there is, ``[B, heads, M, D]`` or ``[B, E, D]``."""
+        return self.memory.narrow(3 if self.aligned else 2, 0, self.filled).unbind()
 
     @property
     def entries_2BED(self) -> Tensor:
@@ -235,10 +206,6 @@ class LineMemory:
         self._cuts_L.append(cuts)
         for cut in cuts:
             both = torch.stack((k_BHTD[:, cut], v_BHTD[:, cut])).flatten(2, 3)
-            if self.schedule.encoded:
-                plain = both
-                both = plain.new_empty(*plain.shape[:-1], plain.shape[-1] + RANGE_BYTES, dtype=torch.uint8)
-                encode(plain, both)
             plan = self._plan(table_HS[cut], 1, None, k_BHTD.device)
             self._groups_L[layer].append(Group(plan, both, k_BHTD[:, :1, :1], hidden_BT))
         self._count()
@@ -259,10 +226,14 @@ class LineMemory:
                 groups[i] = Group(plan, groups[i].entries_2BED, like, hidden_BT)
         self._count()
 
+    @property
+    def holders(self) -> list[Group]:
+        """What memory is in."""
+        return [group for groups in self._groups_L for group in groups]
+
     def _count(self) -> None:
-        groups = [group for groups in self._groups_L for group in groups]
-        self.tokens = sum(group.tokens for group in groups)
-        self.allocated_bytes = sum(group.memory.nbytes for group in groups)
+        self.tokens = sum(group.tokens for group in self.holders)
+        self.allocated_bytes = sum(group.memory.nbytes for group in self.holders)
         self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
 
     def _plan(

@@ -12,7 +12,7 @@ decoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,7 @@ class Section:
 class Parts:
     """How a block is divided: codes and ranges of each section, end to end."""
 
-    def __init__(self, shapes: list[Shape]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
         self.shapes, self.sizes = shapes, [math.prod(shape) for shape in shapes]
         self.bytes = sum(self.sizes)
 

@@ -19,6 +19,7 @@ from heatkv.cache.attention import attention
 from heatkv.cache.by_line import LineMemory
 from heatkv.cache.by_scale import ScaleMemory
 from heatkv.cache.packed import PackedMemory
+from heatkv.cache.packed_lines import PackedLineMemory
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 
@@ -137,14 +138,19 @@ class Entries(Protocol):
 
 
 class ScheduleCache(KVCache):
-    """Executes a static schedule in exactly the memory that it needs (by_scale.py, packed.py, by_line.py)."""
+    """Executes a static schedule in exactly the memory that it needs.
+
+    As computed (by_scale.py, by_line.py) or in fewer bits (packed.py, packed_lines.py).
+    """
 
     def __init__(self, geometry: Geometry, schedule: Schedule) -> None:
         super().__init__(geometry)
         schedule.check_matches(geometry)
         self.schedule = schedule
-        of_scales = PackedMemory if schedule.encoded else ScaleMemory
-        self._memory = LineMemory(geometry, schedule) if geometry.scales.by_line else of_scales(geometry, schedule)
+        of_scales, of_lines = ScaleMemory, LineMemory
+        if schedule.encoded:
+            of_scales, of_lines = PackedMemory, PackedLineMemory
+        self._memory = (of_lines if geometry.scales.by_line else of_scales)(geometry, schedule)
         self._looks = type(self).look is not ScheduleCache.look
         self._queries_L: list[list[Tensor]] = [[] for _ in range(geometry.layers)]
 
@@ -167,7 +173,7 @@ class ScheduleCache(KVCache):
 
     def _attend(self, layer: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         memory = self._memory
-        if not isinstance(memory, LineMemory):
+        if isinstance(memory, ScaleMemory | PackedMemory):
             look = (lambda q, entries: self.look(layer, q, entries)) if self._looks else None
             out_BHND = memory.attend(layer, self.scale, q_BHND, k_BHND, v_BHND, look)
         else:
@@ -183,7 +189,7 @@ class ScheduleCache(KVCache):
         self.tokens, self.allocated_bytes, self.peak_bytes = memory.tokens, memory.allocated_bytes, memory.peak_bytes
         return out_BHND
 
-    def _look_at_line(self, memory: LineMemory, layer: int, q_BHND: Tensor) -> None:
+    def _look_at_line(self, memory: LineMemory | PackedLineMemory, layer: int, q_BHND: Tensor) -> None:
         queries = self._queries_L[layer]
         queries.append(q_BHND)
         if self.last_tokens:

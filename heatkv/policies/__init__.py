@@ -247,7 +247,7 @@ def _plan_input(
     if storage is None:
         storage = chosen.storage
         if storage == MIXED and (scores is None or scores.rounding_LHTS is None):
-            storage = "int8"  # what fewer bits lose was not measured: of lines, and in files of before it was
+            storage = "int8"  # what fewer bits lose was not measured, as in older files
     if storage != "compute" and not chosen.static:
         raise ValueError(f"policy {chosen.name!r} chooses tokens, not cells: its storage can only be compute")
     if storage == MIXED and chosen.stored is None:

@@ -16,8 +16,8 @@ they get. With the cell in 4 bits it is measured as well (`HeadScores.rounding_L
 (`NOISE`), as an error of rounding is squared.
 
 Asked for a storage, it drops cells and leaves their bits alone: ``heatkv+16`` is the plan of cells as computed. All
-cells are in 8 bits where calibration has not measured what fewer bits lose, as for models that draw by lines. Static
-and monotone. Provenance: this repository, with its evidence in LOG.md.
+cells are in 8 bits where calibration has not measured what fewer bits lose, as in older files. Static and monotone.
+Provenance: this repository, with its evidence in LOG.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.budget import MIXED, cell_cost
+from heatkv.budget import MIXED, cell_cost, token_cost
 from heatkv.formats import FORMATS
 from heatkv.policies.base import PlanInput, Policy, Tables
 from heatkv.scales import Geometry
@@ -186,8 +186,7 @@ def lines_being_drawn(geometry: Geometry, storage: str) -> Ints:
     """What is held at every moment beside cells of earlier segments."""
     scales = geometry.scales
     if scales.by_line:
-        a_token = int(cell_cost(geometry, storage)[0]) // scales.tokens[0]
-        return a_token * geometry.head_count * np.array(scales.open_tokens)
+        return token_cost(geometry, storage) * geometry.head_count * np.array(scales.open_tokens)
     return np.zeros((len(scales) - 1) * geometry.layers, np.int64)
 
 
