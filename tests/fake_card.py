@@ -61,7 +61,7 @@ def main() -> None:
         attention.to_device = lambda x, device: x
     run(stored(GEOMETRY, "compute"), GEOMETRY)
     run(stored(GEOMETRY, MIXED), GEOMETRY, torch.bfloat16)
-    for storage in ("compute", "int8"):
+    for storage in ("compute", "int8", MIXED):
         run(stored(LINES, storage), LINES)
     for geometry in (GEOMETRY, LINES):
         run(lambda geometry=geometry: CalibratingCache(geometry, rows=1), geometry)

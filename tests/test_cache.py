@@ -297,8 +297,15 @@ def test_lines_attend_to_what_masked_attention_reads(problem: Problem, storage: 
     mask_BTT = (~hidden_BT[:, None]) | torch.eye(hidden_BT.shape[1], dtype=torch.bool)
     mask_BTT[:, -1] = ~hidden_BT
     qkv = random_qkv(geometry, batch)
-    for a, b in zip(play(cache, qkv, mask_BTT), play(reference, qkv, mask_BTT), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    pairs = list(zip(play(cache, qkv, mask_BTT), play(reference, qkv, mask_BTT), strict=True))
+    if storage in ("compute", "int8"):
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        return
+    # A line's numbers, which were whole ones, often lie in the middle of two codes when it is encoded anew: some go the
+    # other way.
+    off = torch.cat([(a - b).abs().flatten() for a, b in pairs])
+    assert off.max() < 0.2 and (off > 2e-5).float().mean() < 0.25
 
 
 @pytest.mark.parametrize("storage", [*FORMATS, MIXED])
