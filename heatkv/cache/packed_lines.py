@@ -279,9 +279,9 @@ class PackedLineMemory:
     def take_condition(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, hidden_BT: Tensor | None) -> None:
         """Cache what the schedule keeps of a condition, and take the room of the first line."""
         newest_2BHND = torch.stack((k_BHTD, v_BHTD)).float()
-        by_token = (x.transpose(2, 3).flatten(2, 3) for x in OPEN_LINE.encode(newest_2BHND))
+        codes, ranges = (x.transpose(2, 3).flatten(2, 3) for x in OPEN_LINE.encode(newest_2BHND))
         plan = self._plan(layer, 1, None, k_BHTD.device)
-        self.holders.append(HeldLines(plan, None, *by_token, newest_2BHND, hidden_BT))
+        self.holders.append(HeldLines(plan, None, codes, ranges, newest_2BHND, hidden_BT))
         self._count()
 
     def _begin(self, line: int, hidden_BT: Tensor | None) -> None:

@@ -147,9 +147,8 @@ class ScheduleCache(KVCache):
         super().__init__(geometry)
         schedule.check_matches(geometry)
         self.schedule = schedule
-        of_scales, of_lines = ScaleMemory, LineMemory
-        if schedule.encoded:
-            of_scales, of_lines = PackedMemory, PackedLineMemory
+        of_scales = PackedMemory if schedule.encoded else ScaleMemory
+        of_lines = PackedLineMemory if schedule.encoded else LineMemory
         self._memory = (of_lines if geometry.scales.by_line else of_scales)(geometry, schedule)
         self._looks = type(self).look is not ScheduleCache.look
         self._queries_L: list[list[Tensor]] = [[] for _ in range(geometry.layers)]
