@@ -76,7 +76,7 @@ def test_wheel_holds_the_library_the_app_and_the_models_and_nothing_else(wheel: 
 def test_metadata_version_extras_and_command(installed: Path) -> None:
     about = metadata(installed)
     assert about["Version"] == heatkv.__version__
-    assert set(about.get_all("Provides-Extra", [])) == {"app", "models", "scale", "training"}
+    assert set(about.get_all("Provides-Extra", [])) == {"app", "models", "perceptual", "scale", "training"}
     plain = {re.split(r"[\s<>=!~;]", name)[0] for name in about.get_all("Requires-Dist", []) if "extra" not in name}
     assert plain == {"torch", "numpy", "pillow", "safetensors"}
     assert "heatkv = heatkv.cli:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()

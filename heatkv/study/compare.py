@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from heatkv.scales import ScaleSchedule
 from heatkv.scores import HeadScores
 from heatkv.study.shards import (
     BATCHES,
+    FORCED,
     REFERENCES,
     Outcome,
     Sample,
@@ -39,7 +40,7 @@ from heatkv.study.shards import (
     weights_fingerprint,
     write_shard,
 )
-from heatkv.study.statistics import Values, add_forced, difference, iso_psnr, summarise
+from heatkv.study.statistics import Values, add_measured, difference, iso_psnr, summarise
 from heatkv.study.workers import Task, check_engine, run_tasks
 
 BASELINE = "heatkv"  # what the others are compared with
@@ -112,17 +113,18 @@ class _Work:
         assert outcome is not None
         if shard.kind == "full":
             self.fulls[shard.first] = data, fingerprint
-        # The images are needed in the files only.
-        self.results[shard] = Outcome(outcome.facts, outcome.values_IM, outcome.agreement_IK, outcome.forced_IM)
+        self.results[shard] = replace(outcome, pixels=None, tokens_K=())  # the images are needed in the files only
 
     def of(self, shards: Sequence[Shard]) -> tuple[Values, Values]:
         """Values and agreement of all images of a run."""
         found = [self.results[shard] for shard in shards]
         return np.concatenate([f.values_IM for f in found]), np.concatenate([f.agreement_IK for f in found])
 
-    def forced(self, shards: Sequence[Shard]) -> Values:
-        """`FORCED` of all images of a run; empty where that is not measured."""
-        return np.concatenate([self.results[shard].forced_IM for shard in shards])
+    def add_measured(self, row: dict[str, Any], shards: Sequence[Shard], prompts: int) -> None:
+        """`FORCED` and the distance of features of a run, where they were measured."""
+        found = [self.results[shard] for shard in shards]
+        add_measured(row, FORCED, np.concatenate([f.forced_IM for f in found]), prompts)
+        add_measured(row, ("perceptual",), np.concatenate([f.perceptual_I for f in found])[:, None], prompts)
 
     def seconds(self, shards: Sequence[Shard]) -> float:
         weights = [len(shard.sample.prompts) for shard in shards]
@@ -281,7 +283,7 @@ def _row(
         "share_16bit": round(work.most(shards, "share_16bit"), 6),
         "seconds": work.seconds(shards),
     }
-    add_forced(row, work.forced(shards), prompts)
+    work.add_measured(row, shards, prompts)
     if policy != baseline and (baseline, budget) in runs:
         row["difference"] = {"to": baseline, **difference(values, work.of(runs[baseline, budget])[0], prompts)}
     return row
@@ -289,7 +291,7 @@ def _row(
 
 def _reference(work: _Work, shards: Sequence[Shard], prompts: int) -> dict[str, Any]:
     summary = summarise(*work.of(shards), prompts)
-    add_forced(summary, work.forced(shards), prompts)
+    work.add_measured(summary, shards, prompts)
     return summary
 
 
@@ -348,6 +350,9 @@ def markdown_table(result: dict[str, Any]) -> str:
     forced = any("forced_kl" in row for row in result["rows"])
     if forced:
         lines = [lines[0] + " equal tokens, teacher-forced | KL, teacher-forced (95 % CI) |", lines[1] + "---|---|"]
+    perceptual = any("perceptual" in row for row in result["rows"])
+    if perceptual:
+        lines = [lines[0] + " distance of EfficientNet-Lite0's features (95 % CI) |", lines[1] + "---|"]
 
     def line(budget: str, label: str, row: dict[str, Any], size: str) -> str:
         low, high = row["ci95"]["psnr"]
@@ -358,6 +363,7 @@ def markdown_table(result: dict[str, Any]) -> str:
             f"| {budget} | {label} | {row['psnr']:.2f} ({low:.2f} to {high:.2f}) | {gap} | "
             f"{row['psnr_foreground']:.2f} | {row['ssim']:.3f} | {row['bit_agreement']:.3f} | {size} |"
             + (forced_cells(row) if forced else "")
+            + (perceptual_cell(row) if perceptual else "")
         )
 
     for key, row in result["references"].items():
@@ -382,6 +388,14 @@ def forced_cells(row: dict[str, Any]) -> str:
         return "  |  |"
     low, high = row["ci95"]["forced_kl"]
     return f" {row['forced_agreement']:.3f} | {row['forced_kl']:.4f} ({low:.4f} to {high:.4f}) |"
+
+
+def perceptual_cell(row: dict[str, Any]) -> str:
+    """One more column of `markdown_table`."""
+    if "perceptual" not in row:
+        return "  |"
+    low, high = row["ci95"]["perceptual"]
+    return f" {row['perceptual']:.3f} ({low:.3f} to {high:.3f}) |"
 
 
 def iso_table(result: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from heatkv.models import find_folder, load
 from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.policies import cache_factory, plan, variant
 from heatkv.scores import HeadScores
-from heatkv.study import metrics
+from heatkv.study import metrics, perceptual
 
 VERSION = 2
 METRICS = ("psnr", "psnr_foreground", "ssim", "bit_agreement")
@@ -135,6 +135,8 @@ class Outcome:
         Share of equal tokens by scale, likewise.
     forced_IM
         `FORCED` of every image; empty where that is not measured.
+    perceptual_I
+        Distance of features of every image (perceptual.py); empty without that extra.
     pixels, tokens_K
         The images and what they were drawn from, by scale; of the full cache only.
     """
@@ -143,6 +145,7 @@ class Outcome:
     values_IM: npt.NDArray[np.float64]
     agreement_IK: npt.NDArray[np.float64]
     forced_IM: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, len(FORCED))))
+    perceptual_I: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     pixels: npt.NDArray[np.uint8] | None = None
     tokens_K: tuple[npt.NDArray[np.generic], ...] = ()
 
@@ -150,7 +153,7 @@ class Outcome:
         header = json.dumps({"version": VERSION, "fingerprint": fingerprint, **self.facts}).encode()
         arrays: dict[str, npt.NDArray[Any]] = {
             "header": np.frombuffer(header, np.uint8), "values": self.values_IM, "agreement": self.agreement_IK,
-            "forced": self.forced_IM,
+            "forced": self.forced_IM, "perceptual": self.perceptual_I,
         }  # fmt: skip
         if self.pixels is not None:
             arrays["pixels"] = self.pixels
@@ -172,7 +175,8 @@ class Outcome:
             images = len(shard.sample.prompts)
             tokens = tuple(found[f"tokens_{k}"] for k in range(sum(name.startswith("tokens_") for name in found)))
             outcome = cls(
-                facts, found["values"], found["agreement"], found["forced"], found.get("pixels"), tokens
+                facts, found["values"], found["agreement"], found["forced"],
+                found.get("perceptual", np.zeros(0)), found.get("pixels"), tokens,
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile):
             return None
@@ -180,7 +184,7 @@ class Outcome:
             whole = outcome.pixels is not None and all(len(part) == images for part in (outcome.pixels, *tokens))
         else:
             whole = outcome.values_IM.shape == (images, len(METRICS)) and len(outcome.agreement_IK) == images
-        finite = np.isfinite(outcome.values_IM).all() and np.isfinite(outcome.forced_IM).all()
+        finite = all(np.isfinite(x).all() for x in (outcome.values_IM, outcome.forced_IM, outcome.perceptual_I))
         return outcome if whole and finite else None
 
 
@@ -239,6 +243,8 @@ def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
         "code": _code(tuple(c.__module__ for c in type(cache).__mro__ if c is not object)),
         "torch": torch.__version__,
     }
+    if shard.kind != "full" and perceptual.available():
+        facts["perceptual"] = perceptual.TAPS
     if isinstance(cache, ScheduleCache):
         facts["schedule"] = hashlib.sha256(cache.schedule.to_json().encode()).hexdigest()
     else:
@@ -377,7 +383,7 @@ def forced_reference(
 
 
 def score(reference: Outcome, run: Outcome) -> Outcome:
-    """The run with `METRICS` of every image against the same image of ``reference``, and without its images."""
+    """The run with what every image scores against the same image of ``reference``, and without its images."""
     assert reference.pixels is not None and run.pixels is not None
     counts = [tokens[0].size for tokens in reference.tokens_K]
     values, agreements = [], []
@@ -386,4 +392,7 @@ def score(reference: Outcome, run: Outcome) -> Outcome:
         closeness = metrics.psnr(*pair), metrics.foreground_psnr(*pair), metrics.ssim(*pair)
         values.append([*closeness, metrics.mean_agreement(agreement, counts)])
         agreements.append(agreement)
-    return Outcome(run.facts, np.array(values), np.array(agreements))
+    seen = {}
+    if perceptual.available():
+        seen["perceptual_I"] = perceptual.perceptual(reference.pixels, run.pixels)
+    return Outcome(run.facts, np.array(values), np.array(agreements), **seen)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.study.shards import FORCED, METRICS
+from heatkv.study.shards import METRICS
 
 BOOTSTRAPS = 1_000
 LEVELS = 3  # of quality at which bytes are compared
@@ -46,12 +46,12 @@ def summarise(values: Values, agreement_IK: Values, prompts: int) -> dict[str, A
     return summary
 
 
-def add_forced(summary: dict[str, Any], forced_IM: Values, prompts: int) -> None:
-    """Means and intervals of `FORCED` into a summary, where they were measured."""
-    if not len(forced_IM):
+def add_measured(summary: dict[str, Any], names: Sequence[str], values_IM: Values, prompts: int) -> None:
+    """Means and intervals of further values into a summary, where they were measured."""
+    if not len(values_IM):
         return
-    low, high = interval(_by_prompt(forced_IM, prompts))
-    for name, mean, a, b in zip(FORCED, forced_IM.mean(0), low, high, strict=True):
+    low, high = interval(_by_prompt(values_IM, prompts))
+    for name, mean, a, b in zip(names, values_IM.mean(0), low, high, strict=True):
         summary[name] = round(float(mean), 6)
         summary["ci95"][name] = [round(float(a), 6), round(float(b), 6)]
 
