@@ -330,8 +330,8 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
     heads = (f"{model}, {budget:g}" if first[model] == budget else f"{budget:g}" for model, budget in columns)
     lines = ["| budget of " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in policies:
-        cells = (f"{psnr[*c, name]:.1f}" if (*c, name) in psnr else "" for c in columns)
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        cells = (f" {psnr[*c, name]:.1f} |" if (*c, name) in psnr else "|" for c in columns)
+        lines.append(f"| `{name}` |" + "".join(cells))
     known = [
         f"{result['model']}: "
         + ", ".join(f"{REFERENCE_NAMES[k]} {r['psnr']:.1f}" for k, r in result.get("references", {}).items())

@@ -392,7 +392,6 @@ def score(reference: Outcome, run: Outcome) -> Outcome:
         closeness = metrics.psnr(*pair), metrics.foreground_psnr(*pair), metrics.ssim(*pair)
         values.append([*closeness, metrics.mean_agreement(agreement, counts)])
         agreements.append(agreement)
-    seen = {}
-    if perceptual.available():
-        seen["perceptual_I"] = perceptual.perceptual(reference.pixels, run.pixels)
-    return Outcome(run.facts, np.array(values), np.array(agreements), **seen)
+    there = perceptual.available()
+    perceptual_I = perceptual.perceptual(reference.pixels, run.pixels) if there else np.zeros(0)
+    return Outcome(run.facts, np.array(values), np.array(agreements), perceptual_I=perceptual_I)
