@@ -64,7 +64,11 @@ def test_wheel_holds_the_library_the_app_and_the_models_and_nothing_else(wheel: 
     names = set(zipfile.ZipFile(wheel).namelist())
     # Sheets and figures are for readers of the repository; the app shows the strips.
     assets = {name for name in tracked("assets") if "/strips/" not in name}
-    pictures = {name for name in assets if name.endswith(".png") or name.startswith("assets/figures/")}
+    pictures = {
+        name
+        for name in assets
+        if name.endswith((".png", ".webp")) or "/blind/" in name or name.startswith("assets/figures/")
+    }
     beside = {f"heatkv/bundle/{name}" for name in tracked("app") | tracked("assets") - pictures}
     assert tracked("heatkv") | beside <= names
     assert {name.split("/")[0] for name in names} == {"heatkv", f"heatkv-{heatkv.__version__}.dist-info"}
