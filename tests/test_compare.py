@@ -20,7 +20,7 @@ from heatkv.models.bundled import save_folder
 from heatkv.policies import REGISTRY
 from heatkv.scores import HeadScores
 from heatkv.study import compare as comparing
-from heatkv.study.compare import compare, iso_table, markdown_table
+from heatkv.study.compare import compare, iso_table, markdown_table, summary_table
 from heatkv.study.shards import METRICS, Outcome, Sample, ShardError
 from heatkv.study.statistics import difference, iso_psnr, pareto, summarise
 
@@ -259,3 +259,18 @@ def test_calibrations_of_several_sizes_are_compared_on_the_same_images(
     capsys.readouterr()
     assert calibrations.main([*arguments, "--sizes", "3"]) == 2
     assert "sizes must be from 1 to 2" in capsys.readouterr().err
+
+
+def test_the_summary_shows_the_measure_that_fits_the_way_of_drawing() -> None:
+    by_scale = {"model": "a", "rows": [
+        {"policy": "x", "budget": 0.5, "psnr": 30.04}, {"policy": "y", "budget": 0.5, "psnr": 31.0},
+        {"policy": "y:storage=int4", "budget": 0.5, "psnr": 40.0}, {"policy": "z", "budget": 0.5, "reason": "less"},
+    ], "references": {"sinks_only": {"psnr": 20.0}}}  # fmt: skip
+    by_line = {"model": "b", "rows": [
+        {"policy": "x", "budget": 0.25, "psnr": 9.0, "forced_kl": 0.0304},
+        {"policy": "w", "budget": 0.25, "psnr": 8.0, "forced_kl": 1.5},
+    ]}  # fmt: skip
+    head, _, *rows, _, note = summary_table([by_scale, by_line]).splitlines()
+    assert head == "| budget of a, 0.5 | b, 0.25 |"
+    assert rows == ["| `y` | 31.0 ||", "| `x` | 30.0 | 0.030 |", "| `w` || 1.50 |"], "the best first, storages left out"
+    assert "a: PSNR" in note and "sinks only 20.0" in note and "b: KL" in note

@@ -8,6 +8,7 @@ the full cache (what no one minds).
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -320,24 +321,50 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def summary_table(results: Sequence[dict[str, Any]]) -> str:
-    """PSNR in dB by policy and budget, one model beside the other, as Markdown; the best policy first."""
-    psnr = {
-        (r["model"], row["budget"], row["policy"]): row["psnr"] for r in results for row in r["rows"] if "psnr" in row
-    }
-    columns = sorted({key[:2] for key in psnr}, key=lambda c: ([r["model"] for r in results].index(c[0]), -c[1]))
-    policies = sorted({policy for *_, policy in psnr}, key=lambda name: [-psnr.get((*c, name), -1.0) for c in columns])
-    first = {model: budget for model, budget in reversed(columns)}  # of a model, whose name stands there
-    heads = (f"{model}, {budget:g}" if first[model] == budget else f"{budget:g}" for model, budget in columns)
-    lines = ["| budget of " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in policies:
-        cells = (f" {psnr[*c, name]:.1f} |" if (*c, name) in psnr else "|" for c in columns)
-        lines.append(f"| `{name}` |" + "".join(cells))
-    known = [
-        f"{result['model']}: "
-        + ", ".join(f"{REFERENCE_NAMES[k]} {r['psnr']:.1f}" for k, r in result.get("references", {}).items())
-        for result in results
+    """One number by policy and budget, one model beside the other, as Markdown; the best policy first.
+
+    The KL under teacher forcing where it was measured, as a picture drawn token by token is the same or another one;
+    else PSNR. What is stored in other than a policy's own bits is left to `markdown_table`.
+    """
+    numbers: dict[tuple[int, float, str], float] = {}
+    measures = ["forced_kl" if any("forced_kl" in row for row in r["rows"]) else "psnr" for r in results]
+    for i, (result, measure) in enumerate(zip(results, measures, strict=True)):
+        rows = (row for row in result["rows"] if measure in row and "storage=" not in row["policy"])
+        numbers |= {(i, row["budget"], row["policy"]): row[measure] for row in rows}
+
+    def loss(column: tuple[int, float], name: str) -> float:
+        sign = 1 if measures[column[0]] == "forced_kl" else -1
+        return sign * numbers.get((*column, name), sign * math.inf)
+
+    columns = sorted({key[:2] for key in numbers}, key=lambda column: (column[0], -column[1]))
+    policies = sorted({policy for *_, policy in numbers}, key=lambda name: [loss(column, name) for column in columns])
+    heads = [
+        f"{results[i]['model']}, {budget:g}" if j == 0 or columns[j - 1][0] != i else f"{budget:g}"
+        for j, (i, budget) in enumerate(columns)
     ]
-    return "\n".join(lines) + f"\n\nPSNR in dB against the full cache. For comparison, {'; '.join(known)}."
+    lines = ["| budget of " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
+
+    def shown(i: int, value: float) -> str:
+        return f"{value:.1f}" if measures[i] == "psnr" else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+    for name in policies:
+        cells = (f" {shown(c[0], numbers[*c, name])} |" if (*c, name) in numbers else "|" for c in columns)
+        lines.append(f"| `{name}` |" + "".join(cells))
+    units = {
+        "psnr": "PSNR in dB against the full cache, more is better",
+        "forced_kl": "KL in nats from the full cache's guesses on the same given tokens, less is better",
+    }
+    known = [
+        f"{result['model']}: {units[measure]} ("
+        + ", ".join(
+            f"{REFERENCE_NAMES[k]} {shown(i, r[measure])}"
+            for k, r in result.get("references", {}).items()
+            if measure in r
+        )
+        + ")"
+        for i, (result, measure) in enumerate(zip(results, measures, strict=True))
+    ]
+    return "\n".join(lines) + f"\n\n{'; '.join(known).replace(' ()', '')}."
 
 
 def markdown_table(result: dict[str, Any]) -> str:
