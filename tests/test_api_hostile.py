@@ -55,7 +55,7 @@ def test_generated_payloads_are_answered_and_tell_no_path(served: tuple[str, Any
             name, body = make_payload(number, 2026)
             status, answer, seconds = call(client, url, name, body)
             assert violations(status, answer, seconds, most_seconds=60) == [], (number, name, body[:200], answer[-300:])
-        status, answer, _ = call(client, url, "plan", payload(0.5, "heatkv"))
+        status, answer, _ = call(client, url, "plan", payload(0.5, "heatkv", ""))
     assert status == 200 and "drop_at" in answer
 
 
@@ -123,7 +123,7 @@ def test_the_page_answers_while_an_upload_is_read(
         assert reading.wait(60)
         with httpx.Client(timeout=50) as other:
             assert other.get(url).status_code == 200
-            status, answer, _ = call(other, url, "plan", payload(0.5, "heatkv"))
+            status, answer, _ = call(other, url, "plan", payload(0.5, "heatkv", ""))
         answered.set()
         uploading.join()
     assert status == 200 and "drop_at" in answer
@@ -143,7 +143,7 @@ def test_an_upload_out_of_proportion_is_refused_before_it_is_parsed(
         before = resident(os.getpid())
         with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=60) as other:
             started, answer = time.monotonic(), pool.submit(run_upload, client, url, demo, handler, file)
-            status, _, waited = call(other, url, "plan", payload(0.5, "heatkv"))
+            status, _, waited = call(other, url, "plan", payload(0.5, "heatkv", ""))
             assert "error" in answer.result() and not LEAKS.search(answer.result())
     assert status == 200 and waited < 5 and time.monotonic() - started < 5
     assert resident(os.getpid()) - before < 150 << 20

@@ -15,10 +15,10 @@ VALUES: list[Any] = [
     {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"__type__": "update"}, "🦊" * 300, "0.35", "1e400",
 ]  # fmt: skip
 GOOD: dict[str, list[Any]] = {
-    "plan": [0.5, "heatkv"],
+    "plan": [0.5, "heatkv", ""],
     "generate": ["red apple", 0, 0.5, "heatkv"],
-    "draw": ["red apple", 0, 0.5, "heatkv", 2.0, 0.7, 0, 0.0],
-    "compare": ["red apple", 0, "full", 1.0, "", "heatkv", 0.5, "", None, None, None, None],
+    "draw": ["red apple", 0, 0.5, "heatkv", 2.0, 0.7, 0, 0.0, ""],
+    "compare": ["red apple", 0, "full", 1.0, "", "heatkv", 0.5, "", None, None, None, None, "", ""],
     "calibrate": [["red apple"], 0],
     "knockout": ["red apple", 0],
 }

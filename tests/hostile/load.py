@@ -47,7 +47,7 @@ class Load:
             client.post(f"{self.url}gradio_api/call/calibrate", json=asked)
             return
         name, body = {
-            "plan": ("plan", payload(0.5, "heatkv")),
+            "plan": ("plan", payload(0.5, "heatkv", "")),
             "picture": ("generate", payload("red apple", seed, 0.5, "heatkv")),
             "wrong": ("generate", payload("zeppelin", seed, 0.5, "heatkv")),
         }[kind]

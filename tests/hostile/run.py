@@ -58,7 +58,7 @@ def run_payloads(numbers: range, seed: int) -> int:
                 print(
                     f"payload {number}: {'; '.join(found)}\n  /{name} {body[:300]!a}\n  {answer[-500:]!a}", flush=True
                 )
-        status, answer, _ = call(client, url, "plan", payload(0.5, "heatkv"))
+        status, answer, _ = call(client, url, "plan", payload(0.5, "heatkv", ""))
         if status != 200 or "drop_at" not in answer:
             wrong += 1
             print("the server does not serve any more")
