@@ -93,7 +93,7 @@ def run_upload(client: httpx.Client, url: str, demo: Any, handler: str, file: An
     return done.text
 
 
-UPLOADS = [("ExploreTab.take_schedule", "mine.json"), ("BudgetsTab.take_file", "mine.json"),
+UPLOADS = [("Files.take_schedule", "mine.json"), ("BudgetsTab.take_file", "mine.json"),
            ("BudgetsTab.take_file", "mine.safetensors"), ("CalibrateTab.take_file", "mine.safetensors")]  # fmt: skip
 
 
