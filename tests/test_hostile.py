@@ -232,7 +232,7 @@ def test_files_that_unpack_to_more_than_they_are_worth_are_refused_at_once(world
         outcome = run([str(argument) for argument in arguments], world.out)
         assert violations(outcome) == [] and outcome.code == 2, outcome
         assert outcome.seconds < 4, "bounds come before parsing"
-        assert outcome.peak_bytes < 900_000_000
+        assert outcome.peak_bytes < 500_000_000
 
 
 @pytest.mark.parametrize("prompt", ["\udcff", "a\x00b", "red \x1b[2J apple"])

@@ -14,13 +14,16 @@ from pathlib import Path
 
 MAX_SECONDS = 10.0  # of processor time, as the machine may be busy with other things
 MAX_WAIT_SECONDS = 90.0  # in all
-MAX_BYTES = 1_500_000_000
+MAX_BYTES = 1_200_000_000  # on top of this process, of which a command is a fork: 1.5 GB with a fresh torch
 MAX_LINE = 1_000
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, after so many seconds of processor time. ``code`` is None where it had to be killed."""
+    """How a command ended, after so many seconds of processor time. ``code`` is None where it had to be killed.
+
+    ``peak_bytes`` is what it held at most on top of the process that it was forked from.
+    """
 
     code: int | None
     out: str
@@ -35,7 +38,7 @@ def run(arguments: Sequence[str], folder: Path) -> Outcome:
     logs = folder.parent / "logs"
     logs.mkdir(exist_ok=True)
     before = set(folder.iterdir())
-    started = time.monotonic()
+    started, shared = time.monotonic(), _resident(os.getpid())
     child = os.fork()
     if child == 0:
         _live(arguments, logs)
@@ -43,9 +46,9 @@ def run(arguments: Sequence[str], folder: Path) -> Outcome:
     while status is None:
         found, code, used = os.wait4(child, os.WNOHANG)
         if found:
-            status, peak, seconds = code, used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
-        elif time.monotonic() - started > MAX_WAIT_SECONDS or _resident(child) > MAX_BYTES * 1.5:
-            peak = _resident(child)
+            status, peak, seconds = code, used.ru_maxrss * 1024 - shared, used.ru_utime + used.ru_stime
+        elif time.monotonic() - started > MAX_WAIT_SECONDS or _resident(child) - shared > MAX_BYTES * 1.5:
+            peak = _resident(child) - shared
             os.killpg(child, signal.SIGKILL)
             used = os.wait4(child, 0)[2]
             status, seconds = -1, used.ru_utime + used.ru_stime
