@@ -15,6 +15,7 @@ from strategies import geometries, ordinary_problem
 
 from heatkv.budget import MIXED, cell_cost, cost_limit, least_budget, resident_cost, token_cost
 from heatkv.cache.seam import ScheduleCache
+from heatkv.models import bundled_folders, bundled_scores
 from heatkv.policies import heatkv_plus, plan
 from heatkv.policies.heatkv_plus import NOISE
 from heatkv.scales import Geometry, ScaleSchedule
@@ -155,6 +156,13 @@ def test_scores_that_do_not_know_rounding_are_planned_in_eight_bits() -> None:
     assert plan(before, 0.2, "heatkv+").storage == "int8"
     with pytest.raises(ValueError, match="with a cell in fewer bits; calibrate again"):
         plan(before, 0.2, "heatkv+", storage=MIXED)
+
+
+@pytest.mark.parametrize("model", bundled_folders())
+def test_the_scores_of_the_bundled_models_know_rounding(model: str) -> None:
+    schedule = plan(bundled_scores(model), 0.125, "heatkv+")
+    assert schedule.storage == MIXED and schedule.peak_share <= 0.125
+    assert len(np.unique(schedule.formats_LHS)) == 3
 
 
 def test_budgets_far_below_the_sinks_of_other_policies_can_be_met() -> None:
