@@ -239,6 +239,13 @@ class HeldLines:
         OPEN_LINE.decode(codes, OPEN_LINE.steps(ranges), out[:, :, first:])
         return out
 
+    def line(self) -> Tensor:
+        """Keys and values of the line that was drawn, ``[2, B, heads, tokens, D]`` in float32."""
+        codes, ranges = (x[:, :, self.held :] for x in (self.codes, self.ranges))
+        out = torch.empty(codes.shape, device=self.memory.device)
+        OPEN_LINE.decode(codes, OPEN_LINE.steps(ranges), out)
+        return out.unflatten(2, (-1, self.heads)).transpose(2, 3)
+
     def write(self, codes_2BHD: Tensor, ranges_2BH2: Tensor) -> None:
         """Store a token in the room of its line."""
         place = self.held + self.drawn * self.heads
@@ -293,9 +300,7 @@ class PackedLineMemory:
         ]
         for layer in sorted(range(len(plans)), key=lambda layer: growth_L[layer]):
             held = self.holders[layer]
-            newest_2BND = held.read()[:, :, -held.drawn * held.heads :]
-            newest_2BHND = newest_2BND.unflatten(2, (held.drawn, held.heads)).transpose(2, 3)
-            self.holders[layer] = HeldLines(plans[layer], held, held.codes, held.ranges, newest_2BHND, hidden_BT)
+            self.holders[layer] = HeldLines(plans[layer], held, held.codes, held.ranges, held.line(), hidden_BT)
         self._count()
 
     def _count(self) -> None:
