@@ -18,11 +18,12 @@ from PIL import Image
 
 from heatkv import generate, load
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
+from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.words import Vocabulary
 from heatkv.models.llamagen.transformer import LlamaGenConfig
 from heatkv.scales import ScaleSchedule
 from heatkv.training import __main__ as main_module
-from heatkv.training import codebook, data, export, lines, loop, scenes, sheet, tokenizer, transformer
+from heatkv.training import codebook, data, encoder, export, lines, loop, scenes, sheet, tokenizer, transformer
 from heatkv.training.codebook import CodebookRun
 from heatkv.training.lines import LinesRun
 from heatkv.training.tokenizer import TokenizerRun
@@ -178,6 +179,35 @@ def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_shape_is_not_resumed(dataset: data.Dataset, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"trained with base_width 8, not 16: use its settings or another folder"):
         tokenizer.train(scenes.Scenes(dataset), trained, replace(BITS, base_width=16), CPU)
+
+
+def test_a_new_tokenizer_can_mean_what_an_earlier_one_means(
+    dataset: data.Dataset, trained: Path, tmp_path: Path
+) -> None:
+    """Trained to agree, its coarse bits are the earlier one's; the scales that both begin with have the same codes."""
+    shown = scenes.Scenes(dataset)
+    export.export(trained, tmp_path / "m", "m")
+    model = load(tmp_path / "m", "cpu")
+    assert isinstance(model, InfinityModel)
+    shipped = model.autoencoder
+    assert shipped.encoder is None
+    elder = encoder.fit(shipped, shown, tmp_path, CPU, steps=2)
+    again = encoder.fit(shipped, shown, tmp_path, CPU, steps=0)  # kept in the folder
+    x = tokenizer.draw_batch(shown, 5, 4, CPU)
+    assert torch.equal(elder.encode(x), again.encode(x))
+    assert all(
+        torch.equal(a, b.float()) for a, b in zip(elder.decoder.parameters(), shipped.decoder.parameters(), strict=True)
+    )
+    larger = replace(BITS, side=64, scales=(1, 2, 3, 5, 16), steps=12, align=20.0, learning_rate=1e-2)
+    wide = scenes.Scenes(replace(dataset, images=dataset.images.repeat(2, 1).repeat(2, 2)))
+    held_out = tokenizer.draw_batch(wide, 7, 8, CPU)
+    apart = []
+    for name, kept in (("alone", None), ("agreeing", elder)):
+        tokenizer.train(wide, tmp_path / name, larger, CPU, elder=kept)
+        young = tokenizer.load_trained(tmp_path / name / "tokenizer.pt")
+        apart.append(tokenizer.disagreement(young.encode(held_out), held_out, elder).item())
+        assert torch.allclose(young.quantizer.code_size_S[:3], elder.quantizer.code_size_S[:3]) == (kept is not None)
+    assert apart[1] < 0.8 * apart[0]
 
 
 @pytest.mark.parametrize(

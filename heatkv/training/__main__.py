@@ -20,6 +20,7 @@ from heatkv.training import (
     blind,
     codebook,
     data,
+    encoder,
     evaluate,
     export,
     lines,
@@ -95,8 +96,8 @@ def make_parser() -> argparse.ArgumentParser:
         add_settings(command, settings)
         command.add_argument("--stop-after", type=int, help="end this call after so many steps, with a checkpoint")
         command.add_argument("--dry-run", action="store_true", help=DRY_RUN)
-        if name == "transformer":
-            command.add_argument("--start-from", help="a model to start from where its shapes allow, such as pocket")
+        if name in ("tokenizer", "transformer"):
+            command.add_argument("--start-from", help="a model by scales whose bits and weights to go on from: pocket")
     command = commands.add_parser("export", help="write the model folder")
     command.add_argument("--folder", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
@@ -181,17 +182,18 @@ def train(arguments: argparse.Namespace) -> Path:
     few = {"steps": 4, "batch": 2, "evaluate_every": 2}
     if isinstance(run, tokenizer.TokenizerRun):
         run = replace(run, **few) if arguments.dry_run else run  # type: ignore[arg-type]
-        return tokenizer.train(shown(arguments, run.side), folder, run, device, arguments.stop_after)
+        pictures, first = shown(arguments, run.side), first_model(arguments)
+        steps = run.steps if arguments.dry_run else encoder.STEPS
+        elder = encoder.fit(first.autoencoder, pictures, folder, device, steps) if first else None
+        return tokenizer.train(pictures, folder, run, device, arguments.stop_after, elder)
     if isinstance(run, codebook.CodebookRun):
         run = replace(run, **few, warm=1, freeze=2) if arguments.dry_run else run  # type: ignore[arg-type]
         return codebook.train(shown(arguments, run.side), folder, run, device, arguments.stop_after)
     few |= {"pool": 16, "start": 8, "compose": 1, "grow": 2, "widen": 3}
     if isinstance(run, transformer.TransformerRun):
         run = replace(run, **few, short_batch=2) if arguments.dry_run else run  # type: ignore[arg-type]
-        first = load(arguments.start_from, "cpu") if arguments.start_from else None
-        if first is not None and not isinstance(first, InfinityModel):
-            raise ValueError(f"{arguments.start_from} is not a model by scales that was trained here")
         side = tokenizer.side_of(tokenizer.load_trained(folder / "tokenizer.pt"))
+        first = first_model(arguments)
         return transformer.train(shown(arguments, side).dataset, folder, run, device, arguments.stop_after, first)
     assert isinstance(run, lines.LinesRun)
     run = replace(run, **few) if arguments.dry_run else run  # type: ignore[arg-type]
@@ -200,6 +202,14 @@ def train(arguments: argparse.Namespace) -> Path:
         raise ValueError(f"{folder / 'codebook.pt'} is not frozen yet: run `codebook` to step {state['run']['freeze']}")
     side = state["run"]["side"]
     return lines.train(shown(arguments, side).dataset, vq, side, folder, run, device, arguments.stop_after)
+
+
+def first_model(arguments: argparse.Namespace) -> InfinityModel | None:
+    """The model by scales to start from, where one was named."""
+    first = load(arguments.start_from, "cpu") if arguments.start_from else None
+    if first is not None and not isinstance(first, InfinityModel):
+        raise ValueError(f"{arguments.start_from} is not a model by scales that was trained here")
+    return first
 
 
 def run_evaluation(arguments: argparse.Namespace) -> None:

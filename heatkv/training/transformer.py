@@ -214,21 +214,23 @@ def new_model(vocabulary: Vocabulary, scales: ScaleSchedule, bits: int, run: Tra
 
 
 @torch.no_grad()
-def start_from(model: TextToBits, trained: InfinityModel) -> None:
-    """Take over what an earlier model has learned, where it fits: words, blocks, scales; not what its bits mean."""
+def start_from(model: TextToBits, trained: InfinityModel, scales: ScaleSchedule) -> None:
+    """Take over what an earlier model has learned, where it fits; a new scale starts as the nearest earlier one."""
     assert isinstance(trained.text, WordEncoder)
     for mine, theirs in ((model.text, trained.text), (model.transformer, trained.transformer)):
         state = mine.state_dict()
         for name, value in theirs.state_dict().items():
-            new = not name.startswith(("word_embed", "head", "lvl_embed", "embedding"))
-            if new and name in state and state[name].shape == value.shape:
+            if name in state and state[name].shape == value.shape and not name.startswith(("lvl_embed", "embedding")):
                 state[name].copy_(value)
     for i, word in enumerate(trained.text.vocabulary.words):
         place = model.text.vocabulary.id(word)
         if place is not None:
             model.text.embedding.weight[place] = trained.text.embedding.weight[i + 1].float()
     levels = trained.transformer.lvl_embed.weight.float()
-    model.transformer.lvl_embed.weight[: len(levels)] = levels[: len(model.transformer.lvl_embed.weight)]
+    sides = [h for h, _ in trained.autoencoder.quantizer.scales]
+    for k, (h, _) in enumerate(scales):
+        nearest = min(range(len(sides)), key=lambda j: abs(sides[j] - h))
+        model.transformer.lvl_embed.weight[k] = levels[nearest]
 
 
 def draw_samples(average: TextToBits, autoencoder: Autoencoder, prompts: list[str], path: Path) -> None:
@@ -264,7 +266,7 @@ def train(
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
     elif first is not None:
-        start_from(model, first)
+        start_from(model, first, scales)
         average.load_state_dict(model.state_dict())
     course = scenes.Course(dataset, run.compose, run.grow, run.widen)
     held_out = Pool(lambda x: encode(autoencoder, x), device, 96)
