@@ -139,11 +139,13 @@ class Format:
         if self.bits == 8:
             wide.copy_(codes)
         else:
-            shares = wide.chunk(8 // self.bits, -1)
-            for i, share in enumerate(shares):
-                numbers = codes >> SHARE_BITS[self.bits * i] if i else codes
-                share.copy_(numbers if i == len(shares) - 1 else numbers & LOWEST[self.bits])
-        wide.mul_(steps[0]).add_(steps[1])  # in a fifth of the time of one addcmul where a range is a token's
+            # Bytes first, whole, as rows of few numbers keep a processor from taking many at a time.
+            shares = [codes >> SHARE_BITS[shift] if shift else codes for shift in range(0, 8, self.bits)]
+            wide.copy_(torch.cat([*(share & LOWEST[self.bits] for share in shares[:-1]), shares[-1]], -1))
+        if self.ranges == "token":  # where one addcmul takes five times the time, and else two thirds
+            wide.mul_(steps[0]).add_(steps[1])
+        else:
+            torch.addcmul(steps[1], wide, steps[0], out=wide)
         if wide is not out:
             out.copy_(wide)
 

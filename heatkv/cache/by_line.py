@@ -46,14 +46,14 @@ class GroupPlan:
         Whose every entry of memory is, and which token of the sequence: what is held by head and position, then the
         room; where all heads hold equally many, the room of each head behind what it holds.
     keep_E
-        Which entries of the stretch before, or of the condition, are held (int64, on the device).
+        Which entries of the stretch before, or of the condition, are held (int32, on the device).
     """
 
     first: int
     held_H: npt.NDArray[np.int64]
     room: int
-    head_E: npt.NDArray[np.int64]
-    position_E: npt.NDArray[np.int64]
+    head_E: npt.NDArray[np.integer]
+    position_E: npt.NDArray[np.integer]
     keep_E: Tensor
 
     @cached_property
@@ -85,8 +85,9 @@ def plan_group(
     else:
         new_head_E = np.concatenate([head_E[kept], np.tile(np.arange(heads), len(drawn))])
         new_position_E = np.concatenate([position_E[kept], np.repeat(drawn, heads)])
-    keep_E = torch.from_numpy(kept).to(device)
-    return GroupPlan(first, held_H, len(drawn), new_head_E, new_position_E, keep_E)
+    # Remembered for every stretch of every layer: in half the bytes.
+    whose_E, which_E, keep_E = (x.astype(np.int32) for x in (new_head_E, new_position_E, kept))
+    return GroupPlan(first, held_H, len(drawn), whose_E, which_E, torch.from_numpy(keep_E).to(device))
 
 
 class Group:
@@ -283,7 +284,7 @@ class LineEntries:
         k_BHMD, v_BHMD = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         return k_BHMD, v_BHMD
 
-    def of_head(self, head: int) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
+    def of_head(self, head: int) -> tuple[Tensor, Tensor, npt.NDArray[np.integer]]:
         index = next(i for i, cut in enumerate(self.cuts) if cut.start <= head < cut.stop)
         group, head = self.groups[index], head - self.cuts[index].start
         plan, (k, v) = group.plan, group.read()

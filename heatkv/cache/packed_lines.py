@@ -27,7 +27,7 @@ from heatkv.formats import FORMATS, OPEN_LINE, Format
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.integer]
 BY_TOKEN = [i for i, form in enumerate(FORMATS.values()) if form is OPEN_LINE]
 
 
@@ -123,19 +123,18 @@ def plan_line(
         first_S = np.array([first for first, _ in scales.bounds])
         head_E.append(np.repeat(head_C, key[1]))
         position_E.append((first_S[segment_C][:, None] + np.arange(key[1])).ravel())
-    if before is None:
-        was_head_E, was_position_E = (
-            np.tile(heads, scales.tokens[0]),
-            np.repeat(np.arange(scales.tokens[0]), len(heads)),
-        )
-    else:
+    was_head_E: Ints = np.tile(heads, scales.tokens[0])
+    was_position_E: Ints = np.repeat(np.arange(scales.tokens[0]), len(heads))
+    if before is not None:
         was_head_E, was_position_E = before.head_E[before.in_parts :], before.position_E[before.in_parts :]
     segment_E = np.searchsorted([end for _, end in scales.bounds], was_position_E, side="right")
     stays_E = (drop_at_HS[was_head_E, segment_E] > line) & np.isin(formats_HS[was_head_E, segment_E], BY_TOKEN)
     keep_E, drawn = np.flatnonzero(stays_E), np.arange(*scales.bounds[line])
     head_E += [was_head_E[keep_E], np.tile(heads, len(drawn))]
     position_E += [was_position_E[keep_E], np.repeat(drawn, len(heads))]
-    return LinePlan(parts, np.concatenate(head_E), np.concatenate(position_E), on_device(keep_E), len(drawn))
+    # Remembered for every line of every layer: in half the bytes.
+    whose_E, which_E = (np.concatenate(x).astype(np.int32) for x in (head_E, position_E))
+    return LinePlan(parts, whose_E, which_E, on_device(keep_E.astype(np.int32)), len(drawn))
 
 
 @lru_cache(maxsize=4)
@@ -204,9 +203,9 @@ class HeldLines:
         by_token.mul_(steps_2BE[0].unsqueeze(1)).baddbmm_(q_BHD.sum(-1, keepdim=True), firsts_2BE[0].unsqueeze(1))
         p_BHE = logits_BHE.softmax(-1)
         by_token = p_BHE[..., first:end]
-        out_BHD = torch.bmm(by_token, firsts_2BE[1].unsqueeze(2))
+        out_BH1 = torch.mul(by_token, firsts_2BE[1].unsqueeze(1)).sum(-1, keepdim=True)
         by_token.mul_(steps_2BE[1].unsqueeze(1))
-        return torch.bmm(p_BHE, values).add_(out_BHD).unsqueeze(2).to(q_BH1D.dtype)
+        return torch.bmm(p_BHE, values).add_(out_BH1).unsqueeze(2).to(q_BH1D.dtype)
 
     def _numbers(self, k_BH1D: Tensor, v_BH1D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is read, the token at hand last: of entries in 8 bits the codes, steps and first numbers."""

@@ -45,7 +45,7 @@ class ProbeCache(ScheduleCache):
                 k_BMD, _, where_M = entries.of_head(head)
                 self.attention[layer, head].append(self._probabilities(q_BHND[0, head], k_BMD[0], where_M))
 
-    def _probabilities(self, q_ND: Tensor, k_MD: Tensor, where_M: npt.NDArray[np.int64]) -> Tensor:
+    def _probabilities(self, q_ND: Tensor, k_MD: Tensor, where_M: npt.NDArray[np.integer]) -> Tensor:
         """Of some keys, which are the tokens ``where_M`` of the sequence, among the tokens so far."""
         start, tokens = self.geometry.scales.bounds[self.scale]
         every = -(-len(q_ND) * tokens // MAX_ENTRIES)

@@ -132,7 +132,7 @@ class Entries(Protocol):
         """Keys and values ``[B, H, M, D]`` in the order of drawing, where all heads have read everything."""
         ...
 
-    def of_head(self, head: int) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
+    def of_head(self, head: int) -> tuple[Tensor, Tensor, npt.NDArray[np.integer]]:
         """Keys and values ``[B, M, D]`` of a head, and which tokens of the sequence they are, ascending."""
         ...
 
