@@ -20,9 +20,11 @@ from heatkv.models.bundled import save_folder
 from heatkv.policies import REGISTRY
 from heatkv.scores import HeadScores
 from heatkv.study import compare as comparing
-from heatkv.study.compare import compare, iso_table, markdown_table, summary_table
-from heatkv.study.shards import METRICS, Outcome, Sample, ShardError
+from heatkv.study.compare import compare
+from heatkv.study.metrics import METRICS
+from heatkv.study.shards import Outcome, Sample, ShardError
 from heatkv.study.statistics import difference, iso_psnr, pareto, summarise
+from heatkv.study.tables import iso_table, markdown_table, summary_table
 
 PROMPTS = ["green tree", "a picture of a cat", "blue tree", "green apple", "red tree"]
 

@@ -21,7 +21,8 @@ from heatkv.schedule import Schedule, ScheduleError
 from heatkv.scores import HeadScores, OrdersError, ScoresError, orders_from_json, orders_to_json
 from heatkv.study import compare as comparing
 from heatkv.study.bench import bench, markdown
-from heatkv.study.compare import compare, markdown_table
+from heatkv.study.compare import compare
+from heatkv.study.tables import markdown_table
 
 PROMPTS = ["green tree", "blue tree", "red tree"]
 

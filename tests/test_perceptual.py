@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from heatkv.study import perceptual
-from heatkv.study.compare import markdown_table
-from heatkv.study.shards import METRICS, Outcome, Sample, Shard
+from heatkv.study.metrics import METRICS
+from heatkv.study.shards import Outcome, Sample, Shard
 from heatkv.study.statistics import add_measured
+from heatkv.study.tables import markdown_table
 
 SHEET = Path(__file__).parents[1] / "assets" / "models" / "pocket" / "samples.png"
 installed = pytest.mark.skipif(not perceptual.available(), reason="the extra `perceptual` is not installed")

@@ -12,7 +12,7 @@ import pytest
 from heatkv.cli import make_parser
 from heatkv.policies import REGISTRY
 from heatkv.scales import ScaleSchedule
-from heatkv.study.compare import summary_table
+from heatkv.study.tables import summary_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

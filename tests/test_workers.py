@@ -19,7 +19,7 @@ from heatkv.cache import attention
 from heatkv.cache.seam import full_cache
 from heatkv.models import chosen_dtype
 from heatkv.models.bundled import save_folder
-from heatkv.study import shards
+from heatkv.study import running, shards
 from heatkv.study.shards import Sample, Setting, Shard, fingerprint
 from heatkv.views import budgets
 
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def running(model: Path, tmp_path: Path) -> subprocess.Popen[str]:
+def at_work(model: Path, tmp_path: Path) -> subprocess.Popen[str]:
     """A comparison at work with two workers; more work than any test waits for."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"{'green ' * (i % 40 + 1)}tree" for i in range(400)))
@@ -73,20 +73,20 @@ def members(group: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("how", ["Ctrl-C", "killed"])
 def test_an_end_of_a_comparison_is_quiet_and_leaves_nobody_behind(
-    running: subprocess.Popen[str], tmp_path: Path, how: str
+    at_work: subprocess.Popen[str], tmp_path: Path, how: str
 ) -> None:
-    assert len(members(running.pid)) >= 3
+    assert len(members(at_work.pid)) >= 3
     if how == "Ctrl-C":
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the parent and its workers
+        os.killpg(at_work.pid, signal.SIGINT)  # as a terminal does: to the parent and its workers
     else:
-        running.kill()
-    _, err = running.communicate(timeout=20)
-    assert running.returncode == (130 if how == "Ctrl-C" else -signal.SIGKILL)
+        at_work.kill()
+    _, err = at_work.communicate(timeout=20)
+    assert at_work.returncode == (130 if how == "Ctrl-C" else -signal.SIGKILL)
     assert "Traceback" not in err and "Error" not in err and "Interrupt" not in err
     if how == "Ctrl-C":
         assert err.splitlines()[-1] == "cancelled"
     deadline = time.monotonic() + 10
-    while members(running.pid):
+    while members(at_work.pid):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.1)
     assert not (tmp_path / "results.json").exists()
@@ -136,13 +136,13 @@ def test_one_model_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         most.append(len(alive))
         return made
 
-    monkeypatch.setattr(shards, "load", load)
-    shards.let_go()
+    monkeypatch.setattr(running, "load", load)
+    running.let_go()
     for dtype in ("float32", "bfloat16", "float32"):
-        shards.loaded("a", "cpu", dtype)
-        shards.loaded("a", "cpu", dtype)
+        running.loaded("a", "cpu", dtype)
+        running.loaded("a", "cpu", dtype)
     assert most == [1, 1, 1]
-    shards.let_go()
+    running.let_go()
     assert not alive
 
 
@@ -157,7 +157,7 @@ def test_a_comparison_lets_go_of_its_model_before_another_is_loaded(
     from heatkv.scores import HeadScores
     from heatkv.study.compare import compare
 
-    real, alive, most = shards.load, weakref.WeakSet(), []
+    real, alive, most = running.load, weakref.WeakSet(), []
 
     def load(*arguments: str) -> InfinityModel:
         gc.collect()
@@ -166,12 +166,12 @@ def test_a_comparison_lets_go_of_its_model_before_another_is_loaded(
         alive.add(made.transformer)  # type: ignore[attr-defined]
         return made  # type: ignore[return-value]
 
-    shards.let_go()
-    monkeypatch.setattr(shards, "load", load)
+    running.let_go()
+    monkeypatch.setattr(running, "load", load)
     scores = HeadScores.load(model / "scores.safetensors")
     compare(str(model), ["blue cat"], scores, [0.5], ["heatkv"], repetitions=1)
     assert len(most) >= 2 and max(most) == 0
-    shards.let_go()
+    running.let_go()
 
 
 @pytest.mark.parametrize(("capability", "modern"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])

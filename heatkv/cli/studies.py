@@ -14,7 +14,7 @@ from heatkv.files import check_writable, write_atomic
 
 def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.models import find_folder
-    from heatkv.study.compare import markdown
+    from heatkv.study.tables import markdown
 
     out = check_writable(arguments.out)
     tables = check_writable(tables_path(out))

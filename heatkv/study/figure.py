@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from heatkv.files import write_atomic
-from heatkv.study.compare import summary_table
+from heatkv.study.tables import REFERENCE_NAMES, summary_table
 
 WIDTH, HEIGHT = 500, 330  # of a panel
 LEFT, TOP, BOTTOM = 44, 34, 40  # what its axes take
 LETTER = 6.2  # width of a label's, about
 COLOURS = {"heatkv+": "#c2410c", "heatkv+16": "#f59e0b", "heatkv": "#1d4ed8", "random": "#6b7280"}
 OTHERS = "#b8bfca"
-REFERENCES = {"dtype_noise": "bf16 against fp32", "other_seed": "another seed"}
+REFERENCES = ("dtype_noise", "other_seed")  # those that are drawn
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def panel(comparison: Mapping[str, Any], left: float) -> str:
     """One comparison as a group of SVG elements, ``left`` pixels from the edge."""
     lines = curves(comparison)
     references = {
-        name: float(comparison["references"][key]["psnr"])
-        for key, name in REFERENCES.items()
+        REFERENCE_NAMES[key]: float(comparison["references"][key]["psnr"])
+        for key in REFERENCES
         if key in comparison.get("references", {})
     }
     end = WIDTH - 24 - max(12, *(len(line.name) for line in lines)) * LETTER

@@ -14,6 +14,11 @@ import torch
 import torch.nn.functional as F
 
 Image = npt.NDArray[np.uint8]
+# What a comparison measures of every image, in the order of `heatkv.study.shards.Outcome`.
+METRICS = ("psnr", "psnr_foreground", "ssim", "bit_agreement")
+# Of models that draw token by token, measured on the full cache's own tokens: what the cache alone changes, without
+# what follows from a first different token. Share of equal likeliest tokens, and KL of the next token in nats.
+FORCED = ("forced_agreement", "forced_kl")
 # A pixel counts as foreground where either image is darker than white by more than this.
 BACKGROUND_SLACK = 12
 # What identical images are reported as: finite, so that means over images exist.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.study.shards import METRICS
+from heatkv.study.metrics import METRICS
 
 BOOTSTRAPS = 1_000
 LEVELS = 3  # of quality at which bytes are compared

@@ -15,7 +15,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from heatkv.study.shards import Setting, Shard, ShardError, execute
+from heatkv.study.running import execute
+from heatkv.study.shards import Setting, Shard, ShardError
 
 ENGINES = ("local", "ray")
 RETRIES = 3  # of a shard whose worker is lost
