@@ -68,7 +68,7 @@ def _serve(link: Connection, setting: Setting) -> None:
     while True:
         try:
             task = link.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the other end is closed, or gone with an answer unread
             return
         try:
             answer: Any = _compute(setting, task)
