@@ -1,4 +1,4 @@
-"""All that comes from outside is read here: form fields, event data, addresses. Trust nothing, say what is wrong."""
+"""All that comes from outside is read here: form fields, event data. Trust nothing, say what is wrong."""
 
 from __future__ import annotations
 

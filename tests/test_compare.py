@@ -271,8 +271,11 @@ def test_the_summary_shows_the_measure_that_fits_the_way_of_drawing() -> None:
     by_line = {"model": "b", "rows": [
         {"policy": "x", "budget": 0.25, "psnr": 9.0, "forced_kl": 0.0304},
         {"policy": "w", "budget": 0.25, "psnr": 8.0, "forced_kl": 1.5},
+        {"policy": "v", "budget": 0.25, "psnr": 8.0, "forced_kl": 0.00021},
     ]}  # fmt: skip
-    head, _, *rows, _, note = summary_table([by_scale, by_line]).splitlines()
-    assert head == "| budget of a, 0.5 | b, 0.25 |"
-    assert rows == ["| `y` | 31.0 ||", "| `x` | 30.0 | 0.030 |", "| `w` || 1.50 |"], "the best first, storages left out"
+    head, rule, *rows, _, note = summary_table([by_scale, by_line]).splitlines()
+    assert (head, rule) == ("| policy | a, 0.5 | b, 0.25 |", "|---|---|---|"), "as many cells, or it is no table"
+    assert rows == ["| `y` | 31.0 ||", "| `x` | 30.0 | 0.030 |", "| `v` || 0.0002 |", "| `w` || 1.50 |"], (
+        "the best first, storages left out"
+    )
     assert "a: PSNR" in note and "sinks only 20.0" in note and "b: KL" in note

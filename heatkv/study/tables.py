@@ -45,10 +45,11 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
         f"{results[i]['model']}, {budget:g}" if j == 0 or columns[j - 1][0] != i else f"{budget:g}"
         for j, (i, budget) in enumerate(columns)
     ]
-    lines = ["| budget of " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| policy | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
 
     def shown(i: int, value: float) -> str:
-        return f"{value:.1f}" if measures[i] == "psnr" else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+        digits = 1 if measures[i] == "psnr" else 2 if value >= 0.1 else 3 if value >= 0.001 else 4
+        return f"{value:.{digits}f}"
 
     for name in policies:
         cells = (f" {shown(c[0], numbers[*c, name])} |" if (*c, name) in numbers else "|" for c in columns)

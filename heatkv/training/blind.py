@@ -1,7 +1,7 @@
 """Sheets for a reader who does not know the prompts, and the key to them.
 
 Three questions: what is this (single words); which two things are these (scenes); and which of two pictures, drawn
-under the same small budget by a ranking and by its reverse, is nearer to the full cache's.
+under the same small budget by `heatkv+16` and by HeatKV's ranking upside down, is nearer to the full cache's.
 """
 
 from __future__ import annotations
