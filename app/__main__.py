@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -110,23 +111,23 @@ def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path 
     from heatkv.scores import HeadScores
 
     folder = find_folder(name)
-    label, scores = "bundled calibration", own_scores(folder)
+    label, own = "bundled calibration", own_scores(folder)
+    scores = own
     if scores_file:
         scores, label = HeadScores.load(scores_file), f"scores of {scores_file.name}"
     model = load(name, device, dtype)
     if scores is None:
         scores, label = calibrated(model), "calibration on the model's examples"
     scores.check_matches(model.geometry)
-    shipped = is_bundled(name) and not scores_file
-    fingerprint = bundled_fingerprint(name) if shipped and own_scores(folder) else ""
-    path = folder / "comparison.json"
+    fingerprint = bundled_fingerprint(name) if is_bundled(name) and own and not scores_file else ""
+    comparison = read_comparison(folder / "comparison.json")
     return Exhibit(
         model,
         scores,
-        read_references(path),
+        references_of(comparison),
         read_prompts(calibration_prompts(model.geometry.scales)) if is_bundled(name) else [],
         label,
-        read_comparison(path),
+        comparison,
         read_strips(folder, fingerprint) if fingerprint else [],
         Chosen.read(folder, fingerprint),
     )
@@ -164,9 +165,9 @@ def read_comparison(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_references(path: Path) -> dict[str, Any]:
-    """The references of a model's bundled comparison; none where there are none."""
-    references = read_comparison(path).get("references")
+def references_of(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The references of a comparison; none where there are none."""
+    references = comparison.get("references")
     return references if isinstance(references, dict) else {}
 
 

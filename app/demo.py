@@ -14,8 +14,8 @@ from app.api import Api
 from app.components import Component
 from app.lessons.chosen import Chosen
 from app.lessons.texts import lessons
-from app.page import PRIVATE, WISH, Page
-from app.recipes import Calibration, Recipe, storages
+from app.page import PRIVATE, WISH, Page, problem
+from app.recipes import Calibration, Recipe, read_storage, storages
 from app.strips import START_PERCENT, Strip
 from app.tabs import about
 from app.tabs.budgets import BudgetsTab
@@ -278,6 +278,10 @@ class _Demo:
         policy = wish.get("policy") if isinstance(wish, Mapping) else None
         chosen = policy if isinstance(policy, str) and policy in allowed else next(iter(allowed))
         asked = wish.get("storage") if isinstance(wish, Mapping) else None
-        storage, refused = self.bench.storage_of(chosen, asked)
+        storage, refused = None, ""
+        try:
+            storage = read_storage(asked, chosen, self.bench.geometry)
+        except ValueError as error:
+            refused = problem(error)
         table = self.bench.table(calibration, chosen, uploaded, storage)
         return table, self.dial(calibration, chosen, storage, refused)

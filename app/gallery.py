@@ -19,13 +19,12 @@ MAX_BYTES = 32 << 20
 class Drawing:
     """A finished picture: the run without its previews, and these as addresses a page can show.
 
-    ``held_T`` is what the cache held after every scale, in tokens of one batch row; ``kept_LHS`` the share of every
-    source's tokens that a policy without a schedule still held at the last one, None for the others.
+    ``kept_LHS`` is the share of every source's tokens that a policy without a schedule still held at the last scale;
+    None for the others.
     """
 
     run: Generation
     frames: tuple[str, ...]
-    held_T: tuple[int, ...]
     kept_LHS: npt.NDArray[np.float64] | None = None
 
     @property
@@ -43,7 +42,7 @@ def drawing(run: Generation, kept_LHS: npt.NDArray[np.float64] | None = None) ->
     last = run.scales[-1]
     frames = [data_url(e.pixels, preview=e is not last) for e in run.scales if e.pixels is not None]
     events: tuple[ScaleEvent, ...] = tuple(replace(event, pixels=None) for event in run.scales)
-    return Drawing(replace(run, scales=events), tuple(frames), tuple(e.tokens for e in run.scales), kept_LHS)
+    return Drawing(replace(run, scales=events), tuple(frames), kept_LHS)
 
 
 class Gallery:

@@ -147,12 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     bench = Workbench(load(options.model, "cpu", "float32"), bundled_scores(options.model))
     weights, folder = bundled_fingerprint(options.model), find_folder(options.model)
-    for path in (folder / FOLDER).glob("*.png"):
-        path.unlink()
     strips = []
     for prompt, seed, policy in wanted(bench, Chosen.read(folder, weights)):
         strips.append(make_strip(bench, prompt, seed, policy, weights))
         print(f"{prompt}, seed {seed}, {policy}", flush=True)
+    for path in (folder / FOLDER).glob("*.png"):  # those of before, once the new ones are drawn
+        path.unlink()
     print(f"{len(write_strips(folder, strips))} strips in {folder / FOLDER}")
 
 

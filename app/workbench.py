@@ -12,7 +12,7 @@ import numpy as np
 
 from app.inputs import MAX_PROMPTS, SAMPLING, InputError, read_prompt, read_prompts, read_sampling, read_seed
 from app.jobs import Jobs, Subject
-from app.recipes import Calibration, Plan, Recipe, Source, read_recipe, read_storage
+from app.recipes import Calibration, Plan, Recipe, Source, read_recipe
 from app.turns import Turns
 from heatkv.budget import counted, counted_share
 from heatkv.formats import COMPUTE
@@ -111,13 +111,6 @@ class Workbench:
             return explore.budget_percents(self.geometry.scales, sinks)
         in_cost = counted(self.geometry, storage)
         return explore.budget_percents(in_cost.scales, sinks, counted_share(self.geometry, storage))
-
-    def storage_of(self, policy: str, asked: Any) -> tuple[str | None, str]:
-        """The storage that was asked for, where it fits model and policy; else None, and why it does not."""
-        try:
-            return read_storage(asked, policy, self.geometry), ""
-        except ValueError as error:
-            return None, f"{str(error)[:1].upper()}{str(error)[1:]}"
 
     def read_recipe(self, value: Any, calibration: Calibration | None = None) -> Recipe:
         """A recipe as the page sends it. Raises ``ValueError``."""

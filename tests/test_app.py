@@ -26,7 +26,7 @@ from heatkv.views.explore import TYPES
 gr = pytest.importorskip("gradio")
 
 from app import charts, inputs, pictures  # noqa: E402
-from app.__main__ import read_comparison, read_prompts, read_references  # noqa: E402
+from app.__main__ import read_comparison, read_prompts, references_of  # noqa: E402
 from app.cards import SCALES  # noqa: E402
 from app.demo import Exhibit, _Demo, create_demo, create_pages, launch_options  # noqa: E402
 from app.inputs import InputError  # noqa: E402
@@ -384,7 +384,7 @@ def test_the_bundled_comparison_is_shown() -> None:
 
 def test_missing_or_broken_side_files_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text("[1")
-    assert read_references(tmp_path / "comparison.json") == read_references(tmp_path / "none.json") == {}
+    assert all(references_of(read_comparison(tmp_path / name)) == {} for name in ("comparison.json", "none.json"))
     assert read_prompts(tmp_path / "none.txt") == []
 
 
