@@ -17,6 +17,7 @@ from heatkv.views.counts import BUDGETS, CLOSE
 
 if TYPE_CHECKING:
     from app.workbench import Workbench
+    from heatkv.views.explore import HeadProfiles
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,20 @@ def lessons(
     bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any], others: Sequence[tuple[Workbench, Chosen]] = ()
 ) -> list[dict[str, Any]]:
     """The lessons for a model, in order; plain values for the page. ``others`` are the models that are shown beside it."""
-    made = [
-        _grows(bench, chosen), _look(bench, chosen), _name(bench, chosen), _forget(bench, chosen), _arithmetic(bench, chosen),
-        _upside(bench, chosen), _low(bench, chosen, comparison), _importance(bench, chosen),
-        _contrast(bench, chosen, others),
-    ]  # fmt: skip
-    return [lesson.value() for lesson in made if lesson is not None]
+    profiles = bench.profiles(None)
+    made = [_grows(bench, chosen)]
+    if profiles is not None:
+        made += [_look(bench, chosen, profiles), _name(bench, chosen, profiles)]
+    if chosen.counts:
+        made.append(_forget(bench, chosen))
+    made.append(_arithmetic(bench, chosen))
+    if chosen.counts:
+        made += [_upside(bench, chosen), _low(bench, chosen, comparison), _importance(bench, chosen)]
+        other_way = [
+            pair for pair in others if pair[0].geometry.scales.word != bench.geometry.scales.word and pair[1].counts
+        ]
+        made += [_contrast(bench, chosen, *pair) for pair in other_way[:1]]
+    return [lesson.value() for lesson in made]
 
 
 def _closer(chosen: Chosen) -> str:
@@ -57,8 +66,8 @@ def _closer(chosen: Chosen) -> str:
     )
 
 
-def _view(bench: Workbench, chosen: Chosen, which: str = "moving", **more: Any) -> dict[str, Any]:
-    """Settings of a lesson: a prompt that was chosen because the effect shows, or the first example."""
+def _view(bench: Workbench, chosen: Chosen, number: int | None = None, **more: Any) -> dict[str, Any]:
+    """Settings of a lesson: a prompt of those that were counted on, by default one that moves, or the first example."""
     view: dict[str, Any] = {
         "budget": 100,
         "policy": next(iter(bench.policies())),
@@ -68,7 +77,7 @@ def _view(bench: Workbench, chosen: Chosen, which: str = "moving", **more: Any) 
         "forget": "",
     }
     if chosen.counts:
-        number = chosen.counts[which]
+        number = chosen.counts["moving"] if number is None else number
         view |= {"prompt": chosen.counts["prompts"][number], "seed": number}
     elif bench.examples:
         view |= {"prompt": bench.examples[0], "seed": 0}
@@ -105,10 +114,7 @@ def _grows(bench: Workbench, chosen: Chosen) -> Lesson:
     )  # fmt: skip
 
 
-def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
-    profiles = bench.profiles(None)
-    if profiles is None:
-        return None
+def _look(bench: Workbench, chosen: Chosen, profiles: HeadProfiles) -> Lesson:
     kinds = kinds_of(bench.geometry.scales)
     counts = Counter(kinds.types[i] for i in kinds.of(profiles).flat)
     first, total, word = counts.most_common(1)[0][0], profiles.type_LH.size, bench.geometry.scales.word
@@ -129,10 +135,7 @@ def _look(bench: Workbench, chosen: Chosen) -> Lesson | None:
     )
 
 
-def _name(bench: Workbench, chosen: Chosen) -> Lesson | None:
-    profiles = bench.profiles(None)
-    if profiles is None:
-        return None
+def _name(bench: Workbench, chosen: Chosen, profiles: HeadProfiles) -> Lesson:
     kinds = kinds_of(bench.geometry.scales)
     layer, head = profiles.showcase
     kind = kinds.types[kinds.of(profiles)[layer, head]]
@@ -152,9 +155,7 @@ def _name(bench: Workbench, chosen: Chosen) -> Lesson | None:
     )
 
 
-def _forget(bench: Workbench, chosen: Chosen) -> Lesson | None:
-    if not chosen.counts:
-        return None
+def _forget(bench: Workbench, chosen: Chosen) -> Lesson:
     found = [tuple(pair) for pair in chosen.counts["strongest"]]
     (layer, head), times = Counter(found).most_common(1)[0]
     layers, of = bench.geometry.layers, chosen.counts["knocked"]
@@ -163,7 +164,7 @@ def _forget(bench: Workbench, chosen: Chosen) -> Lesson | None:
         "Forget one",
         "Somewhere among these heads is the one that this model's pictures lean on most. Choose a head on the map and press H "
         "(or Forget, head, below the map): it forgets everything, and picture B is drawn without its memory. Undo takes it back.",
-        _view(bench, chosen, budget=100, colour="attention", prompt=chosen.counts["prompts"][0], seed=0),
+        _view(bench, chosen, 0, budget=100, colour="attention"),
         "In which layers is the head that matters most?",
         ("the first ones", "the middle ones", "the last ones"),
         third,
@@ -196,9 +197,7 @@ def _arithmetic(bench: Workbench, chosen: Chosen) -> Lesson:
     )  # fmt: skip
 
 
-def _upside(bench: Workbench, chosen: Chosen) -> Lesson | None:
-    if not chosen.counts:
-        return None
+def _upside(bench: Workbench, chosen: Chosen) -> Lesson:
     of, count = len(chosen.counts["prompts"]), chosen.counts["upright"]
     percent = max(round(100 * chosen.counts["small"]), bench.percents("heatkv")[0])
     share = count / of
@@ -206,7 +205,7 @@ def _upside(bench: Workbench, chosen: Chosen) -> Lesson | None:
         "Ranked right, and upside down",
         f"A and B hold the same number of bytes: {percent} %. In A every head forgets what it looks at least. In B it is upside "
         "down: the heads that look at something most forget it first. The prompt was chosen because it shows here.",
-        _view(bench, chosen, "clearest", budget=percent, policy="reverse", a=f"heatkv~{percent}"),
+        _view(bench, chosen, chosen.counts["clearest"], budget=percent, policy="reverse", a=f"heatkv~{percent}"),
         "In how many prompts is the right ranking closer to the full picture?",
         ("about half", "three of four", "nearly all"),
         _option(share, 0.62, 0.88),
@@ -215,9 +214,7 @@ def _upside(bench: Workbench, chosen: Chosen) -> Lesson | None:
     )  # fmt: skip
 
 
-def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Lesson | None:
-    if not chosen.counts:
-        return None
+def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Lesson:
     of, count, least = len(chosen.counts["prompts"]), chosen.counts["held"][-1], round(100 * chosen.counts["least"])
     share = count / of
     rows = comparison.get("rows")
@@ -230,6 +227,11 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
         if best
         else ""
     )
+    why = (
+        "A model that is handed the sum of all earlier scales with every new one has less to remember than it stores."
+        if bench.geometry.scales.word == "scale"
+        else "A model that draws line by line knows only what its cache holds."
+    )
     return Lesson(
         "How low can it go?",
         f"At {max(least, bench.percents('heatkv')[0])} % HeatKV has room for little more than what it always keeps. Drag the slider down and watch B.",
@@ -237,23 +239,19 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
         f"How often is such a picture still {_closer(chosen)}?",
         ("hardly ever", "about half the time", "three times of four, or more"),
         _option(share, 0.25, 0.75),
-        f"In {count} of {of} prompts.{more} A model that is handed the sum of all earlier scales with every new one has less to remember than it stores."
-        if bench.geometry.scales.word == "scale"
-        else f"In {count} of {of} prompts.{more} A model that draws line by line knows only what its cache holds.",
+        f"In {count} of {of} prompts.{more} {why}",
         "#dial",
     )  # fmt: skip
 
 
-def _importance(bench: Workbench, chosen: Chosen) -> Lesson | None:
-    if not chosen.counts:
-        return None
+def _importance(bench: Workbench, chosen: Chosen) -> Lesson:
     agree = chosen.counts["agree"]
     mean = sum(agree) / len(agree)
     return Lesson(
         "Attention is not importance",
         "The map's colours say where heads look. Above it are other colours. Knock-out says how far this picture moves when a "
         "head forgets everything: measured, with a picture for every head.",
-        _view(bench, chosen, budget=100, colour="attention", prompt=chosen.counts["prompts"][0], seed=0),
+        _view(bench, chosen, 0, budget=100, colour="attention"),
         "Do the heads that look back most matter most?",
         ("yes, mostly", "only somewhat", "no"),
         2 - _option(mean, 0.2, 0.6),
@@ -264,13 +262,9 @@ def _importance(bench: Workbench, chosen: Chosen) -> Lesson | None:
     )  # fmt: skip
 
 
-def _contrast(bench: Workbench, chosen: Chosen, others: Sequence[tuple[Workbench, Chosen]]) -> Lesson | None:
-    """How much memory each way of drawing needs; where a model of the other way is shown too."""
+def _contrast(bench: Workbench, chosen: Chosen, other: Workbench, its: Chosen) -> Lesson:
+    """How much memory each way of drawing needs; ``other`` is a model of the other way, shown too."""
     word = bench.geometry.scales.word
-    beside = [pair for pair in others if pair[0].geometry.scales.word != word and pair[1].counts]
-    if not chosen.counts or not beside:
-        return None
-    other, its = beside[0]
     shares = [np.mean([n / len(c.counts["prompts"]) for n in c.counts["held"]]) for c in (chosen, its)]
     frail = shares.index(min(shares)) if abs(shares[0] - shares[1]) > 0.1 else 2
     budgets_named = ", ".join(f"{100 * b:g}" for b in BUDGETS[:-1]) + f" and {100 * BUDGETS[-1]:g} %"
