@@ -43,6 +43,7 @@ CODE = (
     "models",
     "policies/tokens.py",
     "policies/allowance.py",
+    "formats.py",
     "scales.py",
     "schedule.py",
     "study/metrics.py",
