@@ -13,6 +13,7 @@ from app.report import REFERENCE_NAMES
 from heatkv.policies import REGISTRY
 from heatkv.policies.base import Policy
 from heatkv.scales import ScaleSchedule
+from heatkv.study.metrics import IDENTICAL_PSNR
 from heatkv.study.statistics import pareto
 
 
@@ -37,10 +38,10 @@ CLOSE = (
 )
 FORCED_WORDS = (
     "**Read KL first.** Drawn token by token, one other token changes all that follows, and a picture in which none "
-    "did is the same to the last bit, which counts as 100 dB: the mean PSNR tells how many those were more than how "
-    "near the others came. So every policy was also handed the *same* tokens, the full cache's, and asked what comes "
-    "next. KL says how far its guess is from the full cache's (in nats; 0 is the same guess, less is closer), *same "
-    "guess* how often both find the same token likeliest."
+    f"did is the same to the last bit, which counts as {IDENTICAL_PSNR:g} dB: the mean PSNR tells how many those were "
+    "more than how near the others came. So every policy was also handed the *same* tokens, the full cache's, and "
+    "asked what comes next. KL says how far its guess is from the full cache's (in nats; 0 is the same guess, less is "
+    "closer), *same guess* how often both find the same token likeliest."
 )
 PROVENANCE = {
     "paper": "as in the paper",

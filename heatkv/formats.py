@@ -191,8 +191,8 @@ class Kivi(Format):
     """KIVI's storage (arXiv 2402.02750, section 3): keys a channel, values a token, ends and steps in 16 bits.
 
     A group of tokens, theirs 32, is a cell here, and one of channels, also 32, a head. Without their window of the 128
-    newest tokens in full: the whole cache of the bundled model has 140 a head. What is being drawn is read as computed,
-    as in all formats.
+    newest tokens in full: the whole cache of the bundled model has 140 a head. What is being drawn is read as in
+    all formats: a scale as computed, a line in 8 bits.
     """
 
     @property
