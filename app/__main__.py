@@ -173,8 +173,10 @@ def references_of(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a file, one a line; none where there is none."""
+    from heatkv.cli.arguments import read_prompts as prompts_of
+
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return prompts_of(path)
     except (OSError, ValueError):
         return []
 

@@ -8,16 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.lessons.chosen import FILE
+from heatkv.cli.arguments import read_prompts
 from heatkv.files import program_root, write_atomic
 from heatkv.views.counts import count_steps
 
 PROMPTS, KNOCKED = 16, 3
 BUNDLED = program_root() / "assets" / "prompts"
 COUNTED_ON = {"scales": "sheet.txt", "lines": "things.txt"}  # none calibrated on
-
-
-def read_lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=Path, help="what to count on, one a line (default: the sheet's, or scenes')")
     options = parser.parse_args(arguments)
     model, folder = load(options.model, "cpu", "float32"), find_folder(options.model)
-    prompts = read_lines(options.prompts or BUNDLED / COUNTED_ON[model.geometry.scales.drawing])[:PROMPTS]
+    prompts = read_prompts(options.prompts or BUNDLED / COUNTED_ON[model.geometry.scales.drawing])[:PROMPTS]
     comparison = folder / "comparison.json"
     other = json.loads(comparison.read_text())["references"]["other_seed"]["psnr"] if comparison.is_file() else None
     for step in count_steps(model, bundled_scores(options.model), prompts, KNOCKED, other):

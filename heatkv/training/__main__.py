@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from heatkv.cli import say
+from heatkv.cli.arguments import read_prompts
 from heatkv.files import check_writable, write_atomic
 from heatkv.models import bundled_scores, load
 from heatkv.models.bundled import SYNONYMS
@@ -75,10 +76,6 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
 def settings_of(arguments: argparse.Namespace, settings: type) -> object:
     values = {field.name: getattr(arguments, field.name) for field in fields(settings)}
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def read_prompts(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def make_parser() -> argparse.ArgumentParser:
