@@ -97,7 +97,7 @@ def head_card(
         "evidence": [],
         "message": ""
         if probe
-        else "What it reads in this picture comes once the picture is drawn with the full cache.",
+        else "What it reads in this picture: it is drawn again to see that, with the full cache. A moment …",
         "failed": False,
     }
     if profiles is not None:

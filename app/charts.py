@@ -5,11 +5,13 @@ The file may come from anywhere and be of an older version: rows that are not wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from app.report import REFERENCE_NAMES
+from heatkv.formats import FORMATS
 from heatkv.policies import REGISTRY
 from heatkv.policies.base import Policy
 from heatkv.scales import ScaleSchedule
@@ -105,16 +107,31 @@ def curves(comparison: Mapping[str, Any], metric: Metric) -> Any:
                 y=found[key], line={"dash": "dot", "width": 1.5, "color": "#8a8a8a"},
                 annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position=side,
             )  # fmt: skip
-    scale = "log" if metric.less else "linear"
     figure.update_layout(
         height=520, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif"},
         # At the bottom of the whole figure, which makes room for it: on a phone it takes a line a policy.
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
-        xaxis={"title": "peak KV cache of one image, MiB", "type": "log", "gridcolor": "rgba(128,128,128,0.25)"},
-        yaxis={"title": metric.axis, "type": scale, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False},
+        xaxis={"title": "peak KV cache of one image, MiB", "gridcolor": "rgba(128,128,128,0.25)", **_log_axis(
+            [row["kv_bytes_peak"] / 2**20 for row in rows], (1, 2, 5))},
+        yaxis={"title": metric.axis, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False,
+               **(_log_axis([row[key] for row in rows], (1,)) if metric.less else {})},
     )  # fmt: skip
     return figure
+
+
+def _log_axis(values: Sequence[float], steps: Sequence[int]) -> dict[str, Any]:
+    """A logarithmic axis around ``values``, marked in plain numbers at these steps of every power of ten."""
+    found = [math.log10(value) for value in values if value > 0] or [0.0]
+    ends = min(found) - 0.1, max(found) + 0.1
+    powers = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return {
+        "type": "log",
+        "range": ends,
+        "tickvals": ticks,
+        "ticktext": [f"{tick:.9f}".rstrip("0").rstrip(".") for tick in ticks],
+    }
 
 
 def table(comparison: Mapping[str, Any], scales: ScaleSchedule) -> dict[str, Any]:
@@ -161,11 +178,18 @@ def about(policy: Policy, scales: ScaleSchedule) -> tuple[str, str]:
 
 
 def title(policy: str) -> str:
-    """What people call a policy of a comparison, with what was asked of it: ``heatkv:sinks=0``."""
+    """What people call a policy of a comparison, with what was asked of it: "HeatKV (no sinks)"."""
     name, _, asked = policy.partition(":")
     if name not in REGISTRY:
         return policy[:40]
-    return REGISTRY[name].title + (f" ({asked[:40].replace('=', ' ').replace(',', ', ')})" if asked else "")
+    words = [_asked(*part.partition("=")[::2]) for part in asked[:80].split(",") if part]
+    return REGISTRY[name].title + (f" ({', '.join(words)})" if words else "")
+
+
+def _asked(key: str, value: str) -> str:
+    if key == "sinks":
+        return {"0": "no sinks", "1": "1 sink"}.get(value, f"{value} sinks")
+    return FORMATS[value].words if key == "storage" and value in FORMATS else f"{key} {value}"[:40]
 
 
 def _closest_first(row: Mapping[str, Any]) -> tuple[float, float]:

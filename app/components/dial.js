@@ -50,7 +50,7 @@ function show() {
   const own = !heatkv.fixed && heatkv.tableFits();
   if (own && heatkv.budget > most) heatkv.setBudget(most);
   if (own && heatkv.budget < t.percents[0]) heatkv.setBudget(t.percents[0]);
-  const rest = !heatkv.fixed && most < 100 ? ` From ${most} % on nothing is given up: its numbers of few bits take less room.` : '';
+  const rest = !heatkv.fixed && most < 100 ? ` From ${most} % on nothing is given up.` : '';
   find('.sentence').textContent = heatkv.fixed ? 'A schedule from a file is in use; budget and policy rest.' : refused ? refused : `${summaries[t.policy] || ''}${rest}`;
   find('.sentence').title = find('.sentence').textContent;
   draw();

@@ -112,7 +112,8 @@ function tile(scale, row, most) {
   const share = percent(view.shares[row * view.sizes.length + scale] / 65535);
   const caption = make('span', 'caption');
   caption.append(make('span', '', nameOf(scale)), make('b', '', share));
-  button.setAttribute('aria-label', `${nameOf(scale)}: ${share} of the attention${cached ? '' : ', not in the cache at this budget'}. Enlarge`);
+  button.title = `${share} of the attention on ${nameOf(scale)}${cached ? '' : ', which is not in the cache at this budget'}`;
+  button.setAttribute('aria-expanded', String(large === scale));
   button.addEventListener('click', () => { large = large === scale ? null : scale; draw(); find('tiles').children[scale].focus(); });
   button.append(frame, caption);
   return button;

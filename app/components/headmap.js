@@ -104,13 +104,14 @@ function drawDetail() {
 
 function drawNames() {
   const t = heatkv.table;
-  const label = (k, more) => { const made = document.createElement('span'); made.append(Object.assign(document.createElement('b'), { textContent: k }), more || ''); return made; };
+  const label = (k, more) => { const made = document.createElement('span'); made.append(Object.assign(document.createElement('b'), { textContent: k }), more ? ` ${more}` : ''); return made; };
   const [left, right] = element.querySelectorAll('.heads-row');
-  left.replaceChildren(...range(byHead() ? t.heads : t.cached).map((s) => label(byHead() ? s + 1 : s || t.word === 'scale' ? colours.columnLabel(s) : '')));
-  left.classList.toggle('many', (byHead() ? t.heads : t.cached) > 9);
+  const columns = byHead() ? t.heads : t.cached;
+  left.replaceChildren(...range(columns).map((s) => label(byHead() ? s + 1 : s || t.word === 'scale' ? colours.columnLabel(s) : '')));
+  left.classList.toggle('many', columns > 9 || overview.clientWidth < 11 * columns);
   right.classList.toggle('many', t.cached > (detail.clientWidth < 400 ? 9 : 20));
   right.replaceChildren(...range(t.cached).map((s) => label(colours.columnLabel(s), t.cached <= 8 && t.word === 'scale' ? t.sizes[s].join('×') : '')));
-  find('.overview h3').textContent = byHead() ? 'All heads' : 'All layers';
+  find('.overview h2').textContent = byHead() ? 'All heads' : 'All layers';
   find('.overview').title = byHead() ? 'A row a layer, a column a head' : colours.byDistance() ? 'A row a layer, a column a distance: the mean of its heads' : `A row a layer, a column a ${t.word}: share of heads that keep it`;
   find('.title').textContent = `Layer ${heatkv.cell.layer + 1}`;
   find('.title').append(Object.assign(document.createElement('small'), { textContent: ` of ${t.layers}: ${colours.byDistance() ? 'a row a head, a column so many lines up' : `a row a head, a column a ${t.word} it may remember`}` }));

@@ -43,10 +43,11 @@ function show() {
   find('next').textContent = at + 1 < lessons().length ? 'Next' : 'Done';
   find('options').replaceChildren(...lesson.options.map((text, index) => {
     const button = Object.assign(document.createElement('button'), { type: 'button', textContent: text, disabled: guessed !== null });
-    if (guessed !== null && index === lesson.right) { button.className = 'right'; button.textContent = `${text} ✓`; } else if (guessed === index) button.className = 'wrong';
+    if (guessed !== null && index === lesson.right) button.className = 'right'; else if (guessed === index) button.className = 'wrong';
     button.addEventListener('click', () => { guessed = index; show(); if (Object.keys(lesson.reveal).length) apply(lesson.reveal); find('title').focus({ preventScroll: true }); });
     return button;
   }));
+  find('room').textContent = `Yes. ${lesson.answer}`;
   find('answer').textContent = guessed === null ? '' : `${guessed === lesson.right ? 'Yes. ' : ''}${lesson.answer}`;
 }
 
@@ -82,10 +83,17 @@ find('next').addEventListener('click', () => go(at + 1));
 find('leave').addEventListener('click', () => go(-1));
 element.addEventListener('keydown', (event) => { if (event.key === 'Escape') go(-1); });
 heatkv.bus.addEventListener('lesson', (event) => { if (element.isConnected) go(event.detail); });
+/** Begin at a lesson that the address asks for. The page is still being built, which moves it: so it arrives again. */
+function open(index) {
+  let own = false;
+  for (const name of ['wheel', 'touchstart', 'keydown', 'pointerdown']) window.addEventListener(name, () => { own = true; }, { once: true, passive: true });
+  go(index);
+  for (const ms of [400, 1000, 2000]) setTimeout(() => { if (!own && at === index) arrive(); }, ms);
+}
 let begun = false;
 heatkv.follow(element, ['table'], () => {
   if (begun || !heatkv.defaults) return;
   begun = true;
   // The address may ask for a lesson: what else it says of the view is the lesson's to set.
-  if (heatkv.view.lesson !== null) { const wanted = heatkv.view.lesson; if (wanted >= 0 && wanted < lessons().length) setTimeout(() => go(wanted), 0); else heatkv.set({ lesson: null }, 'look'); }
+  if (heatkv.view.lesson !== null) { const wanted = heatkv.view.lesson; if (wanted >= 0 && wanted < lessons().length) setTimeout(() => open(wanted), 0); else heatkv.set({ lesson: null }, 'look'); }
 });

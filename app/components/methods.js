@@ -1,7 +1,7 @@
 /* The table of a comparison and what the policies are. value: see app/charts.py; text is never markup. */
 const find = (path) => element.querySelector(path);
 const make = (tag, text, className) => Object.assign(document.createElement(tag), { textContent: text ?? '', className: className || '' });
-const row = (tag, texts, className) => { const tr = make('tr', '', className); tr.append(...texts.map((text) => make(tag, text))); return tr; };
+const row = (tag, texts, className) => { const tr = make('tr', '', className); tr.append(...texts.map((text) => make(text ? tag : 'td', text))); return tr; }; // a header of nothing is none
 
 function show() {
   const value = props.value;

@@ -1,7 +1,7 @@
 /* How close two runs are and what they cost. value: the plain data of app/report.py, or null; text is never markup. */
 const find = (path) => element.querySelector(path);
 const make = (tag, className, text) => Object.assign(document.createElement(tag), { className: className || '', textContent: text ?? '' });
-const row = (tag, texts) => { const tr = document.createElement('tr'); tr.append(...texts.map((text) => make(tag, '', text))); return tr; };
+const row = (tag, texts) => { const tr = document.createElement('tr'); tr.append(...texts.map((text) => make(text ? tag : 'td', '', text))); return tr; }; // a header of nothing is none
 
 function ladder(rows, unit) {
   find('.ladder thead').replaceChildren(row('th', ['', 'PSNR', '', 'foreground', 'SSIM', unit]));

@@ -234,7 +234,7 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
     )
     return Lesson(
         "How low can it go?",
-        f"At {max(least, bench.percents('heatkv')[0])} % HeatKV has room for little more than what it always keeps. Drag the slider down and watch B.",
+        f"At {max(least, bench.percents('heatkv')[0])} % HeatKV has room for little more than what it always keeps. Drag the slider up and watch B come back.",
         _view(bench, chosen, budget=max(least, bench.percents("heatkv")[0])),
         f"How often is such a picture still {_closer(chosen)}?",
         ("hardly ever", "about half the time", "three times of four, or more"),

@@ -61,11 +61,11 @@ def _head_rows(bench: Workbench) -> list[tuple[str, str]]:
     found, kinds = specialisation(bench.bundled.scores, bench.sink_scales), kinds_of(bench.geometry.scales)
     shares = Counter(kinds.types[i] for i in kinds.of(profiles).flat).most_common()
     uneven = (
-        f"{found.little:.0%} give some droppable {bench.geometry.scales.word} less than a quarter of an even share, "
-        f"{found.much:.0%} more than twice"
+        f"{100 * found.little:.0f} % give some droppable {bench.geometry.scales.word} less than a quarter of an even "
+        f"share, {100 * found.much:.0f} % more than twice"
     )
     return [
-        ("What heads do", ", ".join(f"{kinds.names[kind]} {n / found.heads:.0%}" for kind, n in shares)),
+        ("What heads do", ", ".join(f"{kinds.names[kind]} {100 * n / found.heads:.0f} %" for kind, n in shares)),
         ("How uneven heads are", uneven),
     ]
 

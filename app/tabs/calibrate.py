@@ -64,10 +64,11 @@ class CalibrateTab:
                         elem_id="upload-scores",
                     )  # fmt: skip
                     self.reset = gr.Button("Back to the first one", size="sm", min_width=140, elem_id="calibrate-reset")
+                word = self.bench.geometry.scales.word
                 gr.Markdown(
                     "While you calibrate, others may draw in between. Scores (safetensors) hold attention shares for "
-                    "every head and pair of scales; orders (JSON, the format of the published "
-                    "head orders) only rank the heads of every scale.",
+                    f"every head and pair of {word}s; orders (JSON, the format of the published "
+                    f"head orders) only rank the heads of every {word}.",
                     elem_classes="plain-hint",
                 )
         self.saver = Component("saver", elem_id="calibrate-saver")

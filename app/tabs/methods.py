@@ -48,7 +48,7 @@ class MethodsTab:
         self.plot = gr.Plot(
             self.curves(first) if measured else None, show_label=False, visible=measured, elem_id="methods-plot"
         )
-        gr.Markdown("### One picture under every policy", elem_classes="prose-narrow")
+        gr.Markdown("## One picture under every policy", elem_classes="prose-narrow")
         with gr.Row(elem_classes="ends"):
             self.prompt = prompt_field(
                 self.bench, self.bench.noun.capitalize(), scale=6, min_width=200, elem_id="methods-prompt"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from playwright.sync_api import Page, expect
-from tiny import tiny_model
+from tiny import tiny_lines_model, tiny_model
 
 import heatkv
-from app.demo import create_demo, launch_options
+from app.demo import Exhibit, create_demo, create_pages, launch_options
 
 REFERENCES = {
     "other_seed": {"psnr": 9.0, "psnr_foreground": 8.0, "ssim": 0.2, "bit_agreement": 0.6},
@@ -57,6 +57,17 @@ class Site:
         self.model = Paced(model or tiny_model())
         self.scores = heatkv.calibrate(self.model.model, prompts[:2])
         self.demo = create_demo(self.model, self.scores, REFERENCES, prompts, comparison=COMPARISON)  # type: ignore[arg-type]
+        _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+
+
+class Both(Site):
+    """The running app with two models, by scales at the root and by lines at ``tiny-lines``."""
+
+    def __init__(self) -> None:
+        self.model = Paced(tiny_model())
+        self.lines = tiny_lines_model(8)
+        exhibits: list[Any] = [Exhibit(m, heatkv.calibrate(m, ["blue cat"])) for m in (self.model.model, self.lines)]
+        self.demo = create_pages(exhibits)
         _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
 
 

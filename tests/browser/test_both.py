@@ -10,21 +10,8 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Paced, Site, drawn, picture, release, set_budget, tab, visit
+from pages import Both, Site, drawn, picture, release, set_budget, tab, visit
 from playwright.sync_api import Page, expect
-from tiny import tiny_lines_model, tiny_model
-
-import heatkv
-from app.demo import Exhibit, create_pages, launch_options
-
-
-class Both(Site):
-    def __init__(self) -> None:
-        self.model = Paced(tiny_model())
-        self.lines = tiny_lines_model(8)
-        exhibits: list[Any] = [Exhibit(m, heatkv.calibrate(m, ["blue cat"])) for m in (self.model.model, self.lines)]
-        self.demo = create_pages(exhibits)
-        _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
 
 
 @pytest.fixture(scope="module")
