@@ -446,6 +446,6 @@ def test_about_tells_how_heads_differ_in_the_words_of_the_head_cards(bench: Work
     assert profiles is not None
     kinds, counts = np.unique(profiles.type_LH, return_counts=True)
     for kind, count in zip(kinds, counts, strict=True):
-        assert f"{SCALES.names[TYPES[kind]]} {count / profiles.type_LH.size:.0%}" in rows["What heads do"]
+        assert f"{SCALES.names[TYPES[kind]]} {100 * count / profiles.type_LH.size:.0f} %" in rows["What heads do"]
     assert rows["What heads do"].count("%") == len(kinds)
     assert "an even share" in rows["How uneven heads are"]
