@@ -254,7 +254,9 @@ def test_a_head_card_says_what_kind_of_head_it_is_and_shows_any_target(demo: _De
     )
     early = demo.explore.heads.show(None, event(**{**asked, "head": 0, "target": 2}))
     assert early["view"]["queries"] == [3, 3] and len(early["view"]["sizes"]) == 3, "all heads of a run are kept"
-    assert list(demo.explore.heads.draw_card(None, event(**asked))) == []
+    assert list(demo.explore.heads.draw_card(None, event(**asked))) == [card], (
+        "drawn for somebody since the card was shown"
+    )
     assert list(demo.explore.heads.draw_card(None, event(**{**asked, "prompt": "zeppelin"})))[-1]["failed"]
 
 

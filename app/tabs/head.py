@@ -34,13 +34,15 @@ class HeadCards:
         return self.card(head, calibration, self.bench.jobs.known_probe(subject, head), data.get("target"))
 
     def draw_card(self, calibration: Calibration | None, event: gr.EventData) -> Iterator[Any]:
-        """Draw the image and record what its heads read, unless that is at hand."""
+        """Draw the image and record what its heads read, unless it is at hand by now: others ask too."""
         data = event_data(event)
         try:
             head, subject = read_head(data, self.bench.geometry), self.bench.read_subject(data)
         except ValueError:
             return
-        if self.bench.jobs.known_probe(subject, head) is not None:
+        known = self.bench.jobs.known_probe(subject, head)
+        if known is not None:
+            yield self.card(head, calibration, known, data.get("target"))
             return
         try:
             for found in self.bench.jobs.probe(subject, head):
