@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from asyncio import Queue
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gradio.context import LocalContext
 
@@ -18,18 +19,28 @@ class Abandoned(RuntimeError):
     """Nobody takes what the job says."""
 
 
-def unread() -> int:
-    """Messages that wait to be fetched in the session whose request this thread serves; 0 outside of one.
+def messages() -> Queue[Any] | None:
+    """What waits to be fetched in the session whose request this thread serves; None outside of one.
 
     A visitor's browser fetches each at once. A program that asked and went away, or never listened, leaves them.
     """
     blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    queue = getattr(blocks, "_queue", None)
-    event = queue.event_ids_to_events.get(event_id) if queue is not None and event_id is not None else None
-    if queue is None or event is None or event.session_hash not in queue.pending_messages_per_session:
-        return 0
-    waiting: int = queue.pending_messages_per_session[event.session_hash].qsize()
-    return waiting
+    calls = getattr(blocks, "_queue", None)
+    event = calls.event_ids_to_events.get(event_id) if calls is not None and event_id is not None else None
+    return calls.pending_messages_per_session.get(event.session_hash) if calls is not None and event else None
+
+
+def unread() -> int:
+    """How many messages wait to be fetched."""
+    waiting = messages()
+    return waiting.qsize() if waiting is not None else 0
+
+
+def drop_unread() -> None:
+    """Forget them: Gradio would keep what nobody fetches, pictures most of it, for its latest 2000 sessions."""
+    waiting = messages()
+    while waiting is not None and not waiting.empty():
+        waiting.get_nowait()
 
 
 def while_read(steps: Generator[T, None, None]) -> Iterator[T]:
@@ -45,5 +56,6 @@ def while_read(steps: Generator[T, None, None]) -> Iterator[T]:
             if waiting <= 2:
                 heard = now
             if waiting > UNREAD or now - heard > UNREAD_SECONDS:
+                drop_unread()
                 raise Abandoned("Nobody has read what was drawn so far, so the job has ended.")
             yield step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from asyncio import Queue
 from collections.abc import Iterator
 from contextvars import ContextVar, copy_context
 from itertools import count
@@ -155,6 +156,16 @@ def test_messages_may_lie_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> N
         list(while_read(turns.take(job(log, "a", 99))))
     assert list(turns.take(iter([1]))) == [1]
     assert log == [*(f"a{i}" for i in range(7)), "a ends"], "what was read in between counts"
+
+
+def test_what_nobody_reads_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: Queue[str] = Queue()
+    for _ in range(UNREAD + 1):
+        waiting.put_nowait("a picture")
+    monkeypatch.setattr("app.readers.messages", lambda: waiting)
+    with pytest.raises(Abandoned):
+        list(while_read(Turns().take(job([], "a", 99))))
+    assert waiting.empty()
 
 
 def test_those_who_wait_are_not_woken_by_every_change(monkeypatch: pytest.MonkeyPatch) -> None:

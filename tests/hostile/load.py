@@ -114,6 +114,7 @@ class Load:
             "wrong": len(self.wrong),
             "first_wrong": self.wrong[:3],
             "memory_mb": [round(size / 2**20) for size in (self.memory[0][1], settled[0], max(settled), settled[-1])],
+            "memory_mb_by_minute": [round(size / 2**20) for at, size in self.memory if int(at) % 60 == 0],
             "growth_after_start": round(settled[-1] / settled[0], 3),
         }
 
