@@ -95,12 +95,8 @@ class Load:
             time.sleep(1)
         return self.report(seconds)
 
-    def filled(self, seconds: float) -> float:
-        """From which second on memory may not grow: what is kept for all is there by then."""
-        return min(60.0, seconds / 3)
-
     def report(self, seconds: float) -> dict[str, Any]:
-        settled = [size for at, size in self.memory if at >= self.filled(seconds)] or [1]
+        settled = [size for at, size in self.memory if at >= min(60.0, seconds / 3)] or [1]
         kinds = {
             kind: {
                 "asked": len(found),

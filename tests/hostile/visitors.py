@@ -4,7 +4,7 @@ No browser: every visitor sends what the page sends, over the page's own events.
 for another picture before the first has come), lets strips be drawn in the background, looks into heads; now and then
 one calibrates, or closes the tab in the middle. Reported: how long each waited for a first word (a place in the queue,
 or a picture in growing) and for the picture, and the server's memory over time. Stops by itself; exit code 1 where
-somebody got neither a picture nor a place, or memory grew by more than 10 % in the last two fifths of the time.
+somebody got neither a picture nor a place, or memory grew by more than 10 % after the first minute.
 """
 
 from __future__ import annotations
@@ -115,10 +115,6 @@ class Visitors(Load):
                 self.refused[kind] += 1
             else:
                 self.check(kind, found, last)
-
-    def filled(self, seconds: float) -> float:
-        """30 visitors draw all pictures there are to keep, and the first calibration takes its memory, by minute 3."""
-        return seconds * 0.6
 
     def report(self, seconds: float) -> dict[str, object]:
         words = sorted(self.first) or [0.0]
