@@ -7,6 +7,7 @@ own for each; a server has a thread for everybody who waits.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,13 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from heatkv.threads import give_back_memory
+
 T = TypeVar("T")
 SOON = 0.2  # seconds after which who has to wait first hears so
 POLL_SECONDS = (0.4, 2.0)  # how often the first who waits hears the place, and those far behind, who are many
 PATIENCE = 4  # so many short jobs may go before a long one that waits
+GIVE_BACK_SECONDS = 5.0  # what jobs have freed goes back to the system so often; it takes as long as a step
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Turns:
         self._long: deque[object] = deque()
         self._holder: object | None = None
         self._passed = 0
+        self._gave_back = -GIVE_BACK_SECONDS
         self._thread = ThreadPoolExecutor(1, "model")
 
     @property
@@ -65,14 +70,12 @@ class Turns:
                 yield step
                 yield from self._wait(ticket, long)
         finally:
-            close = getattr(job, "close", None)
-            if close is not None:
-                # Before the next job's first step, as the thread takes one thing after the other. Not waited for: this
-                # may be Python's collector at work in the very thread.
-                try:
-                    self._thread.submit(close)
-                except RuntimeError:  # the program ends
-                    close()
+            # Before the next job's first step, as the thread takes one thing after the other. Not waited for: this may
+            # be Python's collector at work in the very thread.
+            try:
+                self._thread.submit(self._end, job)
+            except RuntimeError:  # the program ends
+                self._end(job)
             self._leave(ticket)
 
     def _steps(self, job: Iterator[T]) -> Iterator[T]:
@@ -83,6 +86,15 @@ class Turns:
             if step is end:
                 return
             yield step
+
+    def _end(self, job: Iterator[T]) -> None:
+        """Close ``job``; now and then, what the jobs before have freed goes back to the system."""
+        close = getattr(job, "close", None)
+        if close is not None:
+            close()
+        if time.monotonic() >= self._gave_back + GIVE_BACK_SECONDS:
+            give_back_memory()
+            self._gave_back = time.monotonic()
 
     def _wait(self, ticket: object, long: bool) -> Iterator[Waiting]:
         with self._changed:

@@ -45,3 +45,14 @@ def share_freed_memory() -> None:
     arena_max = -8  # M_ARENA_MAX of malloc.h
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(arena_max, 1)
+
+
+def give_back_memory() -> None:
+    """Hand what this program has freed back to the system.
+
+    The C library of Linux keeps it where anything later in memory is still in use, and images and calibrations leave
+    little that stays between much that goes: thirty visitors' pictures of 35 MB held 330 MB of nothing. Takes 5 to
+    20 ms, without effect elsewhere. For programs to call, not libraries.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
