@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heatkv.study.compare import BASELINE
 
 REFERENCE_NAMES = {"other_seed": "another seed", "sinks_only": "sinks only", "dtype_noise": "bf16 against fp32"}
+MEASURE_WORDS = {
+    "psnr": "PSNR in dB against the full cache, more is better",
+    "forced_kl": "KL in nats from the full cache's guesses on the same given tokens, less is better",
+}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -20,7 +24,14 @@ def markdown(result: dict[str, Any]) -> str:
         f"bootstrapped over prompts; differences pair the same prompts and seeds. The full cache takes "
         f"{result['kv_bytes_full']} bytes an image."
     )
+    if any("perceptual" in row for row in result["rows"]):
+        about += " Distances of features are measured where the extra `perceptual` is installed."
     return "\n\n".join(filter(None, (about, summary_table([result]), markdown_table(result), iso_table(result))))
+
+
+def measure_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the rows of a comparison are read by: KL under teacher forcing where it was measured, else PSNR."""
+    return "forced_kl" if any("forced_kl" in row for row in rows) else "psnr"
 
 
 def summary_table(results: Sequence[dict[str, Any]]) -> str:
@@ -30,7 +41,7 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
     else PSNR. What is stored in other than a policy's own bits is left to `markdown_table`.
     """
     numbers: dict[tuple[int, float, str], float] = {}
-    measures = ["forced_kl" if any("forced_kl" in row for row in r["rows"]) else "psnr" for r in results]
+    measures = [measure_of(r["rows"]) for r in results]
     for i, (result, measure) in enumerate(zip(results, measures, strict=True)):
         rows = (row for row in result["rows"] if measure in row and "storage=" not in row["policy"])
         numbers |= {(i, row["budget"], row["policy"]): row[measure] for row in rows}
@@ -54,12 +65,8 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
     for name in policies:
         cells = (f" {shown(c[0], numbers[*c, name])} |" if (*c, name) in numbers else "|" for c in columns)
         lines.append(f"| `{name}` |" + "".join(cells))
-    units = {
-        "psnr": "PSNR in dB against the full cache, more is better",
-        "forced_kl": "KL in nats from the full cache's guesses on the same given tokens, less is better",
-    }
     known = [
-        f"{result['model']}: {units[measure]} ("
+        f"{result['model']}: {MEASURE_WORDS[measure]} ("
         + ", ".join(
             f"{REFERENCE_NAMES[k]} {shown(i, r[measure])}"
             for k, r in result.get("references", {}).items()
