@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import example_policy
 import numpy as np
@@ -19,6 +20,7 @@ from heatkv.cli import calibrations
 from heatkv.models.bundled import save_folder
 from heatkv.policies import REGISTRY
 from heatkv.scores import HeadScores
+from heatkv.study import calibrations_figure
 from heatkv.study import compare as comparing
 from heatkv.study.compare import compare
 from heatkv.study.metrics import METRICS
@@ -246,21 +248,42 @@ def test_the_pareto_line_holds_what_nothing_beats() -> None:
     assert pareto([{"policy": "a", "budget": 0.1, "reason": "no"}], "psnr") == []
 
 
-def test_calibrations_of_several_sizes_are_compared_on_the_same_images(
+def test_calibrations_of_several_sizes_and_kinds_are_compared_on_the_same_images(
     tiny: tuple[str, HeadScores], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calibration, prompts, out = tmp_path / "calibration.txt", tmp_path / "prompts.txt", tmp_path / "sizes.md"
-    calibration.write_text("red apple\nblue cat\n")
+    things, scenes, prompts = (tmp_path / f"{name}.txt" for name in ("things", "scenes", "prompts"))
+    things.write_text("red apple\ngreen tree\nblue cat\n")  # one of them is compared on
+    scenes.write_text("red cat\nblue apple\nred tree\n")
     prompts.write_text("green tree\nblue tree\n")
-    arguments = ["--model", tiny[0], "--calibration", str(calibration), "--prompts", str(prompts), "--out", str(out)]
-    assert calibrations.main([*arguments, "--sizes", "1,2", "--budgets", "0.6"]) == 0
-    lines = [line.split("|") for line in out.read_text().splitlines() if line.startswith("|")]
-    assert [line[1].strip() for line in lines] == ["prompts", "---", "1", "2"]
-    assert float(lines[2][-2]) < float(lines[3][-2]) == 1.0
-    assert all(float(cell) > 5 for line in lines[2:] for cell in line[2:-2])
+    out, drawing = tmp_path / "sizes.md", tmp_path / "sizes.svg"
+    arguments = ["--model", tiny[0], "--calibration", str(things), str(scenes), "--prompts", str(prompts)]
+    arguments += ["--out", str(out)]
+    assert calibrations.main([*arguments, "--sizes", "1,2,3", "--repeats", "2", "--budgets", "0.6"]) == 0
+    lines = [[cell.strip() for cell in line.split("|")] for line in out.read_text().splitlines() if line[:1] == "|"]
+    kinds = [("things", "1"), ("things", "2"), ("scenes", "1"), ("scenes", "2"), ("scenes", "3")]
+    assert [tuple(line[1:3]) for line in lines] == [("kind", "prompts"), ("---", "---"), *kinds]
+    study = json.loads(out.with_suffix(".json").read_text())
+    assert study["measure"] == "psnr"
+    assert [(r["kind"], str(r["prompts"])) for r in study["results"] if r["repeat"] == 0] == kinds
+    assert all(value > 5 for each in study["results"] for _, _, value in each["values"])
+    correlations = {(r["kind"], r["prompts"], r["repeat"]): r["correlation"] for r in study["results"]}
+    assert correlations["things", 2, 0] == 1.0, "it is what all are compared with"
+    assert max(value for key, value in correlations.items() if key != ("things", 2, 0)) < 1.0
+    mean = sum(r["values"][0][2] for r in study["results"] if r["prompts"] == 3) / 2
+    assert lines[-1][3].startswith(f"{mean:.2f} ("), "the mean of the repeats, and their range"
+
+    assert calibrations_figure.main([str(out.with_suffix(".json")), "--out", str(drawing)]) == 0
+    texts = [element.text for element in ElementTree.parse(drawing).iter() if element.tag.endswith("text")]
+    assert {"things", "scenes", "heatkv+ at 0.6", "heatkv:sinks=1 at 0.6", "1", "2", "3"} <= set(texts)
+
     capsys.readouterr()
-    assert calibrations.main([*arguments, "--sizes", "3"]) == 2
-    assert "sizes must be from 1 to 2" in capsys.readouterr().err
+    assert calibrations.main([*arguments, "--sizes", "4"]) == 2
+    assert "sizes must be from 1 to 3" in capsys.readouterr().err
+    assert calibrations.main([*arguments, "--sizes", "1", "--repeats", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+    out.with_suffix(".json").write_text('{"rows": []}')
+    assert calibrations_figure.main([str(out.with_suffix(".json")), "--out", str(drawing)]) == 2
+    assert "no calibrations" in capsys.readouterr().err
 
 
 def test_the_summary_shows_the_measure_that_fits_the_way_of_drawing() -> None:

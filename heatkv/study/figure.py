@@ -116,16 +116,21 @@ def labels(wanted: Mapping[str, float], gap: float = 12.5) -> dict[str, float]:
 
 def figure(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """All comparisons side by side, as the text of an SVG file."""
-    width = WIDTH * len(comparisons)
+    panels = [panel(each, WIDTH * i) for i, each in enumerate(comparisons)]
+    return document("PSNR against the share of the cache that is kept", panels)
+
+
+def document(label: str, panels: Sequence[str]) -> str:
+    """An SVG file of panels, each `WIDTH` from the one before."""
+    width = WIDTH * len(panels)
     style = (
         "text{font:11px system-ui,sans-serif;fill:#374151}.title{font-weight:600;font-size:13px}"
         ".quiet{fill:#6b7280}.grid{stroke:#eceff3}.reference{stroke:#9ca3af;stroke-dasharray:4 4}"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
-        f'role="img" aria-label="PSNR against the share of the cache that is kept">'
-        f'<style>{style}</style><rect width="{width}" height="{HEIGHT}" rx="8" fill="#fff"/>'
-        f"{''.join(panel(each, WIDTH * i) for i, each in enumerate(comparisons))}</svg>\n"
+        f'role="img" aria-label="{label}">'
+        f'<style>{style}</style><rect width="{width}" height="{HEIGHT}" rx="8" fill="#fff"/>{"".join(panels)}</svg>\n'
     )
 
 
