@@ -432,3 +432,15 @@ def test_a_contact_sheet_has_a_cell_a_prompt_with_its_seeds_side_by_side(tmp_pat
 def test_missing_data_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"heatkv\.training data"):
         data.load(tmp_path / "emoji64.npz")
+
+
+@pytest.mark.parametrize(("capabilities", "dtype"), [
+    ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+    ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+])  # fmt: skip
+def test_a_processor_that_would_emulate_bfloat16_trains_in_float32(
+    capabilities: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    with loop.mixed_precision(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

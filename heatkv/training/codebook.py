@@ -152,10 +152,10 @@ def spread(model: Vq, x_B3HW: Tensor) -> None:
 def reconstruct(model: Vq, x: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures through the codes (clamped), and the codes ``[B, N]``."""
     side = x.shape[-1] // model.config.stride
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with loop.mixed_precision(x.device):
         latent = model.encode(x)
     index = model.quantize.nearest(latent.float())
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with loop.mixed_precision(x.device):
         return model.decode(model.quantize.map(index, (side, side))).clamp(-1, 1), index
 
 
@@ -210,7 +210,7 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
         x = draw_batch(scenes, run.seed * 1_000_003 + step, run.batch, device)
         if frozen:
             x = cropped(x, run.crop, step)
-        with torch.autocast(device.type, torch.bfloat16), torch.set_grad_enabled(not frozen):
+        with loop.mixed_precision(device), torch.set_grad_enabled(not frozen):
             latent = (average if frozen else model).encode(x)
         if step == run.warm:
             moving.start(cells(latent.detach()))
@@ -221,7 +221,7 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
             flat = flat_loss(latent, x)
             commitment = (latent - codes).square().sum(1).mean()
             codes = latent + (codes - latent).detach()
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             y = model.decoder(codes.contiguous(memory_format=torch.channels_last))
         loss = reconstruction_loss(y.float(), x)
         (loss + run.commitment * commitment + run.flat * flat).backward()

@@ -37,12 +37,12 @@ def fit(shipped: Autoencoder, scenes: Scenes, folder: Path, device: torch.device
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * loop.learning_rate(step, steps, warmup=50, decay=0.5)
         x = tokenizer.as_seen_by(model, tokenizer.draw_batch(scenes, step, BATCH, device))
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             latent = model.encode(x)
         total, commitment = tokenizer.quantize_for_training(
             model, latent, 0.0, torch.Generator().manual_seed(step), settled=len(scales)
         )
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             y = model.decoder(total)
         (tokenizer.reconstruction_loss(y.float(), x) + COMMITMENT * commitment).backward()
         nn.utils.clip_grad_norm_(model.encoder.parameters(), 1.0)

@@ -151,7 +151,7 @@ def encoder(vq: Vq) -> Callable[[Tensor], Tensor]:
     """Writes pictures ``[B, 3, side, side]`` as codes ``[B, N]``."""
 
     def encode(x_B3HW: Tensor) -> Tensor:
-        with torch.autocast(x_B3HW.device.type, torch.bfloat16):
+        with loop.mixed_precision(x_B3HW.device):
             latent = vq.encode(x_B3HW)
         return vq.quantize.nearest(latent.float())
 
@@ -194,7 +194,7 @@ def evaluate(
     for first in range(0, len(prompts), batch):
         rows = slice(first, first + batch)
         ids_BN = word_ids(model.text, prompts[rows]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             logits_BNV = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache).float()
         loss.append(F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN[rows].flatten(), reduction="none"))
         right.append(logits_BNV.argmax(-1) == tokens_BN[rows])
@@ -252,7 +252,7 @@ def train(
         ids_BN = word_ids(model.text, prompts).to(device)
         drop_B = (torch.rand(run.batch, generator=generator) < run.drop).to(device) | (ids_BN[:, 0] == 0)
         forgotten_BN = loop.forgotten(run.batch, tokens_BN.shape[1], run.forget, generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             logits_BNV = model(ids_BN, drop_B, tokens_BN, cache, forgotten_BN)
         loss = F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN.flatten())
         loss.backward()

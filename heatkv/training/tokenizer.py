@@ -125,11 +125,10 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(model: Autoencoder, x: Tensor) -> Tensor:
-    device_type = x.device.type
-    with torch.autocast(device_type, torch.bfloat16):
+    with loop.mixed_precision(x.device):
         latent = model.encode(x)
     _, total = model.quantizer.quantize(latent)
-    with torch.autocast(device_type, torch.bfloat16):
+    with loop.mixed_precision(x.device):
         return model.decode(total)
 
 
@@ -189,7 +188,7 @@ def as_seen_by(model: Autoencoder, x_B3HW: Tensor) -> Tensor:
 
 def disagreement(latent_BdHW: Tensor, x_B3HW: Tensor, elder: Autoencoder) -> Tensor:
     """How far the cells of latent maps, averaged to the ``elder``'s size, point from the elder's: 1 - cosine, mean."""
-    with torch.no_grad(), torch.autocast(x_B3HW.device.type, torch.bfloat16):
+    with torch.no_grad(), loop.mixed_precision(x_B3HW.device):
         wanted = elder.encode(as_seen_by(elder, x_B3HW))
     means = F.adaptive_avg_pool2d(latent_BdHW, wanted.shape[-1])
     return 1 - F.cosine_similarity(means, wanted, dim=1).mean()
@@ -249,10 +248,10 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps)
         x = draw_batch(scenes, run.seed * 1_000_003 + step, run.batch, device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             latent = model.encode(x)
         total, commitment = quantize_for_training(model, latent, run.truncate, generator, common)
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             y = model.decoder(total)
         loss = reconstruction_loss(y.float(), x)
         apart = disagreement(latent, x, elder) if elder else torch.zeros(())

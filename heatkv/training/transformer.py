@@ -157,7 +157,7 @@ def make_optimizers(model: TextToBits, run: TransformerRun) -> list[tuple[torch.
 
 
 def encode(autoencoder: Autoencoder, x_B3HW: Tensor) -> Tensor:
-    with torch.autocast(x_B3HW.device.type, torch.bfloat16):
+    with loop.mixed_precision(x_B3HW.device):
         return autoencoder.encode(x_B3HW)
 
 
@@ -172,7 +172,7 @@ def evaluate(
     for first in range(0, len(prompts), batch):
         codes, bits = teacher_inputs(quantizer, latents[first : first + batch], len(scales), 0.0, torch.Generator())
         ids = word_ids(model.text, prompts[first : first + batch]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.mixed_precision(device):
             logits = model(ids, torch.zeros(len(ids), dtype=torch.bool, device=device), codes, cache)
         right.append((logits.argmax(-1).bool() == bits).float().mean(2))
     right_N = torch.cat(right).mean(0)
@@ -296,7 +296,7 @@ def train(
         ids = word_ids(model.text, prompts).to(device)
         drop = (torch.rand(batch, generator=generator) < run.drop).to(device)
         with loop.attention_kernels(device):
-            with torch.autocast(device.type, torch.bfloat16):
+            with loop.mixed_precision(device):
                 logits = model(ids, drop, codes, caches[count])
             loss = bit_loss(logits, bits, scales, count)
             loss.backward()
