@@ -279,6 +279,13 @@ def test_calibrations_of_several_sizes_and_kinds_are_compared_on_the_same_images
     capsys.readouterr()
     assert calibrations.main([*arguments, "--sizes", "4"]) == 2
     assert "sizes must be from 1 to 3" in capsys.readouterr().err
+    assert calibrations.main([*arguments, "--calibration", str(things), str(things), "--sizes", "1"]) == 2
+    assert "different names" in capsys.readouterr().err
+    assert calibrations.main([*arguments, "--sizes", "3", "--budgets", "0.6", "--policies", "heatkv+"]) == 0
+    only = json.loads(out.with_suffix(".json").read_text())["results"]
+    assert [(r["kind"], r["correlation"]) for r in only] == [("scenes", 1.0)], "things has two"
+    assert calibrations.main([*arguments, "--out", str(tmp_path / "sizes.json"), "--sizes", "1"]) == 2
+    assert "a Markdown file" in capsys.readouterr().err
     assert calibrations.main([*arguments, "--sizes", "1", "--repeats", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
     out.with_suffix(".json").write_text('{"rows": []}')

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--calibration", type=Path, required=True, nargs="+", metavar="FILE",
         help="prompts to calibrate on, the first ones first; several files are several kinds, named by their files",
     )  # fmt: skip
-    parser.add_argument("--prompts", type=Path, required=True, help="prompts to compare on, none of the others")
+    parser.add_argument("--prompts", type=Path, required=True, help="prompts to compare on; left out of the others")
     parser.add_argument("--sizes", default="3,10,28", help="numbers of calibration prompts")
     parser.add_argument("--repeats", type=int, default=1, help="calibrations of a size: the second on, other prompts")
     parser.add_argument("--budgets", default="0.3,0.1")
@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write; the numbers beside it as JSON")
     options = parser.parse_args(arguments)
     try:
+        if len({path.stem for path in options.calibration}) < len(options.calibration):
+            raise ValueError("kinds are named by their files: give files of different names")
+        if options.out.suffix == ".json":
+            raise ValueError(f"--out {options.out}: a Markdown file is written, and the numbers beside it as JSON")
         study = calibrations(
             options.model, {path.stem: read_prompts(path) for path in options.calibration},
             read_prompts(options.prompts), list_of(int, options.sizes), list_of(float, options.budgets),

@@ -42,9 +42,9 @@ def calibrations(
 
     ``kinds`` are calibration prompts by name; those that are compared on are left out of them. The first repeat takes a
     kind's first prompts, as they stand, and seed 0; every other one shuffles them, and draws, with a seed of its own.
-    ``correlation`` is `cells_correlation` with the first kind's largest calibration of the first repeat. A size that a
-    kind does not reach is left out for it. Raises ``ValueError`` for a size that no kind reaches, and what `compare`
-    raises.
+    A size that a kind does not reach is left out for it, and so is a kind that reaches none. ``correlation`` is
+    `cells_correlation` with the first kind's largest calibration of the first repeat. Raises ``ValueError`` for a size
+    that no kind reaches, and what `compare` raises.
     """
     kinds = {kind: [text for text in texts if text not in prompts] for kind, texts in kinds.items()}
     most = max(map(len, kinds.values()))
@@ -61,7 +61,7 @@ def calibrations(
                 progress(f"calibrated on {scores.count} prompts of {kind}, repeat {repeat}")
                 if scores.count in wanted:
                     found[kind, scores.count, repeat] = scores
-    first = next(iter(kinds))
+    first = next(iter(found))[0]
     most_of_first = max(size for kind, size, _ in found if kind == first)
     results = []
     measure = ""
