@@ -76,6 +76,19 @@ class TextCondition:
     modulations: tuple[Modulation, ...]
     keys_and_values: tuple[tuple[Tensor, Tensor], ...]
 
+    def of(self, layer: int) -> BlockCondition:
+        return BlockCondition(self.modulations[layer], *self.keys_and_values[layer], self.mask_B11N)
+
+
+@dataclass(frozen=True)
+class BlockCondition:
+    """What one block needs of the text; alike for all blocks, so that compiling one compiles them all."""
+
+    modulation: Modulation
+    k_BHND: Tensor
+    v_BHND: Tensor
+    mask_B11N: Tensor | None
+
 
 @dataclass(frozen=True)
 class Modulation:
@@ -157,11 +170,10 @@ class CrossAttention(nn.Module):
         """Keys and values of the text, which are the same at every scale."""
         return keys_and_values(features_BNC, self.mat_kv.weight, self.v_bias, self.heads)
 
-    def forward(self, x_BNC: Tensor, text: TextCondition, layer: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, text: BlockCondition) -> Tensor:
         B, N, C = x_BNC.shape
         q = self.mat_q(x_BNC).view(B, N, self.heads, -1).transpose(1, 2)
-        k, v = text.keys_and_values[layer]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text.mask_B11N)
+        out = F.scaled_dot_product_attention(q, text.k_BHND, text.v_BHND, attn_mask=text.mask_B11N)
         return self.proj(out.transpose(1, 2).reshape(B, N, C))
 
 
@@ -218,13 +230,13 @@ class Block(nn.Module):
         self.ca = CrossAttention(width, config.heads)
         self.ffn = FeedForward(width, round(width * config.mlp_ratio / 256) * 256)
 
-    def forward(self, x_BNC: Tensor, turn: Tensor, text: TextCondition, cache: Attend, layer: int) -> Tensor:
-        m, dtype = text.modulations[layer], self.sa.mat_qkv.weight.dtype
+    def forward(self, x_BNC: Tensor, turn: Tensor, text: BlockCondition, cache: Attend, layer: int) -> Tensor:
+        m, dtype = text.modulation, self.sa.mat_qkv.weight.dtype
         attended = self.sa(modulated(x_BNC, m.factor1, m.shift1, dtype), turn, cache, layer)
         x_BNC = torch.addcmul(x_BNC, attended, m.gain1)
         weight, bias = (part.to(x_BNC.dtype) for part in (self.ca_norm.weight, self.ca_norm.bias))
         normed = F.layer_norm(x_BNC, weight.shape, weight, bias, self.ca_norm.eps)
-        x_BNC = x_BNC + self.ca(normed.to(dtype), text, layer)
+        x_BNC = x_BNC + self.ca(normed.to(dtype), text)
         return torch.addcmul(x_BNC, self.ffn(modulated(x_BNC, m.factor2, m.shift2, dtype)), m.gain2)
 
 
@@ -339,7 +351,7 @@ class InfinityTransformer(nn.Module):
         x_BNC = x_BNC + self.lvl_embed(self.level[span]).to(x_BNC.dtype)
         turn_N11d2 = self.rope[:, span].permute(1, 2, 0).contiguous()[:, None, None]
         for layer, block in enumerate(self.layers):
-            x_BNC = block(x_BNC, turn_N11d2, text, cache, layer)
+            x_BNC = block(x_BNC, turn_N11d2, text.of(layer), cache, layer)
             if after_layer is not None:
                 x_BNC = after_layer(layer, x_BNC)
         return x_BNC
