@@ -18,12 +18,11 @@ from PIL import Image
 
 from heatkv import generate, load
 from heatkv.models.infinity.autoencoder import AutoencoderConfig, BitQuantizer
-from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.words import Vocabulary
 from heatkv.models.llamagen.transformer import LlamaGenConfig
 from heatkv.scales import ScaleSchedule
 from heatkv.training import __main__ as main_module
-from heatkv.training import codebook, data, encoder, export, lines, loop, scenes, sheet, tokenizer, transformer
+from heatkv.training import codebook, data, export, lines, loop, pool, scenes, sheet, tokenizer, transformer
 from heatkv.training.codebook import CodebookRun
 from heatkv.training.lines import LinesRun
 from heatkv.training.tokenizer import TokenizerRun
@@ -34,7 +33,7 @@ SIDES = (1, 2, 3, 8)
 SIZE: dict[str, Any] = {"side": 32, "scales": SIDES, "stride": 4, "width_mult": (1, 2), "patch": 2, "base_width": 8}
 BITS = TokenizerRun(steps=4, batch=2, evaluate_every=2, **SIZE)
 SMALL = TransformerRun(
-    steps=4, compose=1, grow=2, widen=3, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8,
+    steps=4, grow=2, widen=3, batch=2, short_batch=3, short_scales=3, full_every=2, pool=8,
     start=4, fresh=2, depth=2, width=64, heads=4, evaluate_every=2, samples=0, compile=False,
 )  # fmt: skip
 CODES = CodebookRun(
@@ -43,7 +42,6 @@ CODES = CodebookRun(
 )  # fmt: skip
 LINES = LinesRun(
     steps=4,
-    compose=1,
     grow=2,
     widen=3,
     batch=2,
@@ -121,16 +119,17 @@ def test_a_frozen_codebook_keeps_encoder_and_codes_while_the_decoder_learns(
     assert moved == {"decoder"}
 
 
-def test_cells_of_one_plain_colour_are_pulled_together_and_no_others() -> None:
-    x = torch.rand(2, 3, 8, 8)
-    x[:, :, :4] = 1.0  # the upper cells are white
-    latent = torch.nn.functional.normalize(torch.randn(2, 4, 2, 2), dim=1).requires_grad_()
-    codebook.flat_loss(latent, x).backward()
-    assert latent.grad is not None
-    assert latent.grad[:, :, 0].abs().sum() > 0 and (latent.grad[:, :, 1] == 0).all()
-    same = torch.ones(2, 4, 2, 2) / 2
-    assert codebook.flat_loss(same, x) == 0
-    assert codebook.flat_loss(same, torch.rand(2, 3, 8, 8)) == 0, "nothing is plain"
+def test_the_code_of_a_cell_follows_from_its_own_pixels() -> None:
+    """So that a thing that moves by cells is written in the same codes, and a plain page in one."""
+    torch.manual_seed(0)
+    vq = codebook.new_model(CODES.config)
+    for parameter in vq.encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.rand(1, 3, 32, 32)
+    moved = x.roll((CODES.config.stride, 2 * CODES.config.stride), (2, 3))
+    cells = vq.encode(x)
+    torch.testing.assert_close(vq.encode(moved), cells.roll((1, 2), (2, 3)))
+    assert (cells.flatten(2).std(-1) > 0.01).all(), "not all cells are alike"
 
 
 def test_codes_that_nobody_uses_move_to_where_they_are_needed() -> None:
@@ -155,13 +154,11 @@ def test_the_exported_lines_generate(trained: Path, tmp_path: Path) -> None:
 
 def test_the_model_by_lines_knows_the_words_of_what_it_was_shown(trained: Path, dataset: data.Dataset) -> None:
     text, _, state = lines.load_trained(trained / "lines.pt")
-    run = LinesRun(**state["run"])
-    course = scenes.Course(dataset, run.compose, run.grow, run.widen)
-    assert set(text.vocabulary.words) == course.at(state["step"] - 1).words & set(state["words"])
-    narrowed = lines.with_words(text, frozenset({"apple"}))
-    assert narrowed.known_and_unknown("red apple")[1] == ["red"]
-    word = text.vocabulary.id("apple")
-    assert torch.equal(narrowed.embedding.weight[1], text.embedding.weight[word])
+    course = scenes.Course(dataset, LINES.grow, LINES.widen, LINES.steps)
+    assert set(text.vocabulary.words) == course.last.words and state["things"] == sorted(course.last.shown)
+    plain = scenes.Course(dataset, grow=5, widen=6, steps=4)
+    assert plain.things == ["cat face", "red apple"]
+    assert {"cat", "grass", "left"} <= set(plain.vocabulary.words) and "tag" not in plain.vocabulary.words
 
 
 def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
@@ -181,35 +178,6 @@ def test_a_checkpoint_of_another_shape_is_not_resumed(dataset: data.Dataset, tra
         tokenizer.train(scenes.Scenes(dataset), trained, replace(BITS, base_width=16), CPU)
 
 
-def test_a_new_tokenizer_can_mean_what_an_earlier_one_means(
-    dataset: data.Dataset, trained: Path, tmp_path: Path
-) -> None:
-    """Trained to agree, its coarse bits are the earlier one's; the scales that both begin with have the same codes."""
-    shown = scenes.Scenes(dataset)
-    export.export(trained, tmp_path / "m", "m")
-    model = load(tmp_path / "m", "cpu")
-    assert isinstance(model, InfinityModel)
-    shipped = model.autoencoder
-    assert shipped.encoder is None
-    elder = encoder.fit(shipped, shown, tmp_path, CPU, steps=2)
-    again = encoder.fit(shipped, shown, tmp_path, CPU, steps=0)  # kept in the folder
-    x = tokenizer.draw_batch(shown, 5, 4, CPU)
-    assert torch.equal(elder.encode(x), again.encode(x))
-    assert all(
-        torch.equal(a, b.float()) for a, b in zip(elder.decoder.parameters(), shipped.decoder.parameters(), strict=True)
-    )
-    larger = replace(BITS, side=64, scales=(1, 2, 3, 5, 16), steps=12, align=20.0, learning_rate=1e-2)
-    wide = scenes.Scenes(replace(dataset, images=dataset.images.repeat(2, 1).repeat(2, 2)))
-    held_out = tokenizer.draw_batch(wide, 7, 8, CPU)
-    apart = []
-    for name, kept in (("alone", None), ("agreeing", elder)):
-        tokenizer.train(wide, tmp_path / name, larger, CPU, elder=kept)
-        young = tokenizer.load_trained(tmp_path / name / "tokenizer.pt")
-        apart.append(tokenizer.disagreement(young.encode(held_out), held_out, elder).item())
-        assert torch.allclose(young.quantizer.code_size_S[:3], elder.quantizer.code_size_S[:3]) == (kept is not None)
-    assert apart[1] < 0.8 * apart[0]
-
-
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -226,17 +194,18 @@ def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:
     """Overfit one tiny batch: gradients reach what they should."""
     autoencoder = tokenizer.load_trained(trained / "tokenizer.pt")
     torch.manual_seed(0)
-    model = transformer.new_model(scenes.make_vocabulary(dataset), autoencoder.quantizer.scales, 16, SMALL)
+    course = scenes.Course(dataset, SMALL.grow, SMALL.widen, SMALL.steps)
+    scales = autoencoder.quantizer.scales
+    model = transformer.new_model(course.vocabulary, scales, 16, len(course.things), SMALL)
     latents = torch.nn.functional.normalize(torch.randn(2, 16, 8, 8), dim=1)
     codes, bits = transformer.teacher_inputs(autoencoder.quantizer, latents, 3, 0.0, torch.Generator())
-    cache = TeacherForcing(autoencoder.quantizer.scales, 3, CPU)
+    cache = TeacherForcing(scales, 3, CPU)
     ids = transformer.word_ids(model.text, ["red apple", "cat face"])
     optimizers = transformer.make_optimizers(model, SMALL)
     losses = []
     for _ in range(30):
-        loss = transformer.bit_loss(
-            model(ids, torch.zeros(2, dtype=torch.bool), codes, cache), bits, autoencoder.quantizer.scales, 3
-        )
+        logits, _ = model(ids, torch.zeros(2, dtype=torch.bool), codes, cache)
+        loss = transformer.bit_loss(logits, bits, scales, 3)
         loss.backward()
         for optimizer, _ in optimizers:
             optimizer.step()
@@ -245,6 +214,23 @@ def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
     unused = [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
     assert not unused
+
+
+def test_what_covers_a_cell_is_asked_for_on_all_but_the_coarsest_maps() -> None:
+    scales = ScaleSchedule.square((1, 2, 4, 8))
+    covered = torch.zeros(1, 8, 8, dtype=torch.long)
+    covered[:, :4, 4:] = 2  # the upper right quarter
+    wanted = [torch.zeros(1, h, w, dtype=torch.long) for h, w in scales]
+    for h, quarter in zip((1, 2, 4, 8), wanted, strict=True):
+        quarter[:, : h // 2, h - h // 2 :] = 2
+    batch = pool.Batch(covered, ["mushroom"], covered)
+    right = torch.nn.functional.one_hot(torch.cat([q.flatten(1) for q in wanted], 1), 4) * 100.0
+    assert transformer.thing_loss(right, batch, scales, 4) < 1e-6
+    coarse = right.clone()
+    coarse[:, :5] = 0
+    assert transformer.thing_loss(coarse, batch, scales, 4) < 1e-6, "nothing is asked of maps of 1 and 2 a side"
+    assert transformer.thing_loss(right.flip(1), batch, scales, 4) > 1
+    assert transformer.thing_loss(right[:, :21], batch, scales, 3) < 1e-6
 
 
 def quantizer() -> BitQuantizer:
@@ -286,7 +272,9 @@ def test_forgetting_takes_up_to_a_share_of_half_of_the_rows() -> None:
 def test_a_forgotten_token_is_not_seen_by_those_after_it(trained: Path) -> None:
     state = loop.load_checkpoint(trained / "lines.pt")
     config = LlamaGenConfig(**state["config"])
-    model = lines.TextToTokens(Vocabulary(tuple(state["words"])), config, state["average"]["codes_Vc"])
+    model = lines.TextToTokens(
+        Vocabulary(tuple(state["words"])), config, state["average"]["codes_Vc"], len(state["things"])
+    )
     model.load_state_dict(state["average"])
     torch.manual_seed(0)
     for weight in model.transformer.parameters():
@@ -298,8 +286,8 @@ def test_a_forgotten_token_is_not_seen_by_those_after_it(trained: Path) -> None:
     forgotten = torch.zeros(1, config.image_tokens, dtype=torch.bool)
     forgotten[0, 3] = True
     ids, kept = torch.tensor([[1]]), torch.tensor([False])
-    seen = [model(ids, kept, t, cache) for t in (tokens, other)]
-    unseen = [model(ids, kept, t, cache, forgotten) for t in (tokens, other)]
+    seen = [model(ids, kept, t, cache)[0] for t in (tokens, other)]
+    unseen = [model(ids, kept, t, cache, forgotten)[0] for t in (tokens, other)]
     assert not torch.equal(seen[0][0, 4:], seen[1][0, 4:])
     torch.testing.assert_close(unseen[0], unseen[1])
 

@@ -15,13 +15,11 @@ from heatkv.cli.arguments import read_prompts
 from heatkv.files import check_writable, write_atomic
 from heatkv.models import bundled_scores, load
 from heatkv.models.bundled import SYNONYMS
-from heatkv.models.infinity.model import InfinityModel
 from heatkv.threads import keep_to_own_cores
 from heatkv.training import (
     blind,
     codebook,
     data,
-    encoder,
     evaluate,
     export,
     lines,
@@ -51,7 +49,7 @@ then for each:
 Stages resume from their last checkpoint. heatkv/training/README.md has the whole recipe, also for a GPU.
 """
 DRY_RUN = "a few tiny steps on few pictures, to see that everything runs; keeps to the folder dry-run in --folder"
-DRY_RUN_THINNING = 30
+DRY_RUN_THINNING = 10
 STAGES = {
     "tokenizer": ("stage 1 of the model by scales", tokenizer.TokenizerRun),
     "transformer": ("stage 2 of the model by scales", transformer.TransformerRun),
@@ -93,8 +91,6 @@ def make_parser() -> argparse.ArgumentParser:
         add_settings(command, settings)
         command.add_argument("--stop-after", type=int, help="end this call after so many steps, with a checkpoint")
         command.add_argument("--dry-run", action="store_true", help=DRY_RUN)
-        if name in ("tokenizer", "transformer"):
-            command.add_argument("--start-from", help="a model by scales whose bits and weights to go on from: pocket")
     command = commands.add_parser("export", help="write the model folder")
     command.add_argument("--folder", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
@@ -137,8 +133,8 @@ def load_pictures(arguments: argparse.Namespace, side: int) -> data.Dataset:
     return dataset.thinned(DRY_RUN_THINNING) if arguments.dry_run else dataset
 
 
-def shown(arguments: argparse.Namespace, side: int) -> scenes.Scenes:
-    return scenes.Scenes(load_pictures(arguments, side))
+def shown(arguments: argparse.Namespace, side: int, everyday: bool) -> scenes.Scenes:
+    return scenes.Scenes(load_pictures(arguments, side), scenes.EVERYDAY_SCENES if everyday else scenes.Mix())
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -179,34 +175,22 @@ def train(arguments: argparse.Namespace) -> Path:
     few = {"steps": 4, "batch": 2, "evaluate_every": 2}
     if isinstance(run, tokenizer.TokenizerRun):
         run = replace(run, **few) if arguments.dry_run else run  # type: ignore[arg-type]
-        pictures, first = shown(arguments, run.side), first_model(arguments)
-        steps = run.steps if arguments.dry_run else encoder.STEPS
-        elder = encoder.fit(first.autoencoder, pictures, folder, device, steps) if first else None
-        return tokenizer.train(pictures, folder, run, device, arguments.stop_after, elder)
+        return tokenizer.train(shown(arguments, run.side, run.everyday), folder, run, device, arguments.stop_after)
     if isinstance(run, codebook.CodebookRun):
         run = replace(run, **few, warm=1, freeze=2) if arguments.dry_run else run  # type: ignore[arg-type]
-        return codebook.train(shown(arguments, run.side), folder, run, device, arguments.stop_after)
-    few |= {"pool": 16, "start": 8, "compose": 1, "grow": 2, "widen": 3}
+        return codebook.train(shown(arguments, run.side, run.everyday), folder, run, device, arguments.stop_after)
+    few |= {"pool": 16, "start": 8, "grow": 2, "widen": 3}
     if isinstance(run, transformer.TransformerRun):
         run = replace(run, **few, short_batch=2) if arguments.dry_run else run  # type: ignore[arg-type]
         side = tokenizer.side_of(tokenizer.load_trained(folder / "tokenizer.pt"))
-        first = first_model(arguments)
-        return transformer.train(shown(arguments, side).dataset, folder, run, device, arguments.stop_after, first)
+        return transformer.train(load_pictures(arguments, side), folder, run, device, arguments.stop_after)
     assert isinstance(run, lines.LinesRun)
     run = replace(run, **few) if arguments.dry_run else run  # type: ignore[arg-type]
     vq, state = codebook.load_trained(folder / "codebook.pt")
     if state["step"] < state["run"]["freeze"]:
         raise ValueError(f"{folder / 'codebook.pt'} is not frozen yet: run `codebook` to step {state['run']['freeze']}")
     side = state["run"]["side"]
-    return lines.train(shown(arguments, side).dataset, vq, side, folder, run, device, arguments.stop_after)
-
-
-def first_model(arguments: argparse.Namespace) -> InfinityModel | None:
-    """The model by scales to start from, where one was named."""
-    first = load(arguments.start_from, "cpu") if arguments.start_from else None
-    if first is not None and not isinstance(first, InfinityModel):
-        raise ValueError(f"{arguments.start_from} is not a model by scales that was trained here")
-    return first
+    return lines.train(load_pictures(arguments, side), vq, side, folder, run, device, arguments.stop_after)
 
 
 def run_evaluation(arguments: argparse.Namespace) -> None:

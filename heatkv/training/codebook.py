@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatkv.models.infinity.autoencoder import ResidualBlock
-from heatkv.models.llamagen.vq import Codebook, Vq, VqConfig
+from heatkv.models.llamagen.vq import CellBlock, Codebook, Vq, VqConfig
 from heatkv.training import loop
 from heatkv.training.scenes import Scenes
 from heatkv.training.tokenizer import HELD_OUT_SEED, draw_batch, psnr, reconstruction_loss, save_comparison
@@ -26,25 +26,25 @@ class CodebookRun:
 
     The encoder and the codes learn up to step ``freeze``; then they stay as their average is, so that the transformer
     can be trained on them, and the decoder goes on alone up to ``steps``. Both parts end with a falling learning rate.
+    ``everyday``: of everyday things in scenes alone (``scenes.EVERYDAY_SCENES``), else of everything.
     A step sees ``batch`` pictures; for the decoder alone a piece of ``crop`` x ``crop`` pixels of each is enough.
-    ``flat`` is the weight that pulls all cells of one plain colour together: background should cost one code.
     A code that a step uses less than ``dead`` times on average is put where the batch is represented worst. The first
     ``warm`` steps do without codes: from the start on, they pull all cells to the few that are in use.
     """
 
     side: int = 128
-    base_width: int = 48
+    base_width: int = 96
     width_mult: tuple[int, ...] = (1, 2)
     patch: int = 4
     vocabulary: int = 2048
+    everyday: bool = True
     warm: int = 100
-    freeze: int = 1100
-    steps: int = 7000
+    freeze: int = 1400
+    steps: int = 5000
     batch: int = 16
     crop: int = 64
     learning_rate: float = 2e-3
     commitment: float = 0.25
-    flat: float = 0.25
     dead: float = 0.15
     evaluate_every: int = 200
     seed: int = 0
@@ -105,25 +105,10 @@ def cropped(x_B3HW: Tensor, side: int, seed: int) -> Tensor:
     return torch.stack(pieces).contiguous(memory_format=torch.channels_last)
 
 
-def flat_loss(latent_BcHW: Tensor, x_B3HW: Tensor) -> Tensor:
-    """How far cells of one plain colour are from their mean, over all pictures of the batch."""
-    stride = x_B3HW.shape[-1] // latent_BcHW.shape[-1]
-    high = F.max_pool2d(x_B3HW, stride)
-    is_flat_BHW = (high == -F.max_pool2d(-x_B3HW, stride)).all(1)
-    vectors_Nc = cells(latent_BcHW)[is_flat_BHW.flatten()]
-    if not len(vectors_Nc):
-        return latent_BcHW.new_zeros(())
-    colours_N3 = cells(high)[is_flat_BHW.flatten()]
-    _, which_N = torch.unique(colours_N3, dim=0, return_inverse=True)
-    means = torch.zeros(int(which_N.max()) + 1, vectors_Nc.shape[1], device=vectors_Nc.device)
-    means = F.normalize(means.index_add_(0, which_N, vectors_Nc.detach()), dim=1)
-    return (vectors_Nc - means[which_N]).square().sum(1).mean()
-
-
 def new_model(config: VqConfig) -> Vq:
     model = Vq(config)
     for module in model.modules():
-        if isinstance(module, ResidualBlock):  # every block starts as the identity
+        if isinstance(module, (ResidualBlock, CellBlock)):  # every block starts as the identity
             nn.init.zeros_(module.conv2.weight)
             assert module.conv2.bias is not None
             nn.init.zeros_(module.conv2.bias)
@@ -198,7 +183,7 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
     held_out = draw_batch(scenes, HELD_OUT_SEED, 128, device)
-    started, first, losses = time.time(), step, torch.zeros(3)
+    started, first, losses = time.time(), step, torch.zeros(2)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     while step < last:
         frozen = step >= run.freeze
@@ -216,15 +201,14 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
             moving.start(cells(latent.detach()))
         index = model.quantize.nearest(latent.detach())
         codes = latent if step < run.warm else model.quantize.map(index, latent.shape[-2:])  # type: ignore[arg-type]
-        commitment = flat = torch.zeros((), device=device)
+        commitment = torch.zeros((), device=device)
         if not frozen:
-            flat = flat_loss(latent, x)
             commitment = (latent - codes).square().sum(1).mean()
             codes = latent + (codes - latent).detach()
         with loop.mixed_precision(device):
             y = model.decoder(codes.contiguous(memory_format=torch.channels_last))
         loss = reconstruction_loss(y.float(), x)
-        (loss + run.commitment * commitment + run.flat * flat).backward()
+        (loss + run.commitment * commitment).backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -234,10 +218,10 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
         step += 1
         if step == run.freeze:  # what the transformer learns from
             model.load_state_dict(average.state_dict())
-        losses += torch.stack([loss, commitment, flat]).detach().cpu()
+        losses += torch.stack([loss, commitment]).detach().cpu()
         if step % 50 == 0:
             pace = (time.time() - started) / (step - first)
-            told = ", ".join(f"{k} {v:.4f}" for k, v in zip(("loss", "commitment", "flat"), losses / 50, strict=True))
+            told = f"loss {losses[0] / 50:.4f}, commitment {losses[1] / 50:.4f}"
             print(f"step {step}: {told}; {pace:.2f} s/step", flush=True)
             losses.zero_()
         if step % run.evaluate_every == 0 or step == last:

@@ -47,18 +47,14 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures as uint8 ``[n, side, side, 4]`` (red, green, blue times opacity, opacity), with what is known of each.
-
-    ``not_shown`` are emoji whose words count and whose pictures were left out.
-    """
+    """Pictures as uint8 ``[n, side, side, 4]`` (red, green, blue times opacity, opacity), and what is known of each."""
 
     images: np.ndarray
     emoji: tuple[Emoji, ...]
-    not_shown: tuple[Emoji, ...] = ()
 
     def thinned(self, step: int) -> Dataset:
-        """Every so many pictures and all words, for a dry run."""
-        return Dataset(self.images[::step], self.emoji[::step], self.emoji)
+        """Every so many pictures, for a dry run."""
+        return Dataset(self.images[::step], self.emoji[::step])
 
 
 def download(folder: Path) -> None:

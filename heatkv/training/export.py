@@ -18,14 +18,13 @@ from heatkv.training.sheet import SAMPLING
 EXAMPLES = (
     "red apple",
     "cat face on grass",
-    "three mushrooms",
-    "automobile left of deciduous tree",
+    "castle left of bus",
     "rocket at night",
-    "twemoji red heart",
+    "two mushrooms",
+    "penguin above blue umbrella",
 )
 SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
 
-LINES_EXAMPLES = ("red apple", "castle", "butterfly", "fox", "rainbow", "penguin")
 LINES_SUMMARY = "Text to {0} x {0} pictures, line by line; trained from scratch by this repository"
 LINES_SAMPLING = Sampling(guidance=1.5, temperature=0.8, top_p=0.95)
 
@@ -36,7 +35,7 @@ def export(folder: Path, destination: Path, name: str) -> None:
     autoencoder = tokenizer.load_trained(folder / "tokenizer.pt")
     config = TransformerConfig(**{**state["config"], "rope_grid": tuple(state["config"]["rope_grid"])})
     vocabulary = Vocabulary(tuple(state["words"]))
-    model = transformer.TextToBits(vocabulary, config, autoencoder.quantizer.scales)
+    model = transformer.TextToBits(vocabulary, config, autoencoder.quantizer.scales, len(state["things"]))
     model.load_state_dict(state["average"])
     tokenizer_state = loop.load_checkpoint(folder / "tokenizer.pt")
     facts = {
@@ -46,6 +45,7 @@ def export(folder: Path, destination: Path, name: str) -> None:
         "tokenizer_psnr": tokenizer_state["history"][-1],
         "transformer_steps": state["step"],
         "bit_accuracy": state["history"][-1],
+        "things": state["things"],
     }
     save_folder(InfinityModel(name, model.text, model.transformer, autoencoder, SAMPLING, EXAMPLES, facts), destination)
 
@@ -63,7 +63,7 @@ def export_lines(folder: Path, destination: Path, name: str) -> None:
         "held_out": state["history"][-1],
         "things": state["things"],
     }
-    model = LlamaGenModel(name, text, transformer, vq, LINES_SAMPLING, LINES_EXAMPLES, facts)
+    model = LlamaGenModel(name, text, transformer, vq, LINES_SAMPLING, EXAMPLES, facts)
     save_folder(model, destination, "llamagen")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -128,7 +128,7 @@ GROUNDS: tuple[tuple[float, Callable[[int, random.Random], Ground]], ...] = (
     (0.04, pattern("stripes", stripes)),
     (0.03, pattern("dots", dots)),
 )
-# A few that always look alike and are always named: for things that are still to be learned.
+# A few that always look alike: for things that are still to be learned.
 SETTLED = ("on yellow", "on blue", "on pink", "on grass", "at sea", "at night")
 PLACES = ("grass", "snow", "sand", "sea", "night", "sky", "sunset", "checks", "stripes", "dots")
 WORDS = frozenset({*COLOURS, *PLACES, "on", "and", "at", "in", "the"})
@@ -141,9 +141,9 @@ def draw_settled_ground(rng: random.Random, side: int, white: float) -> Ground:
     words = rng.choice(SETTLED)
     name = words.removeprefix("on ")
     if name in COLOURS:
-        return Ground(filled(side, np.array(COLOURS[name], np.float32)), words, 1.0)
+        return Ground(filled(side, np.array(COLOURS[name], np.float32)), words)
     drawn = (draw(side, random.Random(0)) for _, draw in GROUNDS)
-    return next(replace(ground, named=1.0) for ground in drawn if ground.words == words)
+    return next(ground for ground in drawn if ground.words == words)
 
 
 def draw_ground(rng: random.Random, side: int, white: float) -> Ground:

@@ -17,27 +17,29 @@ from heatkv.models.infinity.text import Vocabulary, WordEncoder
 from heatkv.models.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
 from heatkv.models.llamagen.vq import Vq
 from heatkv.training import data, loop, scenes
-from heatkv.training.pool import HELD_OUT, Pool
+from heatkv.training.pool import HELD_OUT, Batch, Pool
 
 
 @dataclass(frozen=True)
 class LinesRun:
     """Settings of a training run; defaults are the CPU recipe.
 
-    What is shown grows at the steps ``compose``, ``grow`` and ``widen`` (``scenes.Course``); the CPU recipe ends before
-    the latter two. A ring of ``pool`` pictures, as codes, begins with ``start``; every step renews ``fresh`` and
-    learns from ``batch``. A share ``drop`` of the prompts is left out, for guidance. ``forget`` is the largest share of
-    input tokens blanked (``loop.forgotten``). The learning rate falls to zero in the last ``decay`` of the run.
-    ``compile`` compiles the blocks (a minute or two at the start; needs a C++ compiler).
+    What is shown grows at the steps ``grow`` and ``widen`` (``scenes.Course``); the CPU recipe ends before. A ring of
+    ``pool`` pictures, as codes, begins with ``start``; every step renews ``fresh`` and learns from ``batch``. A share
+    ``drop`` of the prompts is left out, for guidance. ``forget`` is the largest share of input tokens blanked
+    (``loop.forgotten``). The learning rate falls to zero in the last ``decay`` of the run. ``grounding`` is the weight
+    of saying, half-way through the blocks, which thing covers a token's cell: forms are learned long before words
+    decide between them, and this asks for the words directly. ``compile`` compiles the blocks (a minute or two at the
+    start; needs a C++ compiler).
     """
 
-    steps: int = 13000
-    compose: int = 4000
+    steps: int = 8000
     grow: int = 30000
     widen: int = 60000
     batch: int = 16
+    grounding: float = 0.2
     learning_rate: float = 2e-3
-    decay: float = 0.2
+    decay: float = 0.3
     drop: float = 0.1
     forget: float = 0.3
     pool: int = 32768
@@ -84,13 +86,14 @@ class TextToTokens(nn.Module):
 
     codes_Vc: Tensor
 
-    def __init__(self, vocabulary: Vocabulary, config: LlamaGenConfig, codes_Vc: Tensor) -> None:
+    def __init__(self, vocabulary: Vocabulary, config: LlamaGenConfig, codes_Vc: Tensor, things: int) -> None:
         super().__init__()
         self.text = WordEncoder(vocabulary, config.caption_width, config.condition_tokens)
         self.transformer = LlamaGenTransformer(config)
         self.register_buffer("codes_Vc", codes_Vc * codes_Vc.shape[1] ** 0.5)
         self.read_code = nn.Linear(codes_Vc.shape[1], config.width, bias=False)
         self.write_code = nn.Linear(config.width, codes_Vc.shape[1], bias=False)
+        self.things = nn.Linear(config.width, things + 1)
         self.start()
 
     @torch.no_grad()
@@ -102,6 +105,7 @@ class TextToTokens(nn.Module):
         for weight, std in (
             (self.transformer.tok_embeddings.weight, 0.1), (self.read_code.weight, 0.15),
             (self.transformer.output.weight, 0.01), (self.write_code.weight, 0.02),
+            (self.text.position, 0.1),
         ):  # fmt: skip
             nn.init.normal_(weight, std=std)
 
@@ -120,8 +124,8 @@ class TextToTokens(nn.Module):
         tokens_BN: Tensor,
         cache: TeacherForcing,
         forgotten_BN: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Logits ``[B, N, vocabulary]`` of all image tokens.
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Logits ``[B, N, vocabulary]`` of all image tokens, and ``[B, N, things + 1]`` of what covers their cells.
 
         ``drop_B`` rows see the learned empty prompt; of ``forgotten_BN`` tokens those after them see the place alone.
         """
@@ -135,8 +139,13 @@ class TextToTokens(nn.Module):
         x_BNC = torch.cat([condition_BTC, image_BNC], 1)
         if torch.is_autocast_enabled(x_BNC.device.type):
             x_BNC = x_BNC.bfloat16()  # halves the memory traffic of everything between the matrix products
-        hidden_BNC = model(x_BNC, 0, cache)[:, model.config.condition_tokens - 1 :]
-        return F.linear(model.norm(hidden_BNC), self.output_VC)
+        turn_N11d2 = model.rope_Nd2[: x_BNC.shape[1], None, None]
+        first = model.config.condition_tokens - 1
+        for layer, block in enumerate(model.layers):
+            if layer == len(model.layers) // 2:
+                things_BNT = self.things(x_BNC[:, first:])
+            x_BNC = block(x_BNC, turn_N11d2, None, cache, layer)
+        return F.linear(model.norm(x_BNC[:, first:]), self.output_VC), things_BNT
 
     @torch.no_grad()
     def folded(self) -> LlamaGenTransformer:
@@ -181,21 +190,29 @@ def make_optimizers(model: TextToTokens, run: LinesRun) -> list[torch.optim.Opti
     return [muon, torch.optim.AdamW(rest, rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
+def mean_cross_entropy(logits_BNV: Tensor, tokens_BN: Tensor) -> Tensor:
+    """Nats a token. Compiled it takes half the time, and a tenth of a step is saved."""
+    return F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN.flatten())
+
+
 @torch.no_grad()
-def evaluate(
-    model: TextToTokens, tokens_BN: Tensor, prompts: list[str], cache: TeacherForcing, batch: int
-) -> dict[str, float]:
+def evaluate(model: TextToTokens, held_out: Batch, cache: TeacherForcing, batch: int) -> dict[str, float]:
     """On held-out pictures: cross-entropy (nats a token), and how often the likeliest token is right.
 
-    ``accuracy_drawn`` leaves out the commonest token of all, the blank background.
+    ``accuracy_drawn`` leaves out the commonest token of all, the blank background; ``things`` is how often a thing's
+    cell is said to be of that thing.
     """
-    device = tokens_BN.device
-    loss, right = [], []
+    tokens_BN, prompts = held_out.rows, held_out.prompts
+    device, grid = tokens_BN.device, model.transformer.config.grid
+    covered_BN = held_out.things_seen_at(grid, grid)
+    loss, right, named = [], [], []
     for first in range(0, len(prompts), batch):
         rows = slice(first, first + batch)
         ids_BN = word_ids(model.text, prompts[rows]).to(device)
         with loop.mixed_precision(device):
-            logits_BNV = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache).float()
+            logits_BNV, things_BNT = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache)
+        logits_BNV = logits_BNV.float()
+        named.append(things_BNT.argmax(-1) == covered_BN[rows])
         loss.append(F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN[rows].flatten(), reduction="none"))
         right.append(logits_BNV.argmax(-1) == tokens_BN[rows])
     hit_BN, drawn_BN = torch.cat(right).float(), tokens_BN != tokens_BN.flatten().mode().values
@@ -203,6 +220,7 @@ def evaluate(
         "loss": torch.cat(loss).mean().item(),
         "accuracy": hit_BN.mean().item(),
         "accuracy_drawn": hit_BN[drawn_BN].mean().item(),
+        "things": torch.cat(named)[covered_BN > 0].float().mean().item(),
     }
 
 
@@ -218,7 +236,9 @@ def train(
     torch.manual_seed(run.seed)
     vq = vq.to(device).eval().requires_grad_(False)
     config = make_config(run, vq, side)
-    model = TextToTokens(scenes.make_vocabulary(dataset), config, vq.quantize.directions_Vc.detach()).to(device)
+    course = scenes.Course(dataset, run.grow, run.widen, run.steps)
+    codes_Vc = vq.quantize.directions_Vc.detach()
+    model = TextToTokens(course.vocabulary, config, codes_Vc, len(course.things)).to(device)
     average = copy.deepcopy(model).eval()
     optimizers = make_optimizers(model, run)
     step, history = 0, list[dict[str, float]]()
@@ -230,14 +250,14 @@ def train(
             optimizer.load_state_dict(saved)
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
-    course = scenes.Course(dataset, run.compose, run.grow, run.widen)
-    held_out = Pool(encoder(vq), device, 96)
-    held_out.add(course.at(run.steps), HELD_OUT, 96)
-    pool = Pool(encoder(vq), device, run.pool, run.seed)
-    pool.add(course.at(step), run.fresh * step, run.start)
+    held_out = Pool(encoder(vq), device, 96, course.things)
+    held_out.add(course.last.draw, HELD_OUT, 96)
+    pool = Pool(encoder(vq), device, run.pool, course.things, run.seed)
+    pool.add(course.at(step).draw, run.fresh * step, run.start)
     if run.compile:
         for block in model.transformer.layers:
             block.compile()
+    token_loss = torch.compile(mean_cross_entropy) if run.compile else mean_cross_entropy
     cache = TeacherForcing(config.condition_tokens, config.condition_tokens + config.image_tokens - 1, device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(pool.rows)} pictures", flush=True)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
@@ -247,15 +267,17 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps, decay=run.decay)
-        pool.add(course.at(step), run.start + run.fresh * step, run.fresh)
-        tokens_BN, prompts = pool.draw(run.batch, generator)
-        ids_BN = word_ids(model.text, prompts).to(device)
+        pool.add(course.at(step).draw, run.start + run.fresh * step, run.fresh)
+        batch = pool.draw(run.batch, generator)
+        tokens_BN, grid = batch.rows, config.grid
+        ids_BN = word_ids(model.text, batch.prompts).to(device)
         drop_B = (torch.rand(run.batch, generator=generator) < run.drop).to(device) | (ids_BN[:, 0] == 0)
         forgotten_BN = loop.forgotten(run.batch, tokens_BN.shape[1], run.forget, generator).to(device)
         with loop.mixed_precision(device):
-            logits_BNV = model(ids_BN, drop_B, tokens_BN, cache, forgotten_BN)
-        loss = F.cross_entropy(logits_BNV.float().flatten(0, 1), tokens_BN.flatten())
-        loss.backward()
+            logits_BNV, things_BNT = model(ids_BN, drop_B, tokens_BN, cache, forgotten_BN)
+        loss = token_loss(logits_BNV, tokens_BN)
+        named = F.cross_entropy(things_BNT.float().flatten(0, 1), batch.things_seen_at(grid, grid).flatten())
+        (loss + run.grounding * named).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -267,45 +289,32 @@ def train(
             pace = (time.time() - started) / (step - first)
             print(f"step {step}: loss {torch.stack(losses).mean():.4f}; {pace:.2f} s/step", flush=True)
             losses.clear()
+            started, first = time.time(), step
         if step % run.evaluate_every == 0 or step == last:
-            result = evaluate(average, *held_out.all(), cache, run.batch)
+            result = evaluate(average, held_out.all(), cache, run.batch)
             history.append({"step": step, **result})
             print(f"step {step}: held-out {', '.join(f'{k} {v:.3f}' for k, v in result.items())}", flush=True)
-            save(path, model, average, optimizers, step, history, course.at(step - 1), run)
+            save(path, model, average, optimizers, step, history, course.things, run)
     return path
 
 
 def save(
     path: Path, model: TextToTokens, average: TextToTokens, optimizers: list[torch.optim.Optimizer], step: int,
-    history: list[dict[str, float]], source: scenes.Scenes, run: LinesRun,
+    history: list[dict[str, float]], things: list[str], run: LinesRun,
 ) -> None:  # fmt: skip
     loop.save_checkpoint(path, {
         "model": model.state_dict(), "average": average.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step, "history": history,
         "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words),
-        "shown": sorted(source.words), "things": sorted(source.shown), "run": asdict(run),
+        "things": things, "run": asdict(run),
     })  # fmt: skip
 
 
 def load_trained(path: Path) -> tuple[WordEncoder, LlamaGenTransformer, dict[str, Any]]:
-    """The averaged text encoder and transformer of a checkpoint, ready to run, and the checkpoint's other contents.
-
-    The text encoder knows the words of what was shown, and says of all others that it does not.
-    """
+    """The averaged text encoder and transformer of a checkpoint, ready to run, and the checkpoint's other contents."""
     state = loop.load_checkpoint(path)
     average = state.pop("average")
     config = LlamaGenConfig(**state["config"])
-    model = TextToTokens(Vocabulary(tuple(state["words"])), config, average["codes_Vc"])
+    model = TextToTokens(Vocabulary(tuple(state["words"])), config, average["codes_Vc"], len(state["things"]))
     model.load_state_dict(average)
-    return with_words(model.text, frozenset(state["shown"])).eval(), model.folded().eval(), state
-
-
-def with_words(text: WordEncoder, words: frozenset[str]) -> WordEncoder:
-    """The same text encoder, which knows these of its words alone."""
-    kept = [word for word in text.vocabulary.words if word in words]
-    rows = [0] + [row for row in (text.vocabulary.id(word) for word in kept) if row is not None]
-    result = copy.deepcopy(text)
-    result.vocabulary = Vocabulary(tuple(kept))
-    result.embedding = nn.Embedding(len(rows), text.embedding.embedding_dim, padding_idx=0)
-    result.embedding.weight.data.copy_(text.embedding.weight.data[rows])
-    return result
+    return model.text.eval(), model.folded().eval(), state

@@ -22,17 +22,18 @@ from heatkv.training.grounds import Ground, draw_ground, draw_settled_ground
 # things and scenes share: then a thing is written in the same tokens wherever it stands, and those are what has to be
 # learned.
 CELL = 8
-SIZES = {"small": 48, "large": 112}
-ANY_SIZE = (64, 80)  # of a thing alone, where nothing is said of its size
+SIZES = {"small": 64, "large": 112}
 PAIR_SIZE = 64
 COUNT_SIZES = {2: 64, 3: 40, 4: 64}
 THREE_SIZE = 40
+SAID = 0.35  # how often the size of a single thing is said, and its place
+HIDDEN = 0.25  # a cell is of the thing that covers this much of it
 PLACES = (0.0, 0.5, 1.0)  # along the room that a thing leaves: few, as a thing is learned at every one of them
 
 NUMBERS = ("two", "three", "four")
 SIDES = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
-GRAMMAR = ("on", "at", "of", "and", "between", "above", "below", "middle", "pattern", "the", "a")
-WORDS = frozenset({*grounds.WORDS, *NUMBERS, *SIZES, *SIDES, *GRAMMAR, *data.STYLES})
+GRAMMAR = ("on", "at", "of", "and", "above", "below", "middle", "pattern", "the", "a")
+WORDS = frozenset({*NUMBERS, *SIZES, *SIDES, *GRAMMAR, *data.HUES})
 
 # CLDR's groups of things: animals and plants, food, places and vehicles, activities, objects.
 THINGS = (3, 4, 5, 6, 7)
@@ -82,13 +83,9 @@ class Mix:
     everyday: bool = False
 
 
-# What is learned first: few things, large and alone; then those in scenes.
-PLAINEST = Mix(
-    single=0.8, pair=0.12, count=0.04, three=0.01, between=0.01, pattern=0.02, plain=0.65, large=0.85, repaint=0.05,
-    mirror=0.0, everyday=True,
-)  # fmt: skip
+# What the CPU recipe shows: few things in few sizes, half of them in pairs, on few grounds.
 EVERYDAY_SCENES = Mix(
-    single=0.5, pair=0.45, count=0.04, three=0.0, between=0.0, pattern=0.01, plain=0.8, large=0.35, repaint=0.06,
+    single=0.42, pair=0.46, count=0.08, three=0.0, between=0.0, pattern=0.04, plain=0.5, large=0.6, repaint=0.15,
     mirror=0.0, everyday=True,
 )  # fmt: skip
 FIRST = Mix(
@@ -109,11 +106,16 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, uint8 ``[side, side, 3]``, what is said of it, and the labels of what is on it."""
+    """A picture, uint8 ``[side, side, 3]``, what is said of it, and the labels of what is on it.
+
+    ``owner`` says of every cell, ``[side / CELL, side / CELL]``, which of ``labels`` covers it: 0 for none, else one
+    more than its place there.
+    """
 
     image: np.ndarray
     prompt: str
     labels: tuple[str, ...]
+    owner: np.ndarray
 
 
 class Scenes:
@@ -152,12 +154,13 @@ class Scenes:
     def words(self) -> frozenset[str]:
         """All words that its prompts can have."""
         entries = [self.dataset.emoji[i] for i in self.known]
-        named = {word for e in entries for text in (e.label, *e.tags) for word in split_words(text)}
-        return WORDS | frozenset(data.HUES) | named
-
-    def __call__(self, rng: random.Random) -> tuple[np.ndarray, str]:
-        scene = self.draw(rng)
-        return scene.image, scene.prompt
+        texts = [e.label for e in entries]
+        if self.mix.everyday:
+            texts += grounds.SETTLED
+        else:
+            texts += [*grounds.WORDS, *(tag for e in entries for tag in e.tags), "between"]
+        texts += self.things if len(self.things) > 1 else ()
+        return WORDS | {word for text in texts for word in split_words(text)}
 
     def draw(self, rng: random.Random) -> Scene:
         return rng.choices(list(self.kinds), list(self.kinds.values()))[0](rng)
@@ -167,23 +170,20 @@ class Scenes:
     def single(self, rng: random.Random) -> Scene:
         thing = self.pick(rng)
         before = after = ""
-        if rng.random() < self.mix.large:
-            size, place = SIZES["large"], (rng.choice(PLACES), rng.choice(PLACES))
-        else:
-            size, place = rng.choice(ANY_SIZE), (rng.choice(PLACES), rng.choice(PLACES))
-            if rng.random() < 0.25:
-                before = rng.choice(list(SIZES))
-                size = SIZES[before]
-            if rng.random() < 0.3 and size < 90:
-                side = rng.choice([*SIDES, "middle"])
-                place = SIDES.get(side, (0.5, 0.5))
-                after = f"at {side}"
+        size = "large" if rng.random() < self.mix.large else "small"
+        place = (rng.choice(PLACES), rng.choice(PLACES))
+        if rng.random() < SAID:
+            before = size
+        if size == "small" and rng.random() < SAID:
+            side = rng.choice([*SIDES, "middle"])
+            place = SIDES.get(side, (0.5, 0.5))
+            after = f"at {side}"
         ground = self.ground(rng)
         words = thing.name
-        if thing.tags and not before and not after:
+        if thing.tags and not before and not after and not self.mix.everyday:
             words = named_by_keywords(thing, rng)
-        prompt = say(style_word(thing.style, rng), before, words, after, ground.say(rng))
-        return self.compose(ground, prompt, [(thing, size, place)])
+        prompt = say(self.style_word(thing.style, rng), before, words, after, ground.say(rng))
+        return self.compose(ground, prompt, [(thing, SIZES[size], place)])
 
     def pair(self, rng: random.Random) -> Scene:
         style = self.pick_style(rng)
@@ -198,7 +198,7 @@ class Scenes:
         told.append((two.name, "and", one.name))
         words = rng.choices(told, (0.4, 0.25, 0.175, 0.175))[0]
         ground = self.ground(rng)
-        prompt = say(style_word(style, rng), *words, ground.say(rng))
+        prompt = say(self.style_word(style, rng), *words, ground.say(rng))
         return self.compose(ground, prompt, [
             (thing, PAIR_SIZE, place) for thing, place in zip((one, two), places, strict=True)
         ])  # fmt: skip
@@ -215,7 +215,7 @@ class Scenes:
             places = [(x, float(i % 2)) for i, x in enumerate(line)]
         ground = self.ground(rng)
         number_word = NUMBERS[number - 2] if rng.random() < 0.8 else ""
-        prompt = say(style_word(thing.style, rng), number_word, plural(thing.name), ground.say(rng))
+        prompt = say(self.style_word(thing.style, rng), number_word, plural(thing.name), ground.say(rng))
         return self.compose(ground, prompt, [(thing, COUNT_SIZES[number], place) for place in places])
 
     def three(self, rng: random.Random) -> Scene:
@@ -223,7 +223,7 @@ class Scenes:
         things = [self.pick(rng, style) for _ in range(3)]
         ground = self.ground(rng)
         first, second, third = (t.name for t in (things if rng.random() < 0.7 else things[::-1]))
-        prompt = say(style_word(style, rng), first, second, "and", third, ground.say(rng))
+        prompt = say(self.style_word(style, rng), first, second, "and", third, ground.say(rng))
         return self.compose(ground, prompt, [
             (thing, THREE_SIZE, (x, rng.choice(PLACES))) for thing, x in zip(things, (0.0, 0.5, 1.0), strict=True)
         ])  # fmt: skip
@@ -233,7 +233,7 @@ class Scenes:
         inner, outer = self.pick(rng, style), self.pick(rng, style)
         height = rng.choice(PLACES)
         ground = self.ground(rng)
-        prompt = say(style_word(style, rng), inner.name, "between two", plural(outer.name), ground.say(rng))
+        prompt = say(self.style_word(style, rng), inner.name, "between two", plural(outer.name), ground.say(rng))
         placed = [
             (outer, THREE_SIZE, (0.0, height)),
             (inner, THREE_SIZE, (0.5, height)),
@@ -242,9 +242,9 @@ class Scenes:
         return self.compose(ground, prompt, placed)
 
     def pattern(self, rng: random.Random) -> Scene:
-        thing, across = self.pick(rng, self.pick_style(rng)), rng.randint(3, 4)
+        thing, across = self.pick(rng, self.pick_style(rng)), 3 if self.mix.everyday else rng.randint(3, 4)
         ground = self.ground(rng)
-        prompt = say(style_word(thing.style, rng), "pattern of", plural(thing.name), ground.say(rng))
+        prompt = say(self.style_word(thing.style, rng), "pattern of", plural(thing.name), ground.say(rng))
         line = [i / (across - 1) for i in range(across)]
         return self.compose(ground, prompt, [(thing, {3: 40, 4: 32}[across], (x, y)) for y in line for x in line])
 
@@ -271,6 +271,11 @@ class Scenes:
         weights = [self.mix.fluent if style == "fluent" else 1.0 for style in self.things]
         return rng.choices(list(self.things), weights)[0]
 
+    def style_word(self, style: str, rng: random.Random) -> str:
+        """Without a style word most pictures shown are fluent, so that is what a bare prompt will mean."""
+        often = 0.0 if len(self.things) == 1 else 0.15 if style == "fluent" else 0.9
+        return style if rng.random() < often else ""
+
     def ground(self, rng: random.Random) -> Ground:
         draw = draw_settled_ground if self.mix.everyday else draw_ground
         return draw(rng, self.side, self.mix.plain)
@@ -278,26 +283,37 @@ class Scenes:
     def compose(self, ground: Ground, prompt: str, placed: list[tuple[Thing, int, tuple[float, float]]]) -> Scene:
         """Paste things of a size (pixels, where the picture has 128) where they go (0 to 1 of the room left)."""
         cell = max(1, CELL * self.side // 128)
-        for thing, wanted, (x, y) in placed:
+        owner = np.zeros((self.side // cell, self.side // cell), np.int16)
+        for number, (thing, wanted, (x, y)) in enumerate(placed):
             size = max(1, wanted * self.side // 128)
             left, top = (round(along * (self.side - size) / cell) * cell for along in (x, y))
             picture = resized(thing.picture, size)
             part = ground.canvas[top : top + size, left : left + size]
             part *= 1 - picture[..., 3:] / np.float32(255)
             part += picture[..., :3]
+            cells = size // cell
+            covered = picture[: cells * cell, : cells * cell, 3].reshape(cells, cell, cells, cell).mean((1, 3))
+            here = owner[top // cell : top // cell + cells, left // cell : left // cell + cells]
+            here[covered > 255 * HIDDEN] = number + 1
         image = (ground.canvas + 0.5).clip(0, 255).astype(np.uint8)
-        return Scene(image, prompt, tuple(thing.label for thing, *_ in placed))
+        return Scene(image, prompt, tuple(thing.label for thing, *_ in placed), owner)
 
 
 class Course:
-    """What is shown when: from every of these steps on what is named, before them the plainest things alone."""
+    """What is shown when: everyday things; from step ``grow`` on all first things, from ``widen`` on everything.
 
-    def __init__(self, dataset: data.Dataset, compose: int, grow: int, widen: int) -> None:
-        self.steps = (compose, grow, widen)
-        self.scenes = [Scenes(dataset, mix) for mix in (PLAINEST, EVERYDAY_SCENES, FIRST, Mix())]
+    A model knows the words and the things of ``last``, the scenes that are shown at the end of a run of ``steps``.
+    """
+
+    def __init__(self, dataset: data.Dataset, grow: int, widen: int, steps: int) -> None:
+        self.starts = (grow, widen)
+        self.scenes = [Scenes(dataset, mix) for mix in (EVERYDAY_SCENES, FIRST, Mix())]
+        self.last = self.at(steps - 1)
+        self.vocabulary = Vocabulary(tuple(sorted(self.last.words)))
+        self.things = sorted(self.last.shown)
 
     def at(self, step: int) -> Scenes:
-        return self.scenes[sum(step >= start for start in self.steps)]
+        return self.scenes[sum(step >= start for start in self.starts)]
 
 
 def repaintings(dataset: data.Dataset, held_out: bool = False) -> list[tuple[int, str, str]]:
@@ -350,11 +366,6 @@ def repainted(picture: np.ndarray, hue: float) -> np.ndarray:
     return np.concatenate([np.rint(painted).astype(np.uint8), picture[..., 3:]], -1)
 
 
-def style_word(style: str, rng: random.Random) -> str:
-    """Without a style word most pictures shown are fluent, so that is what a bare prompt will mean."""
-    return style if rng.random() < (0.15 if style == "fluent" else 0.9) else ""
-
-
 def named_by_keywords(thing: Thing, rng: random.Random) -> str:
     """Label, label and keyword, or keywords."""
     kind = rng.random()
@@ -372,10 +383,3 @@ def plural(name: str) -> str:
 
 def say(*words: str) -> str:
     return " ".join(word for word in words if word)
-
-
-def make_vocabulary(dataset: data.Dataset) -> Vocabulary:
-    """All words of labels and keywords, and those of scenes."""
-    emoji = (*dataset.emoji, *dataset.not_shown)
-    words = {word for e in emoji for text in (e.label, *e.tags) for word in split_words(text)}
-    return Vocabulary(tuple(sorted(words | WORDS)))

@@ -30,8 +30,8 @@ class TokenizerRun:
 
     ``side`` pixels of a picture are ``stride`` times the last of the ``scales`` (sides of token maps). ``base_width``
     times ``width_mult`` are the widths of the convolutions at every resolution, after ``patch`` x ``patch`` pixels were
-    packed into one; each resolution but the last is halved, until ``stride`` is reached. ``align`` is the weight of
-    meaning by its bits what an earlier tokenizer means, where there is one.
+    packed into one; each resolution but the last is halved, until ``stride`` is reached. ``everyday``:
+    of everyday things in scenes alone (``scenes.EVERYDAY_SCENES``), else of everything.
     """
 
     side: int = 128
@@ -41,12 +41,12 @@ class TokenizerRun:
     base_width: int = 64
     width_mult: tuple[int, ...] = (1, 2)
     patch: int = 4
-    steps: int = 3000
+    everyday: bool = True
+    steps: int = 2600
     batch: int = 16
     learning_rate: float = 2e-3
     commitment: float = 0.4
     truncate: float = 0.1
-    align: float = 1.5
     evaluate_every: int = 100
     seed: int = 0
 
@@ -92,12 +92,12 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def quantize_for_training(
-    model: Autoencoder, latent: Tensor, truncate: float, generator: torch.Generator, settled: int = 0
+    model: Autoencoder, latent: Tensor, truncate: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Straight-through quantisation and the commitment loss.
 
     A share ``truncate`` of the pictures keeps only its first scales, so that coarse scales alone
-    decode to something. The step of each scale but the first ``settled`` follows the mean size of what it has to code.
+    decode to something. The step of each scale follows the mean size of what it has to code.
     """
     quantizer = model.quantizer
     scales = len(quantizer.scales)
@@ -108,10 +108,9 @@ def quantize_for_training(
     residual = target
     for k in range(scales):
         bits = quantizer.residual_bits(residual, k)
-        if k >= settled:
-            with torch.no_grad():
-                size = F.adaptive_avg_pool2d(residual, quantizer.maps[k]).abs().mean()
-                quantizer.code_size_S[k].lerp_(size, 0.01)
+        with torch.no_grad():
+            size = F.adaptive_avg_pool2d(residual, quantizer.maps[k]).abs().mean()
+            quantizer.code_size_S[k].lerp_(size, 0.01)
         code = quantizer.upsample(quantizer.code(bits, k)) * (k < kept)[:, None, None, None]
         total, residual = total + code, residual - code
     complete = (kept == scales)[:, None, None, None]
@@ -180,26 +179,6 @@ def side_of(model: Autoencoder) -> int:
     return model.quantizer.final_map[0] * model.config.stride
 
 
-def as_seen_by(model: Autoencoder, x_B3HW: Tensor) -> Tensor:
-    """Pictures at the size that ``model`` reads."""
-    side = side_of(model)
-    return F.adaptive_avg_pool2d(x_B3HW, side).contiguous(memory_format=torch.channels_last)
-
-
-def disagreement(latent_BdHW: Tensor, x_B3HW: Tensor, elder: Autoencoder) -> Tensor:
-    """How far the cells of latent maps, averaged to the ``elder``'s size, point from the elder's: 1 - cosine, mean."""
-    with torch.no_grad(), loop.mixed_precision(x_B3HW.device):
-        wanted = elder.encode(as_seen_by(elder, x_B3HW))
-    means = F.adaptive_avg_pool2d(latent_BdHW, wanted.shape[-1])
-    return 1 - F.cosine_similarity(means, wanted, dim=1).mean()
-
-
-def common_scales(a: Autoencoder, b: Autoencoder) -> int:
-    """How many scales two tokenizers begin with alike."""
-    pairs = list(zip(a.quantizer.scales, b.quantizer.scales, strict=False))
-    return next((k for k, (one, other) in enumerate(pairs) if one != other), len(pairs))
-
-
 def check_resumes(state: dict[str, Any], model: Autoencoder, path: Path) -> None:
     """Raise ``ValueError`` where a checkpoint is of a model of another shape than the settings ask for."""
     asked = {**asdict(model.config), "scales": [h for h, _ in model.quantizer.scales]}
@@ -210,14 +189,10 @@ def check_resumes(state: dict[str, Any], model: Autoencoder, path: Path) -> None
             raise ValueError(f"{path} was trained with {name} {a}, not {b}: use its settings or another folder")
 
 
-def train(
-    scenes: Scenes, folder: Path, run: TokenizerRun, device: torch.device, stop_after: int | None = None,
-    elder: Autoencoder | None = None,
-) -> Path:  # fmt: skip
+def train(scenes: Scenes, folder: Path, run: TokenizerRun, device: torch.device, stop_after: int | None = None) -> Path:
     """Train (or resume from ``folder/tokenizer.pt``) and return the checkpoint's path.
 
-    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is. Its bits are to mean
-    what those of ``elder`` mean, an earlier tokenizer, of smaller pictures, where there is one.
+    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is.
     """
     path = folder / "tokenizer.pt"
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,9 +211,6 @@ def train(
         model.quantizer.code_size_S.copy_(state["code_size_S"])
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
-    common = common_scales(model, elder) if elder else 0
-    if elder:  # codes of one size, so that what they leave for the next scale is the same too
-        model.quantizer.code_size_S[:common] = elder.quantizer.code_size_S[:common]
     held_out = draw_batch(scenes, HELD_OUT_SEED, min(128, 8 * run.batch), device)
     started, losses = time.time(), torch.zeros(2)
     first = step
@@ -250,12 +222,11 @@ def train(
         x = draw_batch(scenes, run.seed * 1_000_003 + step, run.batch, device)
         with loop.mixed_precision(device):
             latent = model.encode(x)
-        total, commitment = quantize_for_training(model, latent, run.truncate, generator, common)
+        total, commitment = quantize_for_training(model, latent, run.truncate, generator)
         with loop.mixed_precision(device):
             y = model.decoder(total)
         loss = reconstruction_loss(y.float(), x)
-        apart = disagreement(latent, x, elder) if elder else torch.zeros(())
-        (loss + run.commitment * commitment + run.align * apart).backward()
+        (loss + run.commitment * commitment).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

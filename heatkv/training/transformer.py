@@ -19,9 +19,10 @@ from heatkv.models.infinity.text import Vocabulary, WordEncoder
 from heatkv.models.infinity.transformer import InfinityTransformer, SelfAttention, TextFeatures, TransformerConfig
 from heatkv.scales import ScaleSchedule
 from heatkv.training import data, loop, scenes, sheet, tokenizer
-from heatkv.training.pool import HELD_OUT, Pool
+from heatkv.training.pool import HELD_OUT, Batch, Pool
 
 MAX_WORDS = 16
+GROUNDED = 4  # tokens a side: on coarser maps a token covers more than one thing
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,20 @@ class TransformerRun:
     """Settings of a transformer training run; defaults are the CPU recipe.
 
     One step in ``full_every`` sees all scales, the others only the first ``short_scales`` in larger batches, which is
-    cheap and teaches layout first. What is shown grows at the steps ``compose``, ``grow`` and
-    ``widen`` (``scenes.Course``). A ring of ``pool`` pictures begins with ``start`` of them, and every step renews
+    cheap and teaches layout first. What is shown grows at the steps ``grow`` and ``widen`` (``scenes.Course``); the
+    CPU recipe ends before. A ring of ``pool`` pictures begins with ``start`` of them, and every step renews
     ``fresh``.
     ``flip`` is the largest share of bits flipped in the model's input (the residual is recomputed, so that later
     scales learn to correct); ``forget`` the largest share of input tokens blanked, so that what is not seen must be
-    remembered from earlier scales. ``compile`` compiles the blocks (a minute or two at the start; needs a C++
-    compiler on CPU). At every evaluation ``samples`` images are drawn into ``samples-STEP.png``.
+    remembered from earlier scales. ``grounding`` is the weight of saying, half-way through the blocks, which thing
+    covers a token's cell, on maps of ``GROUNDED`` tokens a side or more: forms are learned long before words decide
+    between them, and this asks for the words directly. ``compile`` compiles the blocks (a minute or two at the start;
+    needs a C++ compiler on CPU). At every evaluation ``samples`` images are drawn into ``samples-STEP.png``.
     """
 
-    steps: int = 30000
-    compose: int = 5000
-    grow: int = 8000
-    widen: int = 16000
+    steps: int = 8000
+    grow: int = 30000
+    widen: int = 60000
     batch: int = 8
     short_batch: int = 32
     short_scales: int = 7
@@ -55,6 +57,7 @@ class TransformerRun:
     flip: float = 0.25
     forget: float = 0.4
     drop: float = 0.1
+    grounding: float = 0.1
     compile: bool = True
     depth: int = 8
     width: int = 256
@@ -93,13 +96,17 @@ class TeacherForcing:
 class TextToBits(nn.Module):
     """Text encoder and transformer as one trainable module."""
 
-    def __init__(self, vocabulary: Vocabulary, config: TransformerConfig, scales: ScaleSchedule) -> None:
+    def __init__(self, vocabulary: Vocabulary, config: TransformerConfig, scales: ScaleSchedule, things: int) -> None:
         super().__init__()
         self.text = WordEncoder(vocabulary, config.text_width, config.text_maxlen)
         self.transformer = InfinityTransformer(config, scales)
+        self.things = nn.Linear(config.width, things + 1)
 
-    def forward(self, ids_BN: Tensor, drop_B: Tensor, codes_BNd: Tensor, cache: Attend) -> Tensor:
-        """Logits ``[B, N, bits, 2]`` for all scales; ``drop_B`` rows see the learned empty prompt."""
+    def forward(self, ids_BN: Tensor, drop_B: Tensor, codes_BNd: Tensor, cache: Attend) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, N, bits, 2]`` for all scales, and ``[B, N, things + 1]`` of what covers their cells.
+
+        ``drop_B`` rows see the learned empty prompt.
+        """
         model = self.transformer
         text = self.text(ids_BN)
         empty = model.unconditional(text.mask_BN)
@@ -109,7 +116,15 @@ class TextToBits(nn.Module):
         x = torch.cat([start, model.embed(codes_BNd, condition).to(start.dtype)], 1)
         if torch.is_autocast_enabled(x.device.type):
             x = x.bfloat16()  # halves the memory traffic of everything between the matrix products
-        return model.logits(model(x, 0, condition, cache), condition)
+        half = []
+
+        def look(layer: int, x_BNC: Tensor) -> Tensor:
+            if layer == (model.config.depth - 1) // 2:
+                half.append(x_BNC)
+            return x_BNC
+
+        logits = model.logits(model(x, 0, condition, cache, look), condition)
+        return logits, self.things(half[0])
 
 
 @torch.no_grad()
@@ -144,6 +159,17 @@ def bit_loss(logits: Tensor, bits: Tensor, scales: ScaleSchedule, count: int) ->
     return (per_token * weight).sum() / weight.sum()
 
 
+def thing_loss(things_BNT: Tensor, batch: Batch, scales: ScaleSchedule, count: int) -> Tensor:
+    """Cross entropy of what covers the cells of the scales from `GROUNDED` on, every scale counting alike."""
+    total, asked = torch.zeros((), device=things_BNT.device), 0
+    for (h, w), (first, end) in list(zip(scales, scales.bounds, strict=True))[:count]:
+        if h >= GROUNDED:
+            seen_N = batch.things_seen_at(h, w).flatten()
+            total = total + F.cross_entropy(things_BNT[:, first:end].float().flatten(0, 1), seen_N)
+            asked += 1
+    return total / max(1, asked)
+
+
 def make_optimizers(model: TextToBits, run: TransformerRun) -> list[tuple[torch.optim.Optimizer, list[float]]]:
     """Muon for the matrices of the blocks, AdamW for the rest, temperatures at a rate of their own."""
     blocks = [p for n, p in model.transformer.blocks.named_parameters() if p.ndim == 2]
@@ -163,20 +189,27 @@ def encode(autoencoder: Autoencoder, x_B3HW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: TextToBits, quantizer: BitQuantizer, latents: Tensor, prompts: list[str], batch: int = 32
-) -> tuple[list[float], float]:
-    """Share of bits predicted right from true earlier scales and the prompt, per scale and in all."""
+    model: TextToBits, quantizer: BitQuantizer, held_out: Batch, batch: int = 32
+) -> tuple[list[float], float, float]:
+    """Share of bits predicted right from true earlier scales and the prompt, per scale and in all.
+
+    And how often a token of the last scale on a thing says which.
+    """
+    latents, prompts = held_out.rows, held_out.prompts
     device, scales = latents.device, quantizer.scales
     cache = TeacherForcing(scales, len(scales), device)
-    right = []
+    right, named = [], []
+    first_fine, fine_BN = scales.bounds[-1][0], held_out.things_seen_at(*scales[-1])
     for first in range(0, len(prompts), batch):
         codes, bits = teacher_inputs(quantizer, latents[first : first + batch], len(scales), 0.0, torch.Generator())
         ids = word_ids(model.text, prompts[first : first + batch]).to(device)
         with loop.mixed_precision(device):
-            logits = model(ids, torch.zeros(len(ids), dtype=torch.bool, device=device), codes, cache)
+            logits, things_BNT = model(ids, torch.zeros(len(ids), dtype=torch.bool, device=device), codes, cache)
+        named.append(things_BNT[:, first_fine:].argmax(-1) == fine_BN[first : first + batch])
         right.append((logits.argmax(-1).bool() == bits).float().mean(2))
     right_N = torch.cat(right).mean(0)
-    return [right_N[a:b].mean().item() for a, b in scales.bounds], right_N.mean().item()
+    on_things = torch.cat(named)[fine_BN > 0].float().mean().item()
+    return [right_N[a:b].mean().item() for a, b in scales.bounds], right_N.mean().item(), on_things
 
 
 def word_ids(encoder: WordEncoder, prompts: list[str]) -> Tensor:
@@ -193,12 +226,12 @@ def zero(linear: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def new_model(vocabulary: Vocabulary, scales: ScaleSchedule, bits: int, run: TransformerRun) -> TextToBits:
+def new_model(vocabulary: Vocabulary, scales: ScaleSchedule, bits: int, things: int, run: TransformerRun) -> TextToBits:
     config = TransformerConfig(
         depth=run.depth, width=run.width, heads=run.heads, bits=bits, text_width=run.width, text_maxlen=MAX_WORDS,
         rope_grid=(64, 64), max_scales=len(scales),
     )  # fmt: skip
-    model = TextToBits(vocabulary, config, scales)
+    model = TextToBits(vocabulary, config, scales, things)
     with torch.no_grad():
         for block in model.transformer.layers:
             for residual in (block.sa.proj, block.ca.proj, block.ffn.fc2):  # every block starts as the identity
@@ -210,27 +243,8 @@ def new_model(vocabulary: Vocabulary, scales: ScaleSchedule, bits: int, run: Tra
         nn.init.normal_(model.transformer.lvl_embed.weight, std=0.1)
         nn.init.normal_(model.transformer.word_embed.weight, std=0.5)
         nn.init.normal_(model.text.embedding.weight, std=0.2)
+        nn.init.normal_(model.text.position, std=0.1)
     return model
-
-
-@torch.no_grad()
-def start_from(model: TextToBits, trained: InfinityModel, scales: ScaleSchedule) -> None:
-    """Take over what an earlier model has learned, where it fits; a new scale starts as the nearest earlier one."""
-    assert isinstance(trained.text, WordEncoder)
-    for mine, theirs in ((model.text, trained.text), (model.transformer, trained.transformer)):
-        state = mine.state_dict()
-        for name, value in theirs.state_dict().items():
-            if name in state and state[name].shape == value.shape and not name.startswith(("lvl_embed", "embedding")):
-                state[name].copy_(value)
-    for i, word in enumerate(trained.text.vocabulary.words):
-        place = model.text.vocabulary.id(word)
-        if place is not None:
-            model.text.embedding.weight[place] = trained.text.embedding.weight[i + 1].float()
-    levels = trained.transformer.lvl_embed.weight.float()
-    sides = [h for h, _ in trained.autoencoder.quantizer.scales]
-    for k, (h, _) in enumerate(scales):
-        nearest = min(range(len(sides)), key=lambda j: abs(sides[j] - h))
-        model.transformer.lvl_embed.weight[k] = levels[nearest]
 
 
 def draw_samples(average: TextToBits, autoencoder: Autoencoder, prompts: list[str], path: Path) -> None:
@@ -240,20 +254,19 @@ def draw_samples(average: TextToBits, autoencoder: Autoencoder, prompts: list[st
 
 
 def train(
-    dataset: data.Dataset, folder: Path, run: TransformerRun, device: torch.device, stop_after: int | None = None,
-    first: InfinityModel | None = None,
-) -> Path:  # fmt: skip
+    dataset: data.Dataset, folder: Path, run: TransformerRun, device: torch.device, stop_after: int | None = None
+) -> Path:
     """Train (or resume from ``folder/transformer.pt``) and return the checkpoint's path.
 
-    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is. A new run starts
-    from the weights of ``first`` where there is one.
+    ``stop_after`` ends this call after so many steps, with a checkpoint, wherever the recipe is.
     """
     path = folder / "transformer.pt"
     torch.manual_seed(run.seed)
     autoencoder = tokenizer.load_trained(folder / "tokenizer.pt").to(device)
     quantizer = autoencoder.quantizer
     scales = quantizer.scales
-    model = new_model(scenes.make_vocabulary(dataset), scales, autoencoder.config.token_bits, run).to(device)
+    course = scenes.Course(dataset, run.grow, run.widen, run.steps)
+    model = new_model(course.vocabulary, scales, autoencoder.config.token_bits, len(course.things), run).to(device)
     average = copy.deepcopy(model).eval()
     optimizers = make_optimizers(model, run)
     step, history = 0, []
@@ -265,14 +278,10 @@ def train(
             optimizer.load_state_dict(saved)
         step, history = state["step"], state["history"]
         print(f"resuming at step {step}", flush=True)
-    elif first is not None:
-        start_from(model, first, scales)
-        average.load_state_dict(model.state_dict())
-    course = scenes.Course(dataset, run.compose, run.grow, run.widen)
-    held_out = Pool(lambda x: encode(autoencoder, x), device, 96)
-    held_out.add(course.at(run.steps), HELD_OUT, 96)
-    pool = Pool(lambda x: encode(autoencoder, x), device, run.pool, run.seed)
-    pool.add(course.at(step), run.fresh * step, run.start)
+    held_out = Pool(lambda x: encode(autoencoder, x), device, 96, course.things)
+    held_out.add(course.last.draw, HELD_OUT, 96)
+    pool = Pool(lambda x: encode(autoencoder, x), device, run.pool, course.things, run.seed)
+    pool.add(course.at(step).draw, run.fresh * step, run.start)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(pool.rows)} pictures", flush=True)
     if run.compile:
         for block in model.transformer.layers:
@@ -287,19 +296,19 @@ def train(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * loop.learning_rate(step, run.steps)
         full = step % run.full_every == 0
-        count, batch = (len(scales), run.batch) if full else (run.short_scales, run.short_batch)
-        pool.add(course.at(step), run.start + run.fresh * step, run.fresh)
-        latents, prompts = pool.draw(batch, generator)
-        codes, bits = teacher_inputs(quantizer, latents, count, run.flip, generator)
+        count, rows = (len(scales), run.batch) if full else (run.short_scales, run.short_batch)
+        pool.add(course.at(step).draw, run.start + run.fresh * step, run.fresh)
+        batch = pool.draw(rows, generator)
+        codes, bits = teacher_inputs(quantizer, batch.rows, count, run.flip, generator)
         forgotten = loop.forgotten(codes.shape[0], codes.shape[1], run.forget, generator).to(device)
         codes = codes.masked_fill(forgotten[..., None], 0)
-        ids = word_ids(model.text, prompts).to(device)
-        drop = (torch.rand(batch, generator=generator) < run.drop).to(device)
+        ids = word_ids(model.text, batch.prompts).to(device)
+        drop = (torch.rand(rows, generator=generator) < run.drop).to(device)
         with loop.attention_kernels(device):
             with loop.mixed_precision(device):
-                logits = model(ids, drop, codes, caches[count])
+                logits, things_BNT = model(ids, drop, codes, caches[count])
             loss = bit_loss(logits, bits, scales, count)
-            loss.backward()
+            (loss + run.grounding * thing_loss(things_BNT, batch, scales, count)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, _ in optimizers:
             optimizer.step()
@@ -311,19 +320,18 @@ def train(
             means = ", ".join(f"{k} scales {torch.stack(v).mean():.4f}" for k, v in losses.items() if v)
             losses = {k: [] for k in caches}
             print(f"step {step}: loss {means}; {(time.time() - started) / (step - begun):.2f} s/step", flush=True)
+            started, begun = time.time(), step
         if step % run.evaluate_every == 0 or step == last:
-            latents, prompts = held_out.all()
-            per_scale, mean = evaluate(average, quantizer, latents, prompts)
-            history.append({"step": step, "bit_accuracy": mean, "per_scale": per_scale})
-            print(
-                f"step {step}: bit accuracy {mean:.4f}, per scale {' '.join(f'{a:.3f}' for a in per_scale)}", flush=True
-            )
+            per_scale, mean, named = evaluate(average, quantizer, held_out.all())
+            history.append({"step": step, "bit_accuracy": mean, "things": named, "per_scale": per_scale})
+            told = " ".join(f"{a:.3f}" for a in per_scale)
+            print(f"step {step}: bit accuracy {mean:.4f}, things {named:.3f}, per scale {told}", flush=True)
             loop.save_checkpoint(path, {
                 "model": model.state_dict(), "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers], "step": step, "history": history,
                 "config": asdict(model.transformer.config), "words": list(model.text.vocabulary.words),
-                "run": asdict(run),
+                "things": course.things, "run": asdict(run),
             })  # fmt: skip
             if run.samples:
-                draw_samples(average, autoencoder, prompts[: run.samples], folder / f"samples-{step:06d}.png")
+                draw_samples(average, autoencoder, held_out.prompts[: run.samples], folder / f"samples-{step:06d}.png")
     return path
