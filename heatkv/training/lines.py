@@ -33,7 +33,7 @@ class LinesRun:
     start; needs a C++ compiler).
     """
 
-    steps: int = 8000
+    steps: int = 6500
     grow: int = 30000
     widen: int = 60000
     batch: int = 16
