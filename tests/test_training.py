@@ -22,7 +22,7 @@ from heatkv.models.infinity.words import Vocabulary
 from heatkv.models.llamagen.transformer import LlamaGenConfig
 from heatkv.scales import ScaleSchedule
 from heatkv.training import __main__ as main_module
-from heatkv.training import codebook, data, export, lines, loop, pool, scenes, sheet, tokenizer, transformer
+from heatkv.training import codebook, data, export, lines, loop, pool, restore, scenes, sheet, tokenizer, transformer
 from heatkv.training.codebook import CodebookRun
 from heatkv.training.lines import LinesRun
 from heatkv.training.tokenizer import TokenizerRun
@@ -171,6 +171,41 @@ def test_the_exported_folder_generates(trained: Path, tmp_path: Path) -> None:
     sheet.sample_sheet(model, ["red apple", "cat face"], [0, 1], tmp_path / "sheet.png", columns=2)
     with Image.open(tmp_path / "sheet.png") as page:
         assert page.size == (2 * (2 * 129 + 6), 128 + 20)
+
+
+@pytest.mark.parametrize("by_line", [False, True])
+def test_training_goes_on_from_a_model_folder_and_what_was_kept(
+    dataset: data.Dataset, trained: Path, tmp_path: Path, by_line: bool
+) -> None:
+    """The restored weights write the same codes, say the same of them, and learn on."""
+    (export.export_lines if by_line else export.export)(trained, tmp_path / "m", "m")
+    restore.keep(trained, by_line, tmp_path / "kept.safetensors")
+    first, second = restore.restore(tmp_path / "m", tmp_path / "kept.safetensors", tmp_path / "run")
+    picture = tokenizer.draw_batch(scenes.Scenes(dataset), 3, 2, CPU)
+    for name in (first.name, second.name):
+        old, new = (loop.load_checkpoint(folder / name) for folder in (trained, tmp_path / "run"))
+        assert new["step"] == 4 and new["history"] == old["history"][-1:]
+        assert new["average"].keys() == old["average"].keys()
+        assert {k: v for k, v in new.items() if k in ("words", "things")} == {
+            k: v for k, v in old.items() if k in ("words", "things")
+        }
+    with pytest.raises(ValueError, match="is there already"):
+        restore.restore(tmp_path / "m", tmp_path / "kept.safetensors", tmp_path / "run")
+    if by_line:
+        codes = [
+            codebook.reconstruct(codebook.load_trained(f / "codebook.pt")[0], picture)[1]
+            for f in (trained, first.parent)
+        ]
+        assert (codes[0] == codes[1]).float().mean() > 0.95
+        longer = codebook.train(scenes.Scenes(dataset), first.parent, replace(CODES, steps=5), CPU)
+        vq, _ = codebook.load_trained(longer)
+        lines.train(dataset, vq, 32, second.parent, replace(LINES, steps=5), CPU)
+    else:
+        latents = [tokenizer.load_trained(f / "tokenizer.pt").encode(picture) for f in (trained, first.parent)]
+        torch.testing.assert_close(*latents, atol=1e-2, rtol=1e-2)
+        tokenizer.train(scenes.Scenes(dataset), first.parent, replace(BITS, steps=5), CPU)
+        transformer.train(dataset, second.parent, replace(SMALL, steps=5), CPU)
+    assert loop.load_checkpoint(second)["step"] == 5
 
 
 def test_a_checkpoint_of_another_shape_is_not_resumed(dataset: data.Dataset, trained: Path) -> None:

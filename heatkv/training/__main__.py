@@ -24,6 +24,7 @@ from heatkv.training import (
     export,
     lines,
     loop,
+    restore,
     scenes,
     sheet,
     synonyms,
@@ -96,6 +97,13 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--name", help="of the model; the folder's where it is left out")
     command.add_argument("--lines", action="store_true", help="the model by lines, in place of the one by scales")
+    command.add_argument(
+        "--keep", type=Path, help="write what is left out, which training needs to go on, to this file"
+    )
+    command = commands.add_parser("restore", help="make checkpoints of a model folder and of what its export kept")
+    command.add_argument("--model", type=Path, required=True)
+    command.add_argument("--kept", type=Path, required=True, help="the file of `export --keep`")
+    command.add_argument("--folder", type=Path, required=True, help="where checkpoints go")
     command = commands.add_parser("synonyms", help="write what people may say into a model folder")
     command.add_argument("--folder", type=Path, required=True, help="where the names package lies")
     command.add_argument("--model", type=Path, required=True)
@@ -146,7 +154,11 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "export":
         save = export.export_lines if arguments.lines else export.export
         save(arguments.folder, arguments.out, arguments.name or arguments.out.resolve().name)
+        if arguments.keep:
+            restore.keep(arguments.folder, arguments.lines, arguments.keep)
         print(arguments.out)
+    elif arguments.command == "restore":
+        print(*restore.restore(arguments.model, arguments.kept, arguments.folder), sep="\n")
     elif arguments.command == "synonyms":
         path, things = arguments.model / SYNONYMS, load(arguments.model, "cpu").about().get("things")
         table = synonyms.build(arguments.folder)

@@ -26,7 +26,7 @@ EXAMPLES = (
 SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
 
 LINES_SUMMARY = "Text to {0} x {0} pictures, line by line; trained from scratch by this repository"
-LINES_SAMPLING = Sampling(guidance=1.5, temperature=0.8, top_p=0.95)
+LINES_SAMPLING = Sampling(guidance=1.25, temperature=0.65)
 
 
 def export(folder: Path, destination: Path, name: str) -> None:

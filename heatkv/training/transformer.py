@@ -41,7 +41,7 @@ class TransformerRun:
     needs a C++ compiler on CPU). At every evaluation ``samples`` images are drawn into ``samples-STEP.png``.
     """
 
-    steps: int = 6000
+    steps: int = 4000
     grow: int = 30000
     widen: int = 60000
     batch: int = 8
