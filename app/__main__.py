@@ -125,7 +125,7 @@ def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path 
         model,
         scores,
         references_of(comparison),
-        read_prompts(calibration_prompts(model.geometry.scales)) if is_bundled(name) else [],
+        read_prompts(calibration_prompts()) if is_bundled(name) else [],
         label,
         comparison,
         read_strips(folder, fingerprint) if fingerprint else [],

@@ -200,8 +200,8 @@ def _closest_first(row: Mapping[str, Any]) -> tuple[float, float]:
 def _forced(row: Mapping[str, Any]) -> list[str]:
     kl, agreement = (row.get(metric.key) for metric in FORCED)
     ci = row.get("ci95")
-    span = _interval(ci.get(FORCED[0].key) if isinstance(ci, Mapping) else None, ".4f")
-    return [f"{kl:.4f}{span}" if _number(kl) else "", f"{100 * agreement:.1f} %" if _number(agreement) else ""]
+    span = _interval(ci.get(FORCED[0].key) if isinstance(ci, Mapping) else None, ".5f")
+    return [f"{kl:.5f}{span}" if _number(kl) else "", f"{100 * agreement:.1f} %" if _number(agreement) else ""]
 
 
 def _cells(row: Mapping[str, Any], full: Any, forced: bool) -> list[str]:

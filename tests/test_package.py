@@ -67,7 +67,9 @@ def test_wheel_holds_the_library_the_app_and_the_models_and_nothing_else(wheel: 
     pictures = {
         name
         for name in assets
-        if name.endswith((".png", ".webp")) or "/blind/" in name or name.startswith("assets/figures/")
+        if name.endswith((".png", ".webp"))
+        or "/blind/" in name
+        or name.startswith(("assets/figures/", "assets/training/"))
     }
     beside = {f"heatkv/bundle/{name}" for name in tracked("app") | tracked("assets") - pictures}
     assert tracked("heatkv") | beside <= names

@@ -18,16 +18,18 @@ from heatkv.study.shards import Outcome, Sample, Shard
 from heatkv.study.statistics import add_measured
 from heatkv.study.tables import markdown_table
 
-SHEET = Path(__file__).parents[1] / "assets" / "models" / "pocket" / "samples.png"
+SHEET = Path(__file__).parents[1] / "assets" / "models" / "pocket" / "samples.webp"
 installed = pytest.mark.skipif(not perceptual.available(), reason="the extra `perceptual` is not installed")
 
 
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
-    """The nine tiles of the sheet of samples with most in them, ``[9, 64, 64, 3]``."""
+    """The nine tiles of the sheet of samples with most in them, ``[9, 128, 128, 3]``."""
     sheet = np.asarray(Image.open(SHEET).convert("RGB"))
-    rows, columns = sheet.shape[0] // 64, sheet.shape[1] // 64
-    tiles = sheet[: rows * 64, : columns * 64].reshape(rows, 64, columns, 64, 3).swapaxes(1, 2).reshape(-1, 64, 64, 3)
+    rows, columns = sheet.shape[0] // 128, sheet.shape[1] // 128
+    tiles = (
+        sheet[: rows * 128, : columns * 128].reshape(rows, 128, columns, 128, 3).swapaxes(1, 2).reshape(-1, 128, 128, 3)
+    )
     return tiles[np.argsort(-tiles.std((1, 2, 3)))[:9]]
 
 

@@ -162,12 +162,12 @@ def test_the_bundled_model_understands_everyday_words() -> None:
     vocabulary = Vocabulary(tuple(config["text"]["words"]))
     assert {word for label in table.phrases.values() for word in label.split() if vocabulary.id(word) is None} == set()
     said = {
-        "kitty": "cat face", "puppy": "dog face", "soccer": "soccer ball", "auto": "automobile", "bike": "bicycle",
-        "coffee": "hot beverage", "plane": "airplane", "firetruck": "fire engine", "green car": "green automobile",
-        "twemoji kitties": "twemoji cat face", "red car": "automobile", "green heart": "green heart",
+        "kitty": "cat face", "puppy": "dog face", "auto": "automobile", "bike": "bicycle", "plane": "airplane",
+        "spaceship": "rocket", "green car": "green automobile", "apple": "red apple", "ufo": "flying saucer",
+        "2 kitties on the grass": "two cat face on grass", "tree under the moon": "tree below crescent moon",
     }  # fmt: skip
     assert {prompt: " ".join(table.read(split_words(prompt), vocabulary)) for prompt in said} == said
-    for prompts in ("calibration.txt", "evaluation.txt", "sheet.txt"):
+    for prompts in ("scenes-calibration.txt", "scenes-evaluation.txt", "things.txt"):
         for line in (BUNDLED.parents[1] / "prompts" / prompts).read_text().splitlines():
             assert table.read(split_words(line), vocabulary) == split_words(line), "labels stay what they are"
 

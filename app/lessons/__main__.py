@@ -13,8 +13,7 @@ from heatkv.files import program_root, write_atomic
 from heatkv.views.counts import count_steps
 
 PROMPTS, KNOCKED = 16, 3
-BUNDLED = program_root() / "assets" / "prompts"
-COUNTED_ON = {"scales": "sheet.txt", "lines": "things.txt"}  # none calibrated on
+COUNTED_ON = program_root() / "assets" / "prompts" / "things.txt"  # none calibrated on
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,10 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m app.lessons", description="Count what the lessons' answers stand on."
     )
     parser.add_argument("--model", default="pocket", help="a bundled model")
-    parser.add_argument("--prompts", type=Path, help="what to count on, one a line (default: the sheet's, or scenes')")
+    parser.add_argument("--prompts", type=Path, default=COUNTED_ON, help="what to count on, one a line")
     options = parser.parse_args(arguments)
     model, folder = load(options.model, "cpu", "float32"), find_folder(options.model)
-    prompts = read_prompts(options.prompts or BUNDLED / COUNTED_ON[model.geometry.scales.drawing])[:PROMPTS]
+    prompts = read_prompts(options.prompts)[:PROMPTS]
     comparison = folder / "comparison.json"
     other = json.loads(comparison.read_text())["references"]["other_seed"]["psnr"] if comparison.is_file() else None
     for step in count_steps(model, bundled_scores(options.model), prompts, KNOCKED, other):

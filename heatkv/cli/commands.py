@@ -113,13 +113,13 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.calibration import calibrate_steps
-    from heatkv.models import find_geometry, is_bundled
+    from heatkv.models import is_bundled
     from heatkv.models.bundled import calibration_prompts
 
     out = check_writable(arguments.out)
     path = arguments.prompts
     if path is None and is_bundled(arguments.model):
-        path = calibration_prompts(find_geometry(arguments.model).scales)
+        path = calibration_prompts()
     prompts = read_prompts(path) if path else []
     model = load_model(arguments)
     prompts = prompts or list(model.examples)

@@ -24,12 +24,11 @@ SYNONYMS = "synonyms.json"
 MAX_DEPTH, MAX_NUMBER, MAX_LIST = 256, 1 << 17, 16
 PARTS = ("text", "transformer", "autoencoder")
 NOT_NEEDED = ("encoder.", "quant_conv.")  # to draw pictures
-CALIBRATED_ON = {"scales": "calibration.txt", "lines": "scenes-calibration.txt"}
 
 
-def calibration_prompts(scales: ScaleSchedule) -> Path:
-    """The prompts that the bundled model that draws like this was calibrated on."""
-    return program_root() / "assets" / "prompts" / CALIBRATED_ON[scales.drawing]
+def calibration_prompts() -> Path:
+    """The prompts that the bundled models were calibrated on."""
+    return program_root() / "assets" / "prompts" / "scenes-calibration.txt"
 
 
 def save_folder(model: Any, folder: Path, family: str = "infinity") -> None:

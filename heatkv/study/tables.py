@@ -59,7 +59,7 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
     lines = ["| policy | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
 
     def shown(i: int, value: float) -> str:
-        digits = 1 if measures[i] == "psnr" else 2 if value >= 0.1 else 3 if value >= 0.001 else 4
+        digits = 1 if measures[i] == "psnr" else 2 if value >= 0.1 else 3 if value >= 0.001 else 4 if value >= 0.0001 else 5
         return f"{value:.{digits}f}"
 
     for name in policies:
@@ -125,7 +125,7 @@ def forced_cells(row: dict[str, Any]) -> str:
     if "forced_kl" not in row:
         return "  |  |"
     low, high = row["ci95"]["forced_kl"]
-    return f" {row['forced_agreement']:.3f} | {row['forced_kl']:.4f} ({low:.4f} to {high:.4f}) |"
+    return f" {row['forced_agreement']:.3f} | {row['forced_kl']:.5f} ({low:.5f} to {high:.5f}) |"
 
 
 def perceptual_cell(row: dict[str, Any]) -> str:

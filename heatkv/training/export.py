@@ -21,7 +21,7 @@ EXAMPLES = (
     "castle left of bus",
     "rocket at night",
     "two mushrooms",
-    "penguin above blue umbrella",
+    "crab right of cactus",
 )
 SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
 

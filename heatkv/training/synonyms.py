@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from heatkv.models.infinity.words import Synonyms, other_forms, split_words
-from heatkv.training import data, scenes
+from heatkv.training import data, grounds, scenes
 
 SHORTCODES = ("emojibase", "github", "iamcal")
 MAX_WORDS = 2
@@ -95,7 +95,7 @@ def build(folder: Path) -> Synonyms:
     plurals = {p for p in phrases if p not in BY_HAND and any(f in phrases or f in labels for f in singular(p))}
     phrases = {phrase: label for phrase, label in phrases.items() if phrase not in plurals}
     phrases |= {label: label for label in labels if label.split()[0] in data.HUES}
-    return Synonyms(phrases, tuple(data.HUES), data.STYLES, GRAMMAR, tuple(sorted(scenes.WORDS)))
+    return Synonyms(phrases, tuple(data.HUES), data.STYLES, GRAMMAR, tuple(sorted(scenes.WORDS | grounds.WORDS)))
 
 
 def for_things(table: Synonyms, things: Collection[str]) -> Synonyms:

@@ -26,7 +26,7 @@ from served import served
 
 PROMPTS = {
     "tiny": ("red apple", "blue cat", "green tree"),
-    "pocket": ("red apple", "fox", "rainbow", "umbrella", "panda", "mushroom", "house", "guitar"),
+    "pocket": ("red apple", "fox", "rainbow", "umbrella", "panda", "mushroom", "house", "lion"),
 }
 PATIENCE = 120.0  # seconds after which a visitor counts as left without an answer
 

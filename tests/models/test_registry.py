@@ -245,4 +245,4 @@ def test_this_machine_tells_its_free_memory() -> None:
 @pytest.mark.parametrize("name", sorted(bundled_folders()))
 def test_calibrate_takes_by_itself_the_prompts_that_the_bundled_calibration_was_made_of(name: str) -> None:
     scores = bundled_scores(name)
-    assert read_prompts(calibration_prompts(find_geometry(name).scales)) == list(scores.prompts)
+    assert read_prompts(calibration_prompts()) == list(scores.prompts)
