@@ -45,7 +45,17 @@ def run(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     )
     tokenizer.train(scenes.Scenes(dataset), folder, bits, CPU)
     small = TransformerRun(
-        steps=1, batch=2, start=4, short_scales=3, depth=1, width=32, heads=2, samples=0, compile=False
+        steps=1,
+        grow=0,
+        widen=0,
+        batch=2,
+        start=4,
+        short_scales=3,
+        depth=1,
+        width=32,
+        heads=2,
+        samples=0,
+        compile=False,
     )
     transformer.train(dataset, folder, small, CPU)
     export.export(folder, folder / "m", "m")

@@ -59,7 +59,9 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
     lines = ["| policy | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
 
     def shown(i: int, value: float) -> str:
-        digits = 1 if measures[i] == "psnr" else 2 if value >= 0.1 else 3 if value >= 0.001 else 4 if value >= 0.0001 else 5
+        if measures[i] == "psnr":
+            return f"{value:.1f}"
+        digits = 2 if value >= 0.1 else 3 if value >= 0.001 else 4 if value >= 0.0001 else 5
         return f"{value:.{digits}f}"
 
     for name in policies:
