@@ -215,7 +215,7 @@ def test_every_cell_says_what_covers_it() -> None:
         opacity = (255 - scene.image[..., 2].astype(float)) / (255 - 30)  # all discs are as blue
         covered = opacity.reshape(16, 2, 16, 2).mean((1, 3))
         assert scene.owner.shape == (16, 16) and set(np.unique(scene.owner)) <= {0, 1, 2}
-        assert ((scene.owner > 0) == (covered > scenes.HIDDEN)).mean() > 0.95
+        assert ((scene.owner > 0) == (covered > scenes.COVERED)).mean() > 0.95
         for number, label in enumerate(scene.labels, 1):
             i = [known for known, _ in LABELS].index(label)
             here = np.repeat(np.repeat(scene.owner == number, 2, 0), 2, 1)

@@ -6,6 +6,7 @@ kept, and what says which thing covers a cell. Optimisers begin anew.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ from heatkv.training.lines import LinesRun
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TransformerRun
 
-STAGES = {False: ("tokenizer.pt", "transformer.pt"), True: ("codebook.pt", "lines.pt")}
+CHECKPOINTS = {False: ("tokenizer.pt", "transformer.pt"), True: ("codebook.pt", "lines.pt")}
 
 
 def keep(folder: Path, by_line: bool, destination: Path) -> None:
     """Write what an export of ``folder``'s checkpoints leaves out, as float16 safetensors."""
     from safetensors.torch import save
 
-    first, second = (loop.load_checkpoint(folder / name) for name in STAGES[by_line])
+    first, second = (loop.load_checkpoint(folder / name) for name in CHECKPOINTS[by_line])
     state = {name: value for name, value in first["average"].items() if name.startswith("encoder.")}
     state |= {name: value for name, value in second["average"].items() if name.startswith("things.")}
     halves = {name: value.to(torch.float16).contiguous() for name, value in state.items()}
@@ -47,7 +48,7 @@ def restore(model_folder: Path, kept: Path, folder: Path) -> list[Path]:
     model = load(model_folder, "cpu", "float32")
     if not isinstance(model, (InfinityModel, LlamaGenModel)) or not isinstance(model.text, WordEncoder):
         raise ValueError(f"{model_folder} is not a model that was trained here")
-    paths = [folder / name for name in STAGES[isinstance(model, LlamaGenModel)]]
+    paths = [folder / name for name in CHECKPOINTS[isinstance(model, LlamaGenModel)]]
     for path in paths:
         if path.exists():
             raise ValueError(f"{path} is there already: name another folder, or move it away")
@@ -89,7 +90,7 @@ def of_scales(model: InfinityModel, rest: dict[str, Tensor]) -> tuple[dict[str, 
     first = checkpoint(
         weights, facts, "tokenizer_steps", "tokenizer_psnr", code_size_S=quantizer.code_size_S.clone(),
         optimizer=torch.optim.AdamW(young.parameters()).state_dict(),
-        config=vars(config).copy(), scales=list(sides), run=vars(run).copy(),
+        config=asdict(config), scales=list(sides), run=asdict(run),
     )  # fmt: skip
     assert isinstance(model.text, WordEncoder)
     shape = model.transformer.config
@@ -98,8 +99,8 @@ def of_scales(model: InfinityModel, rest: dict[str, Tensor]) -> tuple[dict[str, 
     second = checkpoint(
         weights, facts, "transformer_steps", "bit_accuracy",
         optimizers=[optimizer.state_dict() for optimizer, _ in transformer.make_optimizers(whole, TransformerRun())],
-        config=vars(shape).copy(), words=list(model.text.vocabulary.words), things=facts["things"],
-        run=vars(TransformerRun()).copy(),
+        config=asdict(shape), words=list(model.text.vocabulary.words), things=facts["things"],
+        run=asdict(TransformerRun()),
     )  # fmt: skip
     return first, second
 
@@ -116,7 +117,7 @@ def of_lines(model: LlamaGenModel, rest: dict[str, Tensor]) -> tuple[dict[str, A
     learned = [p for p in vq.parameters() if p.requires_grad]
     first = checkpoint(
         weights, facts, "tokenizer_steps", "tokenizer_psnr", count_V=moving.count_V, sum_Vc=moving.sum_Vc,
-        optimizer=torch.optim.AdamW(learned).state_dict(), config=vars(config).copy(), run=vars(run).copy(),
+        optimizer=torch.optim.AdamW(learned).state_dict(), config=asdict(config), run=asdict(run),
     )  # fmt: skip
     assert isinstance(model.text, WordEncoder)
     shape = model.transformer.config
@@ -129,7 +130,7 @@ def of_lines(model: LlamaGenModel, rest: dict[str, Tensor]) -> tuple[dict[str, A
     second = checkpoint(
         weights, facts, "transformer_steps", "held_out",
         optimizers=[optimizer.state_dict() for optimizer in lines.make_optimizers(whole, LinesRun())],
-        config=vars(shape).copy(), words=list(model.text.vocabulary.words), things=facts["things"],
-        run=vars(LinesRun()).copy(),
+        config=asdict(shape), words=list(model.text.vocabulary.words), things=facts["things"],
+        run=asdict(LinesRun()),
     )  # fmt: skip
     return first, second

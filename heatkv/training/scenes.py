@@ -27,7 +27,7 @@ PAIR_SIZE = 64
 COUNT_SIZES = {2: 64, 3: 40, 4: 64}
 THREE_SIZE = 40
 SAID = 0.35  # how often the size of a single thing is said, and its place
-HIDDEN = 0.25  # a cell is of the thing that covers this much of it
+COVERED = 0.25  # a cell is of the thing that covers this much of it
 PLACES = (0.0, 0.5, 1.0)  # along the room that a thing leaves: few, as a thing is learned at every one of them
 
 NUMBERS = ("two", "three", "four")
@@ -284,7 +284,7 @@ class Scenes:
         """Paste things of a size (pixels, where the picture has 128) where they go (0 to 1 of the room left)."""
         cell = max(1, CELL * self.side // 128)
         owner = np.zeros((self.side // cell, self.side // cell), np.int16)
-        for number, (thing, wanted, (x, y)) in enumerate(placed):
+        for number, (thing, wanted, (x, y)) in enumerate(placed, 1):
             size = max(1, wanted * self.side // 128)
             left, top = (round(along * (self.side - size) / cell) * cell for along in (x, y))
             picture = resized(thing.picture, size)
@@ -294,7 +294,7 @@ class Scenes:
             cells = size // cell
             covered = picture[: cells * cell, : cells * cell, 3].reshape(cells, cell, cells, cell).mean((1, 3))
             here = owner[top // cell : top // cell + cells, left // cell : left // cell + cells]
-            here[covered > 255 * HIDDEN] = number + 1
+            here[covered > 255 * COVERED] = number
         image = (ground.canvas + 0.5).clip(0, 255).astype(np.uint8)
         return Scene(image, prompt, tuple(thing.label for thing, *_ in placed), owner)
 
