@@ -18,7 +18,7 @@ from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TransformerRun
 
 CPU = torch.device("cpu")
-FEW = Evaluation(names=3, draws=2, colours=2, batch=4)
+FEW = Evaluation(names=3, draws=2, colours=2, pairs=1, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,7 @@ def test_everything_is_measured_and_told(run: Path, dataset: data.Dataset) -> No
         assert pool["chance"] == pytest.approx(1 / 3, abs=1e-3) and len(pool["draws"]) == 2
     assert sent["colours"]["held_out"]["names"] == sent["colours"]["trained"]["names"] == 2
     assert sent["cost"]["kv_bytes"] == 2 * 1 * 32 * 14 * 2 * 4, "rows x width x tokens x (key, value) x float32"
+    assert sent["places"]["prompts"] == 4 and set(sent["places"]["relations"]) == set(evaluate.RELATIONS)
     assert sent["specialisation"]["heads"] == 2 and sent["seeds"]["scenes"] == 1
     card = evaluate.markdown(result)
     assert "82 labels of all groups but people and symbols" in card and "Another seed" in card and "entropy" in card
@@ -97,6 +98,28 @@ def placed(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     opaque = picture[:, ::-1, 3:] > 0
     part[:] = np.where(opaque, picture[:, ::-1, :3], part)
     return page
+
+
+@pytest.mark.parametrize(("obeyed", "share"), [(True, 1.0), (False, 0.0)])
+def test_places_are_right_where_both_things_stand_as_asked_and_not_the_other_way_round(
+    run: Path, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, obeyed: bool, share: float
+) -> None:
+    art = {e.label: dataset.images[i] for i, e in enumerate(dataset.emoji) if e.style == "fluent"}
+
+    def paint(model: object, prompts: list[str], seeds: list[int], batch: int) -> np.ndarray:
+        pages = np.full((len(prompts), 64, 64, 3), 255, np.uint8)
+        for page, prompt in zip(pages, prompts, strict=True):
+            relation = next(r for r in evaluate.RELATIONS if f" {r} " in prompt)
+            one, two = (data.on_white(art[name]) for name in prompt.split(f" {relation} "))
+            first, second = (one, two) if (relation in ("left of", "above")) == obeyed else (two, one)
+            row, column = (0, 32) if relation in ("left of", "right of") else (32, 0)
+            page[:32, :32], page[row : row + 32, column : column + 32] = first, second
+        return pages
+
+    monkeypatch.setattr(evaluate, "draw", paint)
+    found = evaluate.place_words(load(run / "m", "cpu"), dataset, Evaluation(pairs=8))
+    assert found["prompts"] == 32 and found["both"] > 0.9
+    assert found["share"] == pytest.approx(share, abs=0.1)
 
 
 def test_retrieval_finds_the_own_picture_wherever_it_stands_and_not_another(

@@ -260,12 +260,17 @@ def test_what_covers_a_cell_is_asked_for_on_all_but_the_coarsest_maps() -> None:
         quarter[:, : h // 2, h - h // 2 :] = 2
     batch = pool.Batch(covered, ["mushroom"], covered)
     right = torch.nn.functional.one_hot(torch.cat([q.flatten(1) for q in wanted], 1), 4) * 100.0
-    assert transformer.thing_loss(right, batch, scales, 4) < 1e-6
+    every = slice(None)
+    assert transformer.thing_loss(right, batch, scales, 4, every) < 1e-6
     coarse = right.clone()
-    coarse[:, :5] = 0
-    assert transformer.thing_loss(coarse, batch, scales, 4) < 1e-6, "nothing is asked of maps of 1 and 2 a side"
-    assert transformer.thing_loss(right.flip(1), batch, scales, 4) > 1
-    assert transformer.thing_loss(right[:, :21], batch, scales, 3) < 1e-6
+    coarse[:, :1] = 0
+    assert transformer.thing_loss(coarse, batch, scales, 4, every) < 1e-6, "nothing is asked of the map of one token"
+    assert transformer.thing_loss(right.flip(1), batch, scales, 4, every) > 1
+    assert transformer.thing_loss(right[:, :21], batch, scales, 3, every) < 1e-6
+    two = pool.Batch(covered.repeat(2, 1, 1), ["mushroom"] * 2, torch.cat([covered, 0 * covered]))
+    both = torch.cat([right, right])
+    assert transformer.thing_loss(both, two, scales, 4, slice(1)) < 1e-6
+    assert transformer.thing_loss(both, two, scales, 4, slice(1, None)) > 1
 
 
 def quantizer() -> BitQuantizer:
@@ -298,8 +303,9 @@ def test_flipped_bits_are_corrected_by_later_targets() -> None:
 
 
 def test_forgetting_takes_up_to_a_share_of_half_of_the_rows() -> None:
-    forgotten = loop.forgotten(400, 200, 0.5, torch.Generator().manual_seed(0))
-    share = forgotten.float().mean(1)
+    forgotten = loop.forgotten(420, 200, 0.5, 20, torch.Generator().manual_seed(0))
+    assert forgotten[:20].all(), "of these nothing is seen"
+    share = forgotten[20:].float().mean(1)
     assert 0.4 < (share > 0).float().mean() < 0.55
     assert share.max() < 0.65 and 0.2 < share[share > 0].mean() < 0.3
 

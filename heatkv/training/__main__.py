@@ -209,7 +209,7 @@ def run_evaluation(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments, evaluate.Evaluation)
     assert isinstance(settings, evaluate.Evaluation)
     if arguments.dry_run:
-        settings = replace(settings, names=4, draws=1, colours=4)
+        settings = replace(settings, names=4, draws=1, colours=4, pairs=2)
     check_writable(arguments.out)
     model = load(arguments.model)
     scores = bundled_scores(arguments.model) if (arguments.model / "scores.safetensors").exists() else None

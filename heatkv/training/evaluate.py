@@ -26,6 +26,7 @@ from heatkv.training.sheet import draw
 from heatkv.views.specialisation import LITTLE, MUCH, specialisation
 
 SINK_SCALES = 3
+RELATIONS = ("left of", "right of", "above", "below")
 CUT_SIDE = 48  # pixels of a side of things that are compared
 BACKGROUND = 40  # a pixel that differs by less from the left and right border of its row is background
 TIMED_IMAGES = 5
@@ -39,12 +40,14 @@ class Evaluation:
     """Settings of an evaluation.
 
     ``names`` are told apart in one draw of the retrieval, ``draws`` are averaged, ``colours`` is how many
-    repaintings are asked for, of the trained and of the held-out ones; ``batch`` images are drawn at a time.
+    repaintings are asked for, of the trained and of the held-out ones, ``pairs`` how many pairs for every word of
+    ``RELATIONS``; ``batch`` images are drawn at a time.
     """
 
     names: int = 64
     draws: int = 3
     colours: int = 64
+    pairs: int = 16
     batch: int = 16
     seed: int = 0
 
@@ -70,6 +73,8 @@ def evaluate(
     for name in ("trained", "held_out"):
         progress(f"colours, {name}")
         result["colours"][name] = colour_words(model, dataset, name == "held_out", settings)
+    progress(f"places: {settings.pairs} pairs for each of {', '.join(RELATIONS)}")
+    result["places"] = place_words(model, dataset, settings)
     progress(f"another seed: {len(scene_prompts)} scenes")
     result["seeds"] = another_seed(model, scene_prompts, settings) if scene_prompts else None
     progress("cost of an image")
@@ -154,7 +159,8 @@ def another_seed(model: GenerativeModel, prompts: Sequence[str], settings: Evalu
     """PSNR (dB) between the pictures of two seeds of a scene: low where the prompt leaves much open."""
     first, second = (draw(model, prompts, [seed] * len(prompts), settings.batch) for seed in (0, 1))
     values = [psnr(a, b) for a, b in zip(first, second, strict=True)]
-    return {"scenes": len(prompts), "psnr": round(float(np.mean(values)), 3)}
+    mean, median = (round(float(of(values)), 3) for of in (np.mean, np.median))
+    return {"scenes": len(prompts), "psnr": mean, "median": median}
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -184,6 +190,43 @@ def colour_words(model: GenerativeModel, dataset: data.Dataset, held_out: bool, 
         "share": round(float(np.mean(right)), 4),
         "missed": [name for (_, _, name), hit in zip(asked, right, strict=True) if not hit],
     }
+
+
+def place_words(model: GenerativeModel, dataset: data.Dataset, settings: Evaluation) -> dict[str, Any]:
+    """How often two things stand as the prompt says ("fox left of bus").
+
+    What is cut out of each half of the picture is nearest to the picture of one of the two: ``share`` is how often to
+    the right one in both, ``both`` how often not to the same one; of those half are right by chance.
+    """
+    rng = np.random.default_rng([settings.seed, 1])
+    found = candidates(model, dataset, "objects")
+    right: dict[str, float] = {}
+    both: list[bool] = []
+    for relation in RELATIONS:
+        picks = [rng.choice(found, 2, replace=False) for _ in range(settings.pairs)]
+        prompts = [f"{dataset.emoji[a].label} {relation} {dataset.emoji[b].label}" for a, b in picks]
+        pictures = draw(model, prompts, list(range(len(prompts))), settings.batch)
+        axis = 2 if relation in ("left of", "right of") else 1
+        halves = np.split(pictures, 2, axis)[:: 1 if relation in ("left of", "above") else -1]
+        nearest = np.stack([nearest_of(half, dataset.images[np.array(picks)]) for half in halves], 1)
+        right[relation] = round(float((nearest == (0, 1)).all(1).mean()), 4)
+        both += (nearest[:, 0] != nearest[:, 1]).tolist()
+    return {
+        "prompts": len(both),
+        "share": round(float(np.mean(list(right.values()))), 4),
+        "both": round(float(np.mean(both)), 4),
+        "relations": right,
+    }
+
+
+def nearest_of(drawn: np.ndarray, art: np.ndarray) -> np.ndarray:
+    """Which picture of its own row of ``art`` ``[n, k, side, side, 4]``, mirrored or not, each is nearest to."""
+    things = cut_out(drawn)
+    best = []
+    for thing, choices in zip(things, art, strict=True):
+        shown = cut_out(data.on_white(choices))
+        best.append(np.minimum(distances(thing[None], shown), distances(thing[None], shown[:, :, ::-1]))[0].argmin())
+    return np.array(best)
 
 
 def cost(model: GenerativeModel) -> dict[str, Any]:
@@ -222,19 +265,27 @@ def markdown(result: dict[str, Any]) -> str:
         for pool in result["retrieval"].values()
     ]  # fmt: skip
     lines = [*table(["nearest to the picture of its own name", "chance", "share (least to greatest draw)"], rows), ""]
-    trained, held_out = result["colours"]["trained"], result["colours"]["held_out"]
+    trained, held_out, places = result["colours"]["trained"], result["colours"]["held_out"], result["places"]
     lines += [
         f"Asked for in a colour that the thing does not have, {percent(trained['share'])} of {trained['names']} images "
         f"have it where that pair was trained, {percent(held_out['share'])} of {held_out['names']} where it was not "
         f"(chance {percent(trained['chance'])}).",
         "",
-        *([f"Another seed of a scene: {result['seeds']['psnr']:.1f} dB.", ""] if result["seeds"] else []),
+        f"Of {places['prompts']} pairs asked for left of, right of, above or below one another, "
+        f"{percent(places['share'])} stand so (both things are there in {percent(places['both'])}, "
+        "half of which would be right by chance).",
+        "",
+        *(seeds_markdown(result["seeds"]) if result["seeds"] else []),
         f"An image takes {cost_of['seconds']:.2f} s ({cost_of['device']}, {cost_of['dtype']}, {cost_of['threads']} "
         f"threads, torch {cost_of['torch']}) and {cost_of['kv_bytes']} bytes of keys and values with the full cache.",
     ]
     if result["specialisation"]:
         lines += ["", *heads_markdown(result["specialisation"])]
     return "\n".join(lines)
+
+
+def seeds_markdown(found: dict[str, Any]) -> list[str]:
+    return [f"Another seed of a scene: {found['psnr']:.1f} dB in the mean, {found['median']:.1f} in the median.", ""]
 
 
 def heads_markdown(found: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -129,6 +129,7 @@ GROUNDS: tuple[tuple[float, Callable[[int, random.Random], Ground]], ...] = (
     (0.03, pattern("dots", dots)),
 )
 # A few that always look alike: for things that are still to be learned.
+SETTLED_NAMED = 0.5
 SETTLED = ("on yellow", "on blue", "on pink", "on grass", "at sea", "at night")
 PLACES = ("grass", "snow", "sand", "sea", "night", "sky", "sunset", "checks", "stripes", "dots")
 WORDS = frozenset({*COLOURS, *PLACES, "on", "and", "at", "in", "the"})
@@ -141,9 +142,9 @@ def draw_settled_ground(rng: random.Random, side: int, white: float) -> Ground:
     words = rng.choice(SETTLED)
     name = words.removeprefix("on ")
     if name in COLOURS:
-        return Ground(filled(side, np.array(COLOURS[name], np.float32)), words)
+        return Ground(filled(side, np.array(COLOURS[name], np.float32)), words, SETTLED_NAMED)
     drawn = (draw(side, random.Random(0)) for _, draw in GROUNDS)
-    return next(ground for ground in drawn if ground.words == words)
+    return replace(next(ground for ground in drawn if ground.words == words), named=SETTLED_NAMED)
 
 
 def draw_ground(rng: random.Random, side: int, white: float) -> Ground:

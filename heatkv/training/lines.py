@@ -29,8 +29,9 @@ class LinesRun:
     ``drop`` of the prompts is left out, for guidance. ``forget`` is the largest share of input tokens blanked
     (``loop.forgotten``). The learning rate falls to zero in the last ``decay`` of the run. ``grounding`` is the weight
     of saying, half-way through the blocks, which thing covers a token's cell: forms are learned long before words
-    decide between them, and this asks for the words directly. ``compile`` compiles the blocks (a minute or two at the
-    start; needs a C++ compiler).
+    decide between them, and this asks for the words directly. So does a share ``unseen`` of a batch, whose tokens are
+    all blank: of it only that is asked, and it follows from the prompt alone. ``compile`` compiles the blocks (a
+    minute or two at the start; needs a C++ compiler).
     """
 
     steps: int = 6500
@@ -42,6 +43,7 @@ class LinesRun:
     decay: float = 0.3
     drop: float = 0.1
     forget: float = 0.3
+    unseen: float = 0.125
     pool: int = 32768
     start: int = 2048
     fresh: int = 6
@@ -200,19 +202,21 @@ def evaluate(model: TextToTokens, held_out: Batch, cache: TeacherForcing, batch:
     """On held-out pictures: cross-entropy (nats a token), and how often the likeliest token is right.
 
     ``accuracy_drawn`` leaves out the commonest token of all, the blank background; ``things`` is how often a thing's
-    cell is said to be of that thing.
+    cell is said to be of that thing, and ``placed`` how often it is with no token to see.
     """
     tokens_BN, prompts = held_out.rows, held_out.prompts
     device, grid = tokens_BN.device, model.transformer.config.grid
     covered_BN = held_out.things_seen_at(grid, grid)
-    loss, right, named = [], [], []
+    loss, right, named, placed = [], [], [], []
     for first in range(0, len(prompts), batch):
         rows = slice(first, first + batch)
         ids_BN = word_ids(model.text, prompts[rows]).to(device)
         with loop.mixed_precision(device):
             logits_BNV, things_BNT = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache)
+            _, unseen_BNT = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache, tokens_BN[rows] >= 0)
         logits_BNV = logits_BNV.float()
         named.append(things_BNT.argmax(-1) == covered_BN[rows])
+        placed.append(unseen_BNT.argmax(-1) == covered_BN[rows])
         loss.append(F.cross_entropy(logits_BNV.flatten(0, 1), tokens_BN[rows].flatten(), reduction="none"))
         right.append(logits_BNV.argmax(-1) == tokens_BN[rows])
     hit_BN, drawn_BN = torch.cat(right).float(), tokens_BN != tokens_BN.flatten().mode().values
@@ -221,6 +225,7 @@ def evaluate(model: TextToTokens, held_out: Batch, cache: TeacherForcing, batch:
         "accuracy": hit_BN.mean().item(),
         "accuracy_drawn": hit_BN[drawn_BN].mean().item(),
         "things": torch.cat(named)[covered_BN > 0].float().mean().item(),
+        "placed": torch.cat(placed)[covered_BN > 0].float().mean().item(),
     }
 
 
@@ -260,6 +265,7 @@ def train(
     token_loss = torch.compile(mean_cross_entropy) if run.compile else mean_cross_entropy
     cache = TeacherForcing(config.condition_tokens, config.condition_tokens + config.image_tokens - 1, device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {len(pool.rows)} pictures", flush=True)
+    unseen = round(run.unseen * run.batch)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     started, first, losses = time.time(), step, list[Tensor]()
     while step < last:
@@ -272,12 +278,16 @@ def train(
         tokens_BN, grid = batch.rows, config.grid
         ids_BN = word_ids(model.text, batch.prompts).to(device)
         drop_B = (torch.rand(run.batch, generator=generator) < run.drop).to(device) | (ids_BN[:, 0] == 0)
-        forgotten_BN = loop.forgotten(run.batch, tokens_BN.shape[1], run.forget, generator).to(device)
+        forgotten_BN = loop.forgotten(run.batch, tokens_BN.shape[1], run.forget, unseen, generator).to(device)
         with loop.mixed_precision(device):
             logits_BNV, things_BNT = model(ids_BN, drop_B, tokens_BN, cache, forgotten_BN)
-        loss = token_loss(logits_BNV, tokens_BN)
-        named = F.cross_entropy(things_BNT.float().flatten(0, 1), batch.things_seen_at(grid, grid).flatten())
-        (loss + run.grounding * named).backward()
+        loss = token_loss(logits_BNV[unseen:], tokens_BN[unseen:])
+        covered_BN = batch.things_seen_at(grid, grid)
+        named, placed = (
+            F.cross_entropy(things_BNT[rows].float().flatten(0, 1), covered_BN[rows].flatten())
+            for rows in (slice(unseen, None), slice(unseen))
+        )
+        (loss + run.grounding * (named + placed if unseen else named)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

@@ -28,12 +28,14 @@ def update_average(average: nn.Module, model: nn.Module, step: int, limit: float
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
-def forgotten(rows: int, tokens: int, most: float, generator: torch.Generator) -> torch.Tensor:
+def forgotten(rows: int, tokens: int, most: float, unseen: int, generator: torch.Generator) -> torch.Tensor:
     """Which input tokens ``[rows, tokens]`` to blank: in half of the rows a random share, up to ``most``.
 
-    What a thing is must then be read in the prompt and from further back, not in the token before.
+    What a thing is must then be read in the prompt and from further back, not in the token before. The first
+    ``unseen`` rows are all blank: there where a thing goes must be read in the prompt too.
     """
     share = torch.rand(rows, 1, generator=generator) * most * (torch.rand(rows, 1, generator=generator) < 0.5)
+    share[:unseen] = 1.0
     return torch.rand(rows, tokens, generator=generator) < share
 
 

@@ -22,7 +22,7 @@ from heatkv.training import data, loop, scenes, sheet, tokenizer
 from heatkv.training.pool import HELD_OUT, Batch, Pool
 
 MAX_WORDS = 16
-GROUNDED = 4  # tokens a side: on coarser maps a token covers more than one thing
+GROUNDED = 2  # tokens a side: one token covers more than one thing
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class TransformerRun:
     scales learn to correct); ``forget`` the largest share of input tokens blanked, so that what is not seen must be
     remembered from earlier scales. ``grounding`` is the weight of saying, half-way through the blocks, which thing
     covers a token's cell, on maps of ``GROUNDED`` tokens a side or more: forms are learned long before words decide
-    between them, and this asks for the words directly. ``compile`` compiles the blocks (a minute or two at the start;
-    needs a C++ compiler on CPU). At every evaluation ``samples`` images are drawn into ``samples-STEP.png``.
+    between them, and this asks for the words directly. So does a share ``unseen`` of a batch, whose tokens are all
+    blank: of it only that is asked, and it follows from the prompt alone. ``compile`` compiles the blocks (a minute or
+    two at the start; needs a C++ compiler on CPU). At every evaluation ``samples`` images are drawn into
+    ``samples-STEP.png``.
     """
 
     steps: int = 4000
@@ -56,6 +58,7 @@ class TransformerRun:
     start_temperature: float = 8.0
     flip: float = 0.25
     forget: float = 0.4
+    unseen: float = 0.125
     drop: float = 0.1
     grounding: float = 0.1
     compile: bool = True
@@ -159,13 +162,13 @@ def bit_loss(logits: Tensor, bits: Tensor, scales: ScaleSchedule, count: int) ->
     return (per_token * weight).sum() / weight.sum()
 
 
-def thing_loss(things_BNT: Tensor, batch: Batch, scales: ScaleSchedule, count: int) -> Tensor:
-    """Cross entropy of what covers the cells of the scales from `GROUNDED` on, every scale counting alike."""
+def thing_loss(things_BNT: Tensor, batch: Batch, scales: ScaleSchedule, count: int, rows: slice) -> Tensor:
+    """Cross entropy of what covers the cells of rows, of the scales from `GROUNDED` on, every scale counting alike."""
     total, asked = torch.zeros((), device=things_BNT.device), 0
     for (h, w), (first, end) in list(zip(scales, scales.bounds, strict=True))[:count]:
         if h >= GROUNDED:
-            seen_N = batch.things_seen_at(h, w).flatten()
-            total = total + F.cross_entropy(things_BNT[:, first:end].float().flatten(0, 1), seen_N)
+            seen_N = batch.things_seen_at(h, w)[rows].flatten()
+            total = total + F.cross_entropy(things_BNT[rows, first:end].float().flatten(0, 1), seen_N)
             asked += 1
     return total / max(1, asked)
 
@@ -190,26 +193,29 @@ def encode(autoencoder: Autoencoder, x_B3HW: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(
     model: TextToBits, quantizer: BitQuantizer, held_out: Batch, batch: int = 32
-) -> tuple[list[float], float, float]:
+) -> tuple[list[float], float, float, float]:
     """Share of bits predicted right from true earlier scales and the prompt, per scale and in all.
 
-    And how often a token of the last scale on a thing says which.
+    And how often a token of the last scale on a thing says which, with earlier scales to see and without.
     """
     latents, prompts = held_out.rows, held_out.prompts
     device, scales = latents.device, quantizer.scales
     cache = TeacherForcing(scales, len(scales), device)
-    right, named = [], []
+    right, named, placed = [], [], []
     first_fine, fine_BN = scales.bounds[-1][0], held_out.things_seen_at(*scales[-1])
     for first in range(0, len(prompts), batch):
         codes, bits = teacher_inputs(quantizer, latents[first : first + batch], len(scales), 0.0, torch.Generator())
         ids = word_ids(model.text, prompts[first : first + batch]).to(device)
         with loop.mixed_precision(device):
-            logits, things_BNT = model(ids, torch.zeros(len(ids), dtype=torch.bool, device=device), codes, cache)
+            kept_B = torch.zeros(len(ids), dtype=torch.bool, device=device)
+            logits, things_BNT = model(ids, kept_B, codes, cache)
+            _, unseen_BNT = model(ids, kept_B, torch.zeros_like(codes), cache)
+        placed.append(unseen_BNT[:, first_fine:].argmax(-1) == fine_BN[first : first + batch])
         named.append(things_BNT[:, first_fine:].argmax(-1) == fine_BN[first : first + batch])
         right.append((logits.argmax(-1).bool() == bits).float().mean(2))
     right_N = torch.cat(right).mean(0)
-    on_things = torch.cat(named)[fine_BN > 0].float().mean().item()
-    return [right_N[a:b].mean().item() for a, b in scales.bounds], right_N.mean().item(), on_things
+    on_things, from_words = (torch.cat(hits)[fine_BN > 0].float().mean().item() for hits in (named, placed))
+    return [right_N[a:b].mean().item() for a, b in scales.bounds], right_N.mean().item(), on_things, from_words
 
 
 def word_ids(encoder: WordEncoder, prompts: list[str]) -> Tensor:
@@ -300,15 +306,18 @@ def train(
         pool.add(course.at(step).draw, run.start + run.fresh * step, run.fresh)
         batch = pool.draw(rows, generator)
         codes, bits = teacher_inputs(quantizer, batch.rows, count, run.flip, generator)
-        forgotten = loop.forgotten(codes.shape[0], codes.shape[1], run.forget, generator).to(device)
+        unseen = round(run.unseen * rows)
+        forgotten = loop.forgotten(rows, codes.shape[1], run.forget, unseen, generator).to(device)
         codes = codes.masked_fill(forgotten[..., None], 0)
         ids = word_ids(model.text, batch.prompts).to(device)
         drop = (torch.rand(rows, generator=generator) < run.drop).to(device)
         with loop.attention_kernels(device):
             with loop.mixed_precision(device):
                 logits, things_BNT = model(ids, drop, codes, caches[count])
-            loss = bit_loss(logits, bits, scales, count)
-            (loss + run.grounding * thing_loss(things_BNT, batch, scales, count)).backward()
+            loss = bit_loss(logits[unseen:], bits[unseen:], scales, count)
+            named = thing_loss(things_BNT, batch, scales, count, slice(unseen, None))
+            placed = thing_loss(things_BNT, batch, scales, count, slice(unseen)) if unseen else 0.0
+            (loss + run.grounding * (named + placed)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, _ in optimizers:
             optimizer.step()
@@ -322,10 +331,13 @@ def train(
             print(f"step {step}: loss {means}; {(time.time() - started) / (step - begun):.2f} s/step", flush=True)
             started, begun = time.time(), step
         if step % run.evaluate_every == 0 or step == last:
-            per_scale, mean, named = evaluate(average, quantizer, held_out.all())
-            history.append({"step": step, "bit_accuracy": mean, "things": named, "per_scale": per_scale})
+            per_scale, mean, on_things, from_words = evaluate(average, quantizer, held_out.all())
+            history.append({
+                "step": step, "bit_accuracy": mean, "things": on_things, "placed": from_words, "per_scale": per_scale,
+            })  # fmt: skip
             told = " ".join(f"{a:.3f}" for a in per_scale)
-            print(f"step {step}: bit accuracy {mean:.4f}, things {named:.3f}, per scale {told}", flush=True)
+            print(f"step {step}: bit accuracy {mean:.4f}, things {on_things:.3f}", end=", ")
+            print(f"placed {from_words:.3f}, per scale {told}", flush=True)
             loop.save_checkpoint(path, {
                 "model": model.state_dict(), "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers], "step": step, "history": history,
