@@ -251,6 +251,26 @@ def test_training_lowers_the_loss(dataset: data.Dataset, trained: Path) -> None:
     assert not unused
 
 
+def test_tokens_of_a_scale_differ_by_their_place_alone(dataset: data.Dataset, trained: Path) -> None:
+    scales = tokenizer.load_trained(trained / "tokenizer.pt").quantizer.scales
+    course = scenes.Course(dataset, SMALL.grow, SMALL.widen, SMALL.steps)
+    torch.manual_seed(0)
+    model = transformer.new_model(course.vocabulary, scales, 16, len(course.things), SMALL)
+    ids, blank = transformer.word_ids(model.text, ["red apple"]), torch.zeros(1, sum(scales.tokens) - 1, 16)
+    cache = TeacherForcing(scales, len(scales), CPU)
+    first, end = scales.bounds[1]
+
+    def apart() -> float:
+        """How far the guesses for two tokens are from one another, where nothing is seen."""
+        _, things = model(ids, torch.tensor([False]), blank, cache)
+        return float((things[0, first] - things[0, end - 1]).detach().abs().max())
+
+    assert apart() > 1e-3
+    assert model.transformer.place_embed is not None
+    torch.nn.init.zeros_(model.transformer.place_embed.weight)
+    assert apart() < 1e-6, "an untrained model has no other way to tell them"
+
+
 def test_what_covers_a_cell_is_asked_for_on_all_but_the_coarsest_maps() -> None:
     scales = ScaleSchedule.square((1, 2, 4, 8))
     covered = torch.zeros(1, 8, 8, dtype=torch.long)

@@ -9,8 +9,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_model
 
+from heatkv.models.infinity.text import WordEncoder
 from heatkv.models.infinity.words import Synonyms, SynonymsError, Vocabulary, split_words
 from heatkv.models.prompts import PromptError
 from heatkv.training import data, synonyms
@@ -95,6 +97,21 @@ def test_two_close_words_are_both_named() -> None:
         "`doat` (did you mean `coat` or `boat`?)", "`doat` (did you mean `boat` or `coat`?)",
     )  # fmt: skip
     assert Vocabulary(("tree",)).suggest("xyz") == "`xyz`"
+
+
+def test_a_word_is_told_from_itself_by_the_words_around_it_and_not_by_padding() -> None:
+    torch.manual_seed(0)
+    text = WordEncoder(Vocabulary(("red", "apple", "left", "of", "car")), 16, 12).eval()
+    torch.nn.init.zeros_(text.position)
+    before = text.encode(["apple left of car", "car left of apple"]).features_BNC
+    torch.testing.assert_close(before[0, 0], before[1, 3])  # one layer without positions: a bag of words
+    torch.nn.init.normal_(text.neighbours.weight, std=0.3)
+    after = text.encode(["apple left of car", "car left of apple"]).features_BNC
+    assert (after[0, 0] - after[1, 3]).abs().max() > 0.1
+    alone, beside_longer = (
+        text.encode(["red apple", *more]).features_BNC[0, :2] for more in ([], ["red car left of car"])
+    )
+    torch.testing.assert_close(alone, beside_longer)
 
 
 def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -186,6 +203,31 @@ def test_a_model_folder_brings_its_table(tmp_path: Path) -> None:
     (tmp_path / "synonyms.json").write_text("{}")
     with pytest.raises(ValueError, match=r"synonyms\.json"):
         load(tmp_path, "cpu")
+
+
+def test_a_model_folder_from_before_words_knew_their_neighbours_is_read(tmp_path: Path) -> None:
+    from heatkv import load
+    from heatkv.models.bundled import save_folder
+
+    torch.manual_seed(0)
+    for reach in (0, 2):
+        model = tiny_model()
+        model.text = WordEncoder(Vocabulary(("red", "apple", "car")), 16, 8, reach=reach).eval()
+        if model.text.neighbours is not None:
+            torch.nn.init.normal_(model.text.neighbours.weight)
+        folder = tmp_path / str(reach)
+        save_folder(model, folder)
+        config = json.loads((folder / "config.json").read_text())
+        if not reach:
+            del config["text"]["reach"]
+            (folder / "config.json").write_text(json.dumps(config))
+        read = load(folder, "cpu", "float32").text  # type: ignore[attr-defined]
+        features = [text.encode(["red apple red car"]).features_BNC for text in (model.text, read)]
+        torch.testing.assert_close(*features, atol=1e-2, rtol=1e-2)
+    config["text"]["reach"] = -1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"reach is -1: it must be a whole number from 0 to 16"):
+        load(folder, "cpu")
 
 
 SCENE = Synonyms(

@@ -21,7 +21,7 @@ from heatkv.scales import Geometry, ScaleSchedule
 
 FORMAT, VERSION = "heatkv-model", 1
 SYNONYMS = "synonyms.json"
-MAX_DEPTH, MAX_NUMBER, MAX_LIST = 256, 1 << 17, 16
+MAX_DEPTH, MAX_NUMBER, MAX_LIST, MAX_REACH = 256, 1 << 17, 16, 16
 PARTS = ("text", "transformer", "autoencoder")
 NOT_NEEDED = ("encoder.", "quant_conv.")  # to draw pictures
 
@@ -46,7 +46,11 @@ def save_folder(model: Any, folder: Path, family: str = "infinity") -> None:
         **scales_json(model.geometry.scales),
         "transformer": asdict(model.transformer.config),
         "autoencoder": asdict(model.autoencoder.config),
-        "text": {"words": list(model.text.vocabulary.words), "max_words": model.text.max_words},
+        "text": {
+            "words": list(model.text.vocabulary.words),
+            "max_words": model.text.max_words,
+            "reach": model.text.reach,
+        },
         "sampling": asdict(model.sampling),
         "examples": list(model.examples),
         "facts": model.facts or {},
@@ -72,6 +76,7 @@ class FolderConfig:
     autoencoder: Any
     words: tuple[str, ...]
     max_words: int
+    reach: int
     sampling: Sampling
     examples: tuple[str, ...]
     facts: dict[str, Any]
@@ -109,6 +114,7 @@ def read_config(folder: Path, kinds: Mapping[str, tuple[type, type]]) -> FolderC
             autoencoder=image,
             words=stated.part("text").texts("words", MAX_NUMBER),
             max_words=stated.part("text").integer("max_words", 1, MAX_NUMBER),
+            reach=stated.part("text").integer("reach", 0, MAX_REACH) if "reach" in stated.part("text").value else 0,
             sampling=Sampling.of(stated.mapping("sampling")),
             examples=stated.texts("examples", MAX_NUMBER),
             facts=stated.mapping("facts"),
@@ -186,7 +192,7 @@ def _dtype_in_part(part: str, dtype_of: Callable[[str], torch.dtype], name: str)
 
 def words_reader(folder: Path, config: FolderConfig, width: int) -> WordEncoder:
     """The text encoder that ``config`` describes, with the folder's synonyms."""
-    text = WordEncoder(Vocabulary(config.words), width, config.max_words)
+    text = WordEncoder(Vocabulary(config.words), width, config.max_words, reach=config.reach)
     if (folder / SYNONYMS).exists():
         text.synonyms = Synonyms.load(folder / SYNONYMS)
     return text

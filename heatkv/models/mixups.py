@@ -20,6 +20,7 @@ NOT_COMPARED = {
     "rope_grid",
     "text_maxlen",
     "max_scales",
+    "places",
     "steps",
     "normalize",
     "norm_groups",

@@ -6,7 +6,7 @@ kept, and what says which thing covers a cell. Optimisers begin anew.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,10 @@ def of_scales(model: InfinityModel, rest: dict[str, Tensor]) -> tuple[dict[str, 
         config=asdict(config), scales=list(sides), run=asdict(run),
     )  # fmt: skip
     assert isinstance(model.text, WordEncoder)
-    shape = model.transformer.config
+    shape = replace(model.transformer.config, places=True)
     whole = transformer.TextToBits(model.text.vocabulary, shape, quantizer.scales, len(facts["things"]))
+    assert whole.transformer.place_embed is not None
+    nn.init.zeros_(whole.transformer.place_embed.weight)  # of a model from before there were places
     weights = filled(whole, {"text.": model.text, "transformer.": model.transformer}, rest)
     second = checkpoint(
         weights, facts, "transformer_steps", "bit_accuracy",

@@ -235,7 +235,7 @@ def zero(linear: nn.Module) -> None:
 def new_model(vocabulary: Vocabulary, scales: ScaleSchedule, bits: int, things: int, run: TransformerRun) -> TextToBits:
     config = TransformerConfig(
         depth=run.depth, width=run.width, heads=run.heads, bits=bits, text_width=run.width, text_maxlen=MAX_WORDS,
-        rope_grid=(64, 64), max_scales=len(scales),
+        rope_grid=(64, 64), max_scales=len(scales), places=True,
     )  # fmt: skip
     model = TextToBits(vocabulary, config, scales, things)
     with torch.no_grad():
@@ -247,6 +247,8 @@ def new_model(vocabulary: Vocabulary, scales: ScaleSchedule, bits: int, things: 
         zero(model.transformer.shared_ada_lin[1])
         zero(model.transformer.head_nm.ada_lin[1])
         nn.init.normal_(model.transformer.lvl_embed.weight, std=0.1)
+        assert model.transformer.place_embed is not None
+        nn.init.normal_(model.transformer.place_embed.weight, std=0.1)
         nn.init.normal_(model.transformer.word_embed.weight, std=0.5)
         nn.init.normal_(model.text.embedding.weight, std=0.2)
         nn.init.normal_(model.text.position, std=0.1)

@@ -32,15 +32,23 @@ class TextEncoder(Protocol):
 
 
 class WordEncoder(nn.Module):
-    """The bundled model's text encoder: word embeddings, positions and one transformer layer."""
+    """The bundled model's text encoder: word embeddings, positions, neighbours and one transformer layer.
 
-    def __init__(self, vocabulary: Vocabulary, width: int, max_words: int, heads: int = 4) -> None:
+    ``neighbours`` adds to every word what stands up to ``reach`` words before and behind it (0: nothing): whether an
+    apple is red, and left of what. From absolute positions alone that was not learned.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, width: int, max_words: int, heads: int = 4, reach: int = 3) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.synonyms = Synonyms()
         self.max_words = max_words
         self.embedding = nn.Embedding(len(vocabulary.words) + 1, width, padding_idx=0)
         self.position = nn.Parameter(torch.randn(max_words, width) * 0.02)
+        self.reach, self.neighbours = reach, None
+        if reach:
+            self.neighbours = nn.Conv1d(width, width, 2 * reach + 1, padding=reach, bias=False)
+            nn.init.zeros_(self.neighbours.weight)
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, num_layers=1, enable_nested_tensor=False)
 
@@ -68,7 +76,10 @@ class WordEncoder(nn.Module):
     def forward(self, ids_BN: Tensor) -> TextFeatures:
         """Features of padded word ids (0 = padding; every row needs one word or more)."""
         mask_BN = ids_BN > 0
-        x = self.embedding(ids_BN) + self.position[: ids_BN.shape[1]]
+        words_BNC = self.embedding(ids_BN)  # zero where there is no word
+        x = words_BNC + self.position[: ids_BN.shape[1]]
+        if self.neighbours is not None:
+            x = x + self.neighbours(words_BNC.transpose(1, 2)).transpose(1, 2)
         return TextFeatures(self.layers(x, src_key_padding_mask=~mask_BN), mask_BN)
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures:

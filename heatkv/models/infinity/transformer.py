@@ -28,7 +28,8 @@ class TransformerConfig:
     ``bits`` is the number of bits a token predicts; ``text_width`` and ``text_maxlen`` describe the
     text features; ``rope_grid`` is the grid to which rotary positions are normalised (the last
     scale of the full-size schedule, also for shorter ones), as ``rope_mode`` says (see ``rope_table``;
-    2 in every released model).
+    2 in every released model). ``places``: whether every token has a learned position too, as in VAR; in no released
+    model. Rotary ones say where a token is only once there are others to tell it from.
     """
 
     depth: int
@@ -41,6 +42,7 @@ class TransformerConfig:
     max_scales: int = 15
     mlp_ratio: float = 4.0
     rope_mode: RopeMode = 2
+    places: bool = False
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for a shape that no transformer has."""
@@ -290,6 +292,7 @@ class InfinityTransformer(nn.Module):
             nn.Linear(config.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
         )
         self.lvl_embed = nn.Embedding(config.max_scales, width)
+        self.place_embed = nn.Embedding(sum(scales.tokens), width) if config.places else None
         self.word_embed = nn.Linear(config.bits, width)
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -348,7 +351,10 @@ class InfinityTransformer(nn.Module):
         hidden states).
         """
         span = slice(first_token, first_token + x_BNC.shape[1])
-        x_BNC = x_BNC + self.lvl_embed(self.level[span]).to(x_BNC.dtype)
+        where_NC = self.lvl_embed(self.level[span])
+        if self.place_embed is not None:
+            where_NC = where_NC + self.place_embed.weight[span]
+        x_BNC = x_BNC + where_NC.to(x_BNC.dtype)
         turn_N11d2 = self.rope[:, span].permute(1, 2, 0).contiguous()[:, None, None]
         for layer, block in enumerate(self.layers):
             x_BNC = block(x_BNC, turn_N11d2, text.of(layer), cache, layer)
