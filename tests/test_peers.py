@@ -187,9 +187,10 @@ def test_every_policy_generates_with_a_model(name: str, tiny: tuple[InfinityMode
     same = bits_of(model, make_cache(name, model.geometry, 1.0, scores))
     agreement = [float((a == b).float().mean()) for a, b in zip(full, same, strict=True)]
     assert min(agreement) > 0.99
-    cache = make_cache(name, model.geometry, 0.35, scores)
+    budget = 0.15 if name == "heatkv+" else 0.35  # its 8 bits alone flip no bit of this model
+    cache = make_cache(name, model.geometry, budget, scores)
     pruned = bits_of(model, cache)
-    assert cache.peak_bytes <= 0.35 * model.geometry.kv_bytes(model.geometry.full_peak_tokens, batch=4)
+    assert cache.peak_bytes <= budget * model.geometry.kv_bytes(model.geometry.full_peak_tokens, batch=4)
     assert any((a != b).any() for a, b in zip(full, pruned, strict=True))
 
 

@@ -155,7 +155,7 @@ def test_as_many_things_are_drawn_as_the_prompt_says() -> None:
 def test_left_is_left_and_above_is_above() -> None:
     colours = {label: (40 * i, 200 - 40 * i, 30) for i, (label, _) in enumerate(LABELS)}
     found: Counter[str] = Counter()
-    for scene in drawn(only("pair", fluent=1e9)):
+    for scene in drawn(only("pair", fluent=1e9), 300):
         for words, axis, sign in ((" left of ", 1, 1), (" right of ", 1, -1), (" above ", 0, 1), (" below ", 0, -1)):
             first, _, second = scene.prompt.removeprefix("fluent ").partition(words)
             if not second or first == second:

@@ -19,14 +19,14 @@ EXAMPLES = (
     "red apple",
     "cat face on grass",
     "castle left of bus",
-    "rocket at night",
+    "rocket on blue",
     "two mushrooms",
     "crab right of cactus",
 )
 SUMMARY = "Text to {0} x {0} pictures, scale by scale; trained from scratch by this repository"
 
 LINES_SUMMARY = "Text to {0} x {0} pictures, line by line; trained from scratch by this repository"
-LINES_SAMPLING = Sampling(guidance=1.25, temperature=0.65)
+LINES_SAMPLING = Sampling(guidance=1.5, temperature=0.8)
 
 
 def export(folder: Path, destination: Path, name: str) -> None:

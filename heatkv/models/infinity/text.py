@@ -76,7 +76,7 @@ class WordEncoder(nn.Module):
     def forward(self, ids_BN: Tensor) -> TextFeatures:
         """Features of padded word ids (0 = padding; every row needs one word or more)."""
         mask_BN = ids_BN > 0
-        words_BNC = self.embedding(ids_BN)  # zero where there is no word
+        words_BNC = self.embedding(ids_BN) * mask_BN[..., None]  # so that padding is nobody's neighbour
         x = words_BNC + self.position[: ids_BN.shape[1]]
         if self.neighbours is not None:
             x = x + self.neighbours(words_BNC.transpose(1, 2)).transpose(1, 2)
