@@ -105,6 +105,7 @@ def read_config(folder: Path, kinds: Mapping[str, tuple[type, type]]) -> FolderC
         if family not in kinds:
             raise CheckpointError(f"family {family!r} is none that this program reads: {', '.join(sorted(kinds))}")
         transformer, autoencoder = kinds[family]
+        text = stated.part("text")
         shape, image = read_shape(stated, "transformer", transformer), read_shape(stated, "autoencoder", autoencoder)
         config = FolderConfig(
             family=family,
@@ -112,9 +113,9 @@ def read_config(folder: Path, kinds: Mapping[str, tuple[type, type]]) -> FolderC
             scales=stated.scales(),
             transformer=shape,
             autoencoder=image,
-            words=stated.part("text").texts("words", MAX_NUMBER),
-            max_words=stated.part("text").integer("max_words", 1, MAX_NUMBER),
-            reach=stated.part("text").integer("reach", 0, MAX_REACH) if "reach" in stated.part("text").value else 0,
+            words=text.texts("words", MAX_NUMBER),
+            max_words=text.integer("max_words", 1, MAX_NUMBER),
+            reach=text.integer("reach", 0, MAX_REACH) if "reach" in text.value else 0,  # 0: of a folder from before
             sampling=Sampling.of(stated.mapping("sampling")),
             examples=stated.texts("examples", MAX_NUMBER),
             facts=stated.mapping("facts"),

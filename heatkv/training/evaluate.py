@@ -144,7 +144,7 @@ def retrieval(model: GenerativeModel, dataset: data.Dataset, pool: str, settings
         labels = [dataset.emoji[i].label for i in pick]
         seeds = [1_000 * number + i for i in range(count)]
         drawn, art = cut_out(draw(model, labels, seeds, settings.batch)), cut_out(data.on_white(dataset.images[pick]))
-        distance = np.minimum(distances(drawn, art), distances(drawn, art[:, :, ::-1]))
+        distance = distances_either_way(drawn, art)
         right = distance.argmin(1) == np.arange(count)
         shares.append(round(float(right.mean()), 4))
         missed |= {label for label, hit in zip(labels, right, strict=True) if not hit}
@@ -168,6 +168,12 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
     squared: np.ndarray = (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
     return squared
+
+
+def distances_either_way(drawn: np.ndarray, art: np.ndarray) -> np.ndarray:
+    """`distances`, of pictures to ``art`` or to its mirror image, whichever is nearer."""
+    nearest: np.ndarray = np.minimum(distances(drawn, art), distances(drawn, art[:, :, ::-1]))
+    return nearest
 
 
 def colour_words(model: GenerativeModel, dataset: data.Dataset, held_out: bool, settings: Evaluation) -> dict[str, Any]:
@@ -224,8 +230,7 @@ def nearest_of(drawn: np.ndarray, art: np.ndarray) -> np.ndarray:
     things = cut_out(drawn)
     best = []
     for thing, choices in zip(things, art, strict=True):
-        shown = cut_out(data.on_white(choices))
-        best.append(np.minimum(distances(thing[None], shown), distances(thing[None], shown[:, :, ::-1]))[0].argmin())
+        best.append(distances_either_way(thing[None], cut_out(data.on_white(choices)))[0].argmin())
     return np.array(best)
 
 

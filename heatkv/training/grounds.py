@@ -14,7 +14,7 @@ COLOURS = {
     "grey": (160, 164, 170), "brown": (150, 108, 78), "white": (255, 255, 255),
 }  # fmt: skip
 WHITE = np.array(COLOURS["white"], np.float32)
-NAMED = 0.65  # share of the grounds that a prompt names
+NAMED, SETTLED_NAMED = 0.65, 0.5  # share of the grounds that a prompt names, of all and of the settled ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,6 @@ GROUNDS: tuple[tuple[float, Callable[[int, random.Random], Ground]], ...] = (
     (0.03, pattern("dots", dots)),
 )
 # A few that always look alike: for things that are still to be learned.
-SETTLED_NAMED = 0.5
 SETTLED = ("on yellow", "on blue", "on pink", "on grass", "at sea", "at night")
 PLACES = ("grass", "snow", "sand", "sea", "night", "sky", "sunset", "checks", "stripes", "dots")
 WORDS = frozenset({*COLOURS, *PLACES, "on", "and", "at", "in", "the"})

@@ -206,14 +206,14 @@ def evaluate(model: TextToTokens, held_out: Batch, cache: TeacherForcing, batch:
     """
     tokens_BN, prompts = held_out.rows, held_out.prompts
     device, grid = tokens_BN.device, model.transformer.config.grid
-    covered_BN = held_out.things_seen_at(grid, grid)
+    covered_BN, blank_BN = held_out.things_seen_at(grid, grid), torch.ones_like(tokens_BN, dtype=torch.bool)
     loss, right, named, placed = [], [], [], []
     for first in range(0, len(prompts), batch):
         rows = slice(first, first + batch)
         ids_BN = word_ids(model.text, prompts[rows]).to(device)
         with loop.mixed_precision(device):
             logits_BNV, things_BNT = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache)
-            _, unseen_BNT = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache, tokens_BN[rows] >= 0)
+            _, unseen_BNT = model(ids_BN, ids_BN[:, 0] == 0, tokens_BN[rows], cache, blank_BN[rows])
         logits_BNV = logits_BNV.float()
         named.append(things_BNT.argmax(-1) == covered_BN[rows])
         placed.append(unseen_BNT.argmax(-1) == covered_BN[rows])
