@@ -145,6 +145,7 @@ def rounding(
     To first order: the logit of a key is off by a variance of sum_d q_d^2 var_d, which moves the output by p (v - o),
     and a value is off by p times its own error. Errors of different tokens are independent. Of every `EVERY`-th query.
     """
+    queries = q_RND.shape[1]
     q_RND, p_RNM, out_RND = (x[:, ::EVERY] for x in (q_RND, p_RNM, out_RND))
     square_RNM, dim = p_RNM.square(), q_RND.shape[-1]
     logits_RNS = torch.bmm(q_RND.square(), key_RSD.transpose(1, 2))
@@ -156,7 +157,8 @@ def rounding(
         cross_RN = (moments_RNE[..., :dim] * out_RND).sum(-1)
         away_RN = moments_RNE[..., dim] - 2 * cross_RN + square_RN * out_RND.square().sum(-1)
         changes.append((away_RN.clamp_min_(0) * logits_RNS[..., s] + square_RN * values_RS[:, s, None]).sum(1))
-    return torch.stack(changes) * EVERY if changes else q_RND.new_empty(0, len(q_RND))
+    # Each stands for as many as there are, which is fewer than `EVERY` at the end of a tile.
+    return torch.stack(changes) * (queries / q_RND.shape[1]) if changes else q_RND.new_empty(0, len(q_RND))
 
 
 @lru_cache(maxsize=64)

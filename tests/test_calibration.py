@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_cache import GEOMETRY, SCALES, play, random_qkv
+from test_cache import GEOMETRY, SCALES, play, random_qkv, stored_in
 from tiny import tiny_model
 
 from heatkv import calibration
 from heatkv.cache.probe import ProbeCache
-from heatkv.cache.seam import full_cache
+from heatkv.cache.seam import full_cache, full_schedule
 from heatkv.calibration import CalibratingCache, calibrate, calibrate_steps
 from heatkv.formats import FORMATS
 from heatkv.models.infinity.text import PromptError
@@ -126,9 +126,29 @@ def test_probed_attention_sums_to_the_calibrated_mass() -> None:
             np.testing.assert_allclose(mass, calibrating.mass_LHTS[layer, head, t, : t + 1], atol=1e-5)
 
 
+def test_a_probe_looks_at_cells_in_fewer_bits_too() -> None:
+    probe = ProbeCache(GEOMETRY, [(1, 2)], stored_in(full_schedule(GEOMETRY), "int4"))
+    play(probe, random_qkv(GEOMETRY, 2))
+    assert [tuple(p.shape) for p in probe.attention[1, 2]] == [(b - a, b) for a, b in SCALES.bounds]
+    for p_QN in probe.attention[1, 2]:
+        torch.testing.assert_close(p_QN.sum(1), torch.ones(len(p_QN)))
+
+
 def test_probing_a_head_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="no head 9"):
         ProbeCache(GEOMETRY, [(0, 9)])
+
+
+@pytest.mark.parametrize("tile", [1, 3, 6])
+def test_rounding_counts_every_query_once_whatever_the_tiles(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    q_BHND = torch.randn(1, 2, 1, 16, generator=generator).expand(-1, -1, 6, -1)  # all alike: any sample tells all
+    k, v = (torch.randn(1, 2, 30, 16, generator=generator) for _ in range(2))
+    seen = []
+    for queries in (tile, 6):
+        monkeypatch.setattr(calibration, "TILE_PRODUCTS", 2 * 2 * 16 * queries)
+        seen.append(calibration.observe(q_BHND, k, v, ((0, 10), (10, 30)), spread=False).rounding_HS)
+    torch.testing.assert_close(*seen)
 
 
 def test_what_rounding_changes_is_what_it_was_computed_to_change() -> None:

@@ -186,7 +186,7 @@ class PackedMemory:
         write(new_HN2BD, k_BHND, v_BHND)
         by_head = entries_E2BD.unflatten(0, (heads, -1)) if now.reading.index_E is None else entries_E2BD
         if look is not None:
-            look(q_BHND, ScaleEntries(by_head, now.layout, self.geometry.scales.bounds[: scale + 1]))
+            look(q_BHND, ScaleEntries(entries_E2BD, now.layout, self.geometry.scales.bounds[: scale + 1]))
         out_BHND = ragged_attention(q_BHND, by_head, now.reading)
         if scale == len(tokens_S) - 1:
             self._arena.free(size)
