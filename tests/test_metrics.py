@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from heatkv.study import metrics
 
@@ -58,6 +59,17 @@ def test_agreement_per_scale_and_overall() -> None:
     per_scale = metrics.bit_agreement(a, b)
     assert per_scale == [0.5, 1.0]
     assert metrics.mean_agreement(per_scale, [2, 4]) == pytest.approx(5 / 6)
+
+
+def test_the_divergence_of_a_distribution_from_itself_is_nothing_however_rounded() -> None:
+    """The full cache's log-probabilities are kept in half precision."""
+    logits_BV = 3 * torch.randn(8, 2048, generator=torch.Generator().manual_seed(0))
+    exact_BV = logits_BV.log_softmax(-1)
+    same_kl_B2 = metrics.token_difference(exact_BV.half().float(), exact_BV)
+    assert (same_kl_B2[:, 1] < 2e-6).all()
+    other_BV = (logits_BV + 0.1 * torch.randn(8, 2048, generator=torch.Generator().manual_seed(1))).log_softmax(-1)
+    expected_B = (exact_BV.exp() * (exact_BV - other_BV)).sum(-1).numpy()
+    np.testing.assert_allclose(metrics.token_difference(exact_BV.half().float(), other_BV)[:, 1], expected_B, rtol=0.02)
 
 
 def test_images_of_different_sizes_are_refused() -> None:

@@ -79,9 +79,14 @@ def bit_agreement(a: Sequence[npt.NDArray[np.generic]], b: Sequence[npt.NDArray[
 
 
 def token_difference(full_BV: torch.Tensor, other_BV: torch.Tensor) -> npt.NDArray[np.float64]:
-    """How far the next token's log-probabilities move, ``[B, 2]``: whether the likeliest stays, and KL in nats."""
+    """How far the next token's log-probabilities move, ``[B, 2]``: whether the likeliest stays, and KL in nats.
+
+    In the form ``sum p (log p - log q) - p + q``, no term of which is negative: the rounding of either side then counts
+    squared, where in the plain sum it counts as it is, as much as a cache of half the size changes.
+    """
     same_B = full_BV.argmax(-1) == other_BV.argmax(-1)
-    kl_B = (full_BV.exp() * (full_BV - other_BV)).nan_to_num(0.0).sum(-1).clamp_min(0)
+    p_BV = full_BV.exp()
+    kl_B = ((p_BV * (full_BV - other_BV)).nan_to_num(0.0) - p_BV + other_BV.exp()).sum(-1).clamp_min(0)
     return torch.stack([same_B.double(), kl_B.double()], -1).numpy()
 
 
