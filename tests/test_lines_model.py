@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,23 @@ def test_a_probe_sees_every_token_of_a_line_under_any_schedule(tiny: tuple[Llama
                 assert (p[:, start:].triu(1) == 0).all()
             for s, (a, b) in enumerate(model.geometry.scales.bounds[:t]):
                 assert bool((p[:, a:b] > 0).any()) == bool(schedule.keep(t)[layer, head, s])
+
+
+@pytest.mark.parametrize("storage", ["compute", "int8"])
+def test_a_probe_sees_what_a_condition_reads_that_is_not_kept(
+    tiny: tuple[LlamaGenModel, HeadScores], storage: str
+) -> None:
+    model, scores = tiny
+    planned = heatkv.plan(scores, 0.6)
+    table_LHS = planned.drop_at_LHS.copy()
+    table_LHS[0, 1, 0] = 1
+    schedule = replace(planned, drop_at_LHS=table_LHS, sink_scales=0, budget=1.0, storage=storage)
+    probe = ProbeCache(model.geometry, [(0, 1)], schedule)
+    for _ in model.run(["red apple"], seeded_noise([1]), probe, model.sampling):
+        pass
+    condition, line, *_ = probe.attention[0, 1]
+    torch.testing.assert_close(condition.sum(1), torch.ones(len(condition)))
+    assert not line[:, : len(condition)].any()
 
 
 def test_a_folder_keeps_how_it_draws(tiny: tuple[LlamaGenModel, HeadScores], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 
 # What costs as much as so many products of a query and a key: a call of the kernel, and bringing heads into an order.
 CALL_PAIRS = 1 << 13
@@ -62,6 +63,27 @@ def shared_attention(q_BH1D: Tensor, k_BED: Tensor, v_BED: Tensor, bias_BHE: Ten
         return torch.bmm(p_BHE, v_BED).unsqueeze(2)
     q_B1HD, k_B1ED, v_B1ED = q_BH1D.transpose(1, 2), k_BED.unsqueeze(1), v_BED.unsqueeze(1)
     return attention(q_B1HD, k_B1ED, v_B1ED, bias_BHE.unsqueeze(1)).transpose(1, 2)
+
+
+def own_entries(head_E: Tensor, heads: int, like: Tensor) -> Tensor:
+    """A bias ``[1, heads, E]`` of the dtype of ``like``: 0 where an entry is of that head, else minus infinity.
+
+    ``head_E`` (int32) is on the host. For the call at hand: kept from call to call for all layers, it would take as
+    much as a cache in 4 bits does.
+    """
+    return only_itself(heads, like.dtype, like.device).index_select(1, to_device(head_E, like.device))[None]
+
+
+@lru_cache(maxsize=16)
+def only_itself(heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    bias_HH = torch.full((heads, heads), -torch.inf, dtype=dtype, device=device)
+    return bias_HH.fill_diagonal_(0)
+
+
+def hiding(hidden_BT: Tensor, tokens: int, like: Tensor) -> Tensor:
+    """A bias ``[B, tokens]`` of the dtype of ``like`` that hides tokens of a condition, which is the first tokens."""
+    hidden_BT = pad(hidden_BT, (0, tokens - hidden_BT.shape[1]))
+    return like.new_zeros(hidden_BT.shape).masked_fill_(hidden_BT, -torch.inf)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import attention, shared_attention
+from heatkv.cache.attention import attention, hiding, on_host, own_entries, select, shared_attention
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule
 
@@ -46,14 +46,16 @@ class GroupPlan:
         Whose every entry of memory is, and which token of the sequence: what is held by head and position, then the
         room; where all heads hold equally many, the room of each head behind what it holds.
     keep_E
-        Which entries of the stretch before, or of the condition, are held (int32, on the device).
+        Which entries of the stretch before, or of the condition, are held.
+
+    Numbers of entries are on the host: those of all stretches and layers together take as much as what they number.
     """
 
     first: int
     held_H: npt.NDArray[np.int64]
     room: int
-    head_E: npt.NDArray[np.integer]
-    position_E: npt.NDArray[np.integer]
+    head_E: Tensor
+    position_E: Tensor
     keep_E: Tensor
 
     @cached_property
@@ -71,8 +73,10 @@ def plan_group(
 ) -> GroupPlan:  # fmt: skip
     """Lay out the entries for the lines ``first .. last``; ``before`` is None where only the condition came before."""
     heads, condition = len(drop_at_HS), scales.tokens[0]
-    head_E = np.repeat(np.arange(heads), condition) if before is None else before.head_E
-    position_E = np.tile(np.arange(condition), heads) if before is None else before.position_E
+    head_E: npt.NDArray[np.integer] = np.repeat(np.arange(heads), condition)
+    position_E: npt.NDArray[np.integer] = np.tile(np.arange(condition), heads)
+    if before is not None:
+        head_E, position_E = before.head_E.numpy(), before.position_E.numpy()
     segment_E = np.searchsorted([end for _, end in scales.bounds], position_E, side="right")
     kept = np.flatnonzero(drop_at_HS[head_E, segment_E] > first)
     kept = kept[np.lexsort((position_E[kept], head_E[kept]))]
@@ -85,21 +89,19 @@ def plan_group(
     else:
         new_head_E = np.concatenate([head_E[kept], np.tile(np.arange(heads), len(drawn))])
         new_position_E = np.concatenate([position_E[kept], np.repeat(drawn, heads)])
-    # Remembered for every stretch of every layer: in half the bytes.
-    whose_E, which_E, keep_E = (x.astype(np.int32) for x in (new_head_E, new_position_E, kept))
-    return GroupPlan(first, held_H, len(drawn), whose_E, which_E, torch.from_numpy(keep_E).to(device))
+    whose_E, which_E, keep_E = (on_host(x, device) for x in (new_head_E, new_position_E, kept))
+    return GroupPlan(first, held_H, len(drawn), whose_E, which_E, keep_E)
 
 
 class Group:
     """The memory of some heads of a layer during a stretch, as its plan says, and attention over it."""
 
-    def __init__(self, plan: GroupPlan, before_2BED: Tensor, like: Tensor, hidden_BT: Tensor | None) -> None:
-        """Take over what is kept of the entries ``before``. ``like`` has the dtype that the model computes in."""
+    def __init__(self, plan: GroupPlan, before_2BED: Tensor) -> None:
+        """Take over what is kept of the entries ``before``."""
         self.plan, self.heads = plan, len(plan.held_H)
-        held_2BED = before_2BED.index_select(2, plan.keep_E)
+        held_2BED = select(before_2BED, 2, plan.keep_E)
         batch, width = held_2BED.shape[1], held_2BED.shape[3]
         memory = before_2BED.new_empty(2, batch, plan.entries, width)
-        self.like = like
         self.filled = int(plan.held_H[0]) if plan.aligned else int(plan.held_H.sum())
         if plan.aligned:
             memory = memory.view(2, batch, self.heads, -1, width)
@@ -107,41 +109,27 @@ class Group:
         else:
             memory[:, :, : self.filled] = held_2BED
         self.memory, self.aligned = memory, plan.aligned
-        self.bias = self._bias(hidden_BT)
 
-    def _bias(self, hidden_BT: Tensor | None) -> Tensor | None:
-        """What hides entries of other heads, and tokens of the condition that nobody sees, from a group's heads.
+    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor, hiding_BP: Tensor | None) -> Tensor:
+        """Write a token into its room and attend to all there is, ``[B, heads, 1, D]``.
 
-        ``[B or 1, heads or 1, 1, M]`` if aligned, else ``[B or 1, heads, E]``.
+        ``hiding_BP``: 0, or minus infinity for tokens of the sequence that nobody sees.
         """
-        plan, like = self.plan, self.like
-        if self.aligned and hidden_BT is None:
-            return None
-        seen = torch.ones(1, 1, plan.entries, dtype=torch.bool, device=like.device)
-        if hidden_BT is not None:
-            position_E, condition = torch.from_numpy(plan.position_E).to(like.device), hidden_BT.shape[1]
-            hidden_BE = hidden_BT[:, position_E.clamp_max(condition - 1)] & (position_E < condition)
-            seen = ~hidden_BE[:, None]
-        if self.aligned:
-            seen = seen.view(len(seen), self.heads, 1, -1)
-        else:
-            head_E = torch.from_numpy(plan.head_E).to(like.device)
-            seen = seen & (head_E == torch.arange(self.heads, device=like.device)[:, None])
-        return like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
-
-    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor) -> Tensor:
-        """Write a token into its room and attend to all there is, ``[B, heads, 1, D]``."""
-        before, bias, dim, new = self.filled, self.bias, 3 if self.aligned else 2, 1 if self.aligned else self.heads
-        self.filled = now = before + new
+        before, dim, new = self.filled, 3 if self.aligned else 2, 1 if self.aligned else self.heads
+        self.filled += new
         place = self.memory.narrow(dim, before, new)
         torch.stack((k_BH1D, v_BH1D), out=place if self.aligned else place.unsqueeze(3))
         k, v = self.read()
-        if bias is not None:
-            bias = bias.narrow(dim if self.aligned else 2, 0, now)
-        if self.aligned:
-            return attention(q_BH1D, k, v, bias)
-        assert bias is not None
-        return shared_attention(q_BH1D, k, v, bias)
+        if not self.aligned:
+            bias_BHE = own_entries(self.plan.head_E[: self.filled], self.heads, q_BH1D)
+            if hiding_BP is not None:
+                bias_BHE = bias_BHE + select(hiding_BP, 1, self.plan.position_E[: self.filled]).unsqueeze(1)
+            return shared_attention(q_BH1D, k, v, bias_BHE)
+        bias_BH1M = None
+        if hiding_BP is not None:
+            position_HM = self.plan.position_E.view(self.heads, -1)[:, : self.filled]
+            bias_BH1M = select(hiding_BP, 1, position_HM.reshape(-1)).view(-1, self.heads, 1, self.filled)
+        return attention(q_BH1D, k, v, bias_BH1M)
 
     def read(self) -> tuple[Tensor, ...]:
         """Keys and values of all there is, ``[B, heads, M, D]`` or ``[B, E, D]``."""
@@ -170,28 +158,26 @@ class LineMemory:
         starts = [t for t in range(2, len(geometry.scales)) if (schedule.drop_at_LHS[..., :t] == t).any()]
         self._last = dict(zip([1, *starts], [t - 1 for t in [*starts, len(geometry.scales)]], strict=True))
         self._cuts_L: list[list[slice]] = []
+        self._hiding_BP: Tensor | None = None
 
-    def attend(
-        self, layer: int, segment: int, first: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor,
-        hidden_BT: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def attend(self, layer: int, segment: int, first: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         """Attention of token ``first`` of a line, which is cached with it."""
         if first == 0 and layer == 0 and segment in self._last and segment > 1:
-            self._move(segment, q_BHND[:, :, :1], hidden_BT)
+            self._move(segment, q_BHND.device)
         groups = self._groups_L[layer]
         self.tokens += self.geometry.heads
         if len(groups) == 1:
-            return groups[0].attend(q_BHND, k_BHND, v_BHND)
+            return groups[0].attend(q_BHND, k_BHND, v_BHND, self._hiding_BP)
         cuts = self._cuts_L[layer]
         outs = [
-            group.attend(q_BHND[:, cut], k_BHND[:, cut], v_BHND[:, cut])
+            group.attend(q_BHND[:, cut], k_BHND[:, cut], v_BHND[:, cut], self._hiding_BP)
             for group, cut in zip(groups, cuts, strict=True)
         ]
         return torch.cat(outs, 1)
 
     def release(self) -> None:
         """Let go of everything: the image is drawn."""
-        self._groups_L = [[] for _ in self._groups_L]
+        self._groups_L, self._hiding_BP = [[] for _ in self._groups_L], None
         self.tokens = self.allocated_bytes = 0
 
     def entries(self, layer: int) -> LineEntries:
@@ -200,6 +186,8 @@ class LineMemory:
 
     def take_condition(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, hidden_BT: Tensor | None) -> None:
         """Cache what the schedule keeps of a condition, and take the room of the first stretch."""
+        if layer == 0:
+            self._hiding_BP = None if hidden_BT is None else hiding(hidden_BT, self.geometry.scales.total, k_BHTD)
         table_HS = self.schedule.drop_at_LHS[layer]
         cuts = self._remember(
             ("cuts", table_HS.tobytes(), len(k_BHTD)), lambda: cut_heads(table_HS, self.geometry.scales, len(k_BHTD))
@@ -208,23 +196,21 @@ class LineMemory:
         for cut in cuts:
             both = torch.stack((k_BHTD[:, cut], v_BHTD[:, cut])).flatten(2, 3)
             plan = self._plan(table_HS[cut], 1, None, k_BHTD.device)
-            self._groups_L[layer].append(Group(plan, both, k_BHTD[:, :1, :1], hidden_BT))
+            self._groups_L[layer].append(Group(plan, both))
         self._count()
 
-    def _move(self, line: int, like: Tensor, hidden_BT: Tensor | None) -> None:
+    def _move(self, line: int, device: torch.device) -> None:
         """Begin a stretch: every layer moves what it keeps into new memory."""
         jobs = []
         for layer, groups in enumerate(self._groups_L):
             tables = [self.schedule.drop_at_LHS[layer][cut] for cut in self._cuts_L[layer]]
-            plans = [
-                self._plan(table, line, group.plan, like.device) for table, group in zip(tables, groups, strict=True)
-            ]
+            plans = [self._plan(table, line, group.plan, device) for table, group in zip(tables, groups, strict=True)]
             growth = sum(plan.entries - group.plan.entries for plan, group in zip(plans, groups, strict=True))
             jobs.append((growth, layer, plans))
         for _, layer, plans in sorted(jobs, key=lambda job: job[:2]):
             groups = self._groups_L[layer]
             for i, plan in enumerate(plans):
-                groups[i] = Group(plan, groups[i].entries_2BED, like, hidden_BT)
+                groups[i] = Group(plan, groups[i].entries_2BED)
         self._count()
 
     @property
@@ -289,9 +275,10 @@ class LineEntries:
         group, head = self.groups[index], head - self.cuts[index].start
         plan, (k, v) = group.plan, group.read()
         if plan.aligned:
-            positions = plan.position_E.reshape(group.heads, -1)[head, : group.filled]
-            return k[:, head], v[:, head], positions
-        own = np.flatnonzero(plan.head_E[: group.filled] == head)
-        own = own[np.argsort(plan.position_E[own], kind="stable")]
+            positions = plan.position_E.view(group.heads, -1)[head, : group.filled]
+            return k[:, head], v[:, head], positions.numpy()
+        own = np.flatnonzero(plan.head_E[: group.filled].numpy() == head)
+        position_E = plan.position_E.numpy()
+        own = own[np.argsort(position_E[own], kind="stable")]
         chosen = torch.from_numpy(own).to(k.device)
-        return k[:, chosen], v[:, chosen], plan.position_E[own]
+        return k[:, chosen], v[:, chosen], position_E[own]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from heatkv.cache.attention import hiding, on_host, own_entries, select
 from heatkv.cache.packed import Parts
 from heatkv.formats import FORMATS, OPEN_LINE, Format
 from heatkv.scales import Geometry, ScaleSchedule
@@ -68,11 +69,13 @@ class LinePlan:
         Which of the entries in 8 bits before, or of the condition, are held.
     room
         Tokens of the line, all heads alike.
+
+    Numbers of entries are on the host: those of all lines and layers together take as much as what they number.
     """
 
     parts: dict[tuple[int, int], Part]
-    head_E: Ints
-    position_E: Ints
+    head_E: Tensor
+    position_E: Tensor
     keep_E: Tensor
     room: int
 
@@ -98,10 +101,6 @@ def plan_line(
     before: LinePlan | None, device: torch.device,
 ) -> LinePlan:  # fmt: skip
     """Lay out what is held while a line is drawn; ``before`` is None where only the condition came before."""
-
-    def on_device(index: npt.NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(index).to(device)
-
     heads, newest = np.arange(len(drop_at_HS)), line - 1
     held_H = drop_at_HS[:, newest] > line
     old = before.parts if before else {}
@@ -113,28 +112,27 @@ def plan_line(
         head_C, segment_C = new_H, np.full(len(new_H), newest)
         if part is not None:
             kept = np.flatnonzero(drop_at_HS[part.head_C, part.segment_C] > line)
-            keep_C = on_device(kept)
+            keep_C = on_host(kept, device)
             head_C = np.concatenate([part.head_C[kept], head_C])
             segment_C = np.concatenate([part.segment_C[kept], segment_C])
         if not len(head_C):
             continue
         form = list(FORMATS.values())[key[0]]
-        parts[key] = Part(form, key[1], head_C, segment_C, keep_C, on_device(new_H))
+        parts[key] = Part(form, key[1], head_C, segment_C, keep_C, on_host(new_H, device))
         first_S = np.array([first for first, _ in scales.bounds])
         head_E.append(np.repeat(head_C, key[1]))
         position_E.append((first_S[segment_C][:, None] + np.arange(key[1])).ravel())
     was_head_E: Ints = np.tile(heads, scales.tokens[0])
     was_position_E: Ints = np.repeat(np.arange(scales.tokens[0]), len(heads))
     if before is not None:
-        was_head_E, was_position_E = before.head_E[before.in_parts :], before.position_E[before.in_parts :]
+        was_head_E, was_position_E = (x[before.in_parts :].numpy() for x in (before.head_E, before.position_E))
     segment_E = np.searchsorted([end for _, end in scales.bounds], was_position_E, side="right")
     stays_E = (drop_at_HS[was_head_E, segment_E] > line) & np.isin(formats_HS[was_head_E, segment_E], BY_TOKEN)
     keep_E, drawn = np.flatnonzero(stays_E), np.arange(*scales.bounds[line])
     head_E += [was_head_E[keep_E], np.tile(heads, len(drawn))]
     position_E += [was_position_E[keep_E], np.repeat(drawn, len(heads))]
-    # Remembered for every line of every layer: in half the bytes.
-    whose_E, which_E = (np.concatenate(x).astype(np.int32) for x in (head_E, position_E))
-    return LinePlan(parts, whose_E, which_E, on_device(keep_E.astype(np.int32)), len(drawn))
+    whose_E, which_E = (on_host(np.concatenate(x), device) for x in (head_E, position_E))
+    return LinePlan(parts, whose_E, which_E, on_host(keep_E, device), len(drawn))
 
 
 @lru_cache(maxsize=4)
@@ -149,9 +147,8 @@ class HeldLines:
     """The memory of a layer while a line is drawn, and attention over it."""
 
     def __init__(
-        self, plan: LinePlan, before: HeldLines | None, codes: Tensor, ranges: Tensor, newest_2BHND: Tensor,
-        hidden_BT: Tensor | None,
-    ) -> None:  # fmt: skip
+        self, plan: LinePlan, before: HeldLines | None, codes: Tensor, ranges: Tensor, newest_2BHND: Tensor
+    ) -> None:
         """Take over what is kept of the entries ``codes`` and ``ranges``, of the parts before, and of ``newest``."""
         _, batch, self.heads, _, dim = newest_2BHND.shape
         self.plan, self.drawn = plan, 0
@@ -165,40 +162,34 @@ class HeldLines:
             if before is not None and part.keep_C is not None:
                 kept = len(part.keep_C)
                 for room, was in zip(self.parts[key], before.parts[key], strict=True):
-                    room[:, :, :kept] = was.index_select(2, part.keep_C)
+                    room[:, :, :kept] = select(was, 2, part.keep_C)
             if len(part.new_H):
-                new_2BHND = newest_2BHND.index_select(2, part.new_H)
+                new_2BHND = select(newest_2BHND, 2, part.new_H)
                 encoded = [x for planes, form in part.form.sides for x in form.encode(new_2BHND[planes])]
                 for room, came in zip(self.parts[key], encoded, strict=True):
                     room[:, :, kept:] = came
         self.held = len(plan.keep_E)
-        self.codes[:, :, : self.held] = codes.index_select(2, plan.keep_E)
-        self.ranges[:, :, : self.held] = ranges.index_select(2, plan.keep_E)
-        self.bias = self._bias(hidden_BT)
-
-    def _bias(self, hidden_BT: Tensor | None) -> Tensor:
-        """What hides from every head the entries of others, and tokens of the condition that nobody sees."""
-        device = self.memory.device
-        head_E, position_E = (torch.from_numpy(x).to(device) for x in (self.plan.head_E, self.plan.position_E))
-        seen_BHE = (head_E == torch.arange(self.heads, device=device)[:, None])[None]
-        if hidden_BT is not None:
-            condition = hidden_BT.shape[1]
-            hidden_BE = hidden_BT[:, position_E.clamp_max(condition - 1)] & (position_E < condition)
-            seen_BHE = seen_BHE & ~hidden_BE[:, None]
-        return torch.zeros(seen_BHE.shape, device=device).masked_fill_(~seen_BHE, -torch.inf)
+        self.codes[:, :, : self.held] = select(codes, 2, plan.keep_E)
+        self.ranges[:, :, : self.held] = select(ranges, 2, plan.keep_E)
 
     @property
     def entries(self) -> int:
         """Entries that are stored, of all heads."""
         return self.plan.in_parts + self.held + self.drawn * self.heads
 
-    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor) -> Tensor:
-        """Attention ``[B, heads, 1, D]`` to all that is stored and the token at hand."""
+    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor, hiding_BP: Tensor | None) -> Tensor:
+        """Attention ``[B, heads, 1, D]`` to all that is stored and the token at hand.
+
+        ``hiding_BP``: 0, or minus infinity for tokens of the sequence that nobody sees.
+        """
         first, end = self.plan.in_parts, self.entries
         numbers_2BED, steps_2BE, firsts_2BE = self._numbers(k_BH1D, v_BH1D)
         keys, values = numbers_2BED.unbind()
         q_BHD = q_BH1D.squeeze(2).float()
-        logits_BHE = torch.baddbmm(self.bias[..., : end + self.heads], q_BHD, keys.transpose(1, 2))
+        bias_BHE = own_entries(self.plan.head_E[: end + self.heads], self.heads, q_BHD)
+        if hiding_BP is not None:
+            bias_BHE = bias_BHE + select(hiding_BP, 1, self.plan.position_E[: end + self.heads]).unsqueeze(1)
+        logits_BHE = torch.baddbmm(bias_BHE, q_BHD, keys.transpose(1, 2))
         by_token = logits_BHE[..., first:end]
         by_token.mul_(steps_2BE[0].unsqueeze(1)).baddbmm_(q_BHD.sum(-1, keepdim=True), firsts_2BE[0].unsqueeze(1))
         p_BHE = logits_BHE.softmax(-1)
@@ -263,16 +254,14 @@ class PackedLineMemory:
         self.geometry, self.schedule = geometry, schedule
         self.tokens = self.allocated_bytes = self.peak_bytes = 0
         self.holders: list[HeldLines] = []
+        self._hiding_BP: Tensor | None = None
         self._at_hand: list[Tensor] = []  # keys and values of the token that layers are reading
 
-    def attend(
-        self, layer: int, segment: int, first: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor,
-        hidden_BT: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def attend(self, layer: int, segment: int, first: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         """Attention of token ``first`` of a line, which is cached with it."""
         if first == 0 and layer == 0 and segment > 1:
-            self._begin(segment, hidden_BT)
-        out_BHND = self.holders[layer].attend(q_BHND, k_BHND, v_BHND)
+            self._begin(segment)
+        out_BHND = self.holders[layer].attend(q_BHND, k_BHND, v_BHND, self._hiding_BP)
         self._at_hand.append(torch.stack((k_BHND, v_BHND)))
         if len(self._at_hand) == self.geometry.layers:
             codes, ranges = OPEN_LINE.encode(torch.stack(self._at_hand).squeeze(4))
@@ -285,12 +274,14 @@ class PackedLineMemory:
     def take_condition(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, hidden_BT: Tensor | None) -> None:
         """Cache what the schedule keeps of a condition, and take the room of the first line."""
         newest_2BHND = torch.stack((k_BHTD, v_BHTD)).float()
+        if layer == 0:
+            self._hiding_BP = None if hidden_BT is None else hiding(hidden_BT, self.geometry.scales.total, newest_2BHND)
         codes, ranges = (x.transpose(2, 3).flatten(2, 3) for x in OPEN_LINE.encode(newest_2BHND))
         plan = self._plan(layer, 1, None, k_BHTD.device)
-        self.holders.append(HeldLines(plan, None, codes, ranges, newest_2BHND, hidden_BT))
+        self.holders.append(HeldLines(plan, None, codes, ranges, newest_2BHND))
         self._count()
 
-    def _begin(self, line: int, hidden_BT: Tensor | None) -> None:
+    def _begin(self, line: int) -> None:
         """Begin a line: every layer moves what it keeps into new memory, those that shrink first."""
         plans = [self._plan(layer, line, held.plan, held.memory.device) for layer, held in enumerate(self.holders)]
         growth_L = [
@@ -299,7 +290,7 @@ class PackedLineMemory:
         ]
         for layer in sorted(range(len(plans)), key=lambda layer: growth_L[layer]):
             held = self.holders[layer]
-            self.holders[layer] = HeldLines(plans[layer], held, held.codes, held.ranges, held.line(), hidden_BT)
+            self.holders[layer] = HeldLines(plans[layer], held, held.codes, held.ranges, held.line())
         self._count()
 
     def _count(self) -> None:
@@ -317,7 +308,7 @@ class PackedLineMemory:
 
     def release(self) -> None:
         """Let go of everything: the image is drawn."""
-        self.holders = []
+        self.holders, self._hiding_BP = [], None
         self.tokens = self.allocated_bytes = 0
 
     def entries(self, layer: int) -> PackedLineEntries:
@@ -340,8 +331,8 @@ class PackedLineEntries:
         raise ValueError("entries of different formats have no order that heads share: look at them one by one")
 
     def of_head(self, head: int) -> tuple[Tensor, Tensor, Ints]:
-        position_E = self.plan.position_E[: self.read_2BED.shape[2]]
-        own = np.flatnonzero(self.plan.head_E[: len(position_E)] == head)
+        position_E = self.plan.position_E[: self.read_2BED.shape[2]].numpy()
+        own = np.flatnonzero(self.plan.head_E[: len(position_E)].numpy() == head)
         own = own[np.argsort(position_E[own], kind="stable")]
         k, v = self.read_2BED[:, :, torch.from_numpy(own).to(self.read_2BED.device)].unbind()
         return k, v, position_E[own]

@@ -7,6 +7,7 @@ look on; the caches of dynamic policies are in policies/tokens.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -137,6 +138,20 @@ class Entries(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """A condition reads itself whole, whatever is cached of it."""
+
+    k_BHTD: Tensor
+    v_BHTD: Tensor
+
+    def all_heads(self) -> tuple[Tensor, Tensor]:
+        return self.k_BHTD, self.v_BHTD
+
+    def of_head(self, head: int) -> tuple[Tensor, Tensor, npt.NDArray[np.integer]]:
+        return self.k_BHTD[:, head], self.v_BHTD[:, head], np.arange(self.k_BHTD.shape[2])
+
+
 class ScheduleCache(KVCache):
     """Executes a static schedule in exactly the memory that it needs.
 
@@ -178,11 +193,13 @@ class ScheduleCache(KVCache):
         else:
             if self.scale == 0:
                 memory.take_condition(layer, k_BHND, v_BHND, self.hidden_BT)
+                if self._looks:
+                    self.look(layer, q_BHND, Condition(k_BHND, v_BHND))
                 out_BHND = attention(q_BHND, k_BHND, v_BHND, None if self.mask_BNN is None else self.mask_BNN[:, None])
             else:
-                out_BHND = memory.attend(layer, self.scale, self.first, q_BHND, k_BHND, v_BHND, self.hidden_BT)
-            if self._looks:
-                self._look_at_line(memory, layer, q_BHND)
+                out_BHND = memory.attend(layer, self.scale, self.first, q_BHND, k_BHND, v_BHND)
+                if self._looks:
+                    self._look_at_line(memory, layer, q_BHND)
             if self.last_scale and self.last_tokens and layer == self.geometry.layers - 1:
                 memory.release()
         self.tokens, self.allocated_bytes, self.peak_bytes = memory.tokens, memory.allocated_bytes, memory.peak_bytes
