@@ -160,6 +160,10 @@ def test_a_budget_that_is_not_possible_is_a_row_with_a_reason(tiny: tuple[str, H
         numbers(tiny, budgets=[7])
 
 
+def test_without_sinks_there_is_no_reference_of_sinks_only(tiny: tuple[str, HeadScores]) -> None:
+    assert set(numbers(tiny, sink_scales=0, policies=["heatkv"])["references"]) == {"other_seed", "dtype_noise"}
+
+
 def test_scores_that_tell_a_policy_too_little_cost_its_rows_only(tiny: tuple[str, HeadScores]) -> None:
     model, scores = tiny
     plain = HeadScores(scores.model, scores.geometry, scores.mass_sum_LHTS, scores.prompts, scores.count)
@@ -258,7 +262,12 @@ def test_calibrations_of_several_sizes_and_kinds_are_compared_on_the_same_images
     out, drawing = tmp_path / "sizes.md", tmp_path / "sizes.svg"
     arguments = ["--model", tiny[0], "--calibration", str(things), str(scenes), "--prompts", str(prompts)]
     arguments += ["--out", str(out)]
-    assert calibrations.main([*arguments, "--sizes", "1,2,3", "--repeats", "2", "--budgets", "0.6"]) == 0
+    measure = [*arguments, "--sizes", "1,2,3", "--repeats", "2", "--budgets", "0.6"]
+    measure += ["--shards", str(tmp_path / "shards")]
+    assert calibrations.main(measure) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*.npz")}
+    assert calibrations.main(measure) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "what is there is not done again"
     lines = [[cell.strip() for cell in line.split("|")] for line in out.read_text().splitlines() if line[:1] == "|"]
     kinds = [("things", "1"), ("things", "2"), ("scenes", "1"), ("scenes", "2"), ("scenes", "3")]
     assert [tuple(line[1:3]) for line in lines] == [("kind", "prompts"), ("---", "---"), *kinds]

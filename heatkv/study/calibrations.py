@@ -66,8 +66,9 @@ def calibrations(
     results = []
     measure = ""
     for (kind, size, repeat), scores in found.items():
+        own = shards / f"{kind}-{size}-{repeat}" if shards else None
         rows = compare(
-            model, prompts, scores, budgets, policies, baseline=policies[0], repetitions=1, shards=shards, orders=1,
+            model, prompts, scores, budgets, policies, baseline=policies[0], repetitions=1, shards=own, orders=1,
             progress=progress,
         )["rows"]  # fmt: skip
         measure = measure or measure_of(rows)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from heatkv.budget import check_budget
+from heatkv.budget import check_budget, least_budget
 from heatkv.files import shown
 from heatkv.models.base import GenerativeModel
 from heatkv.models.memory import check_batch
@@ -212,7 +212,7 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
         work = _Work(setting, Sample.of(prompts, repetitions), folder)
         runs, reasons = _planned(work, budgets, policies, orders)
-        references = {kind: work.shards(kind) for kind in REFERENCES if kind != "dtype_noise" or dtype == "float32"}
+        references = {kind: work.shards(kind) for kind in _references(dtype, scores.geometry.scales, sink_scales)}
         full = work.shards("full")
         work.do(full, workers, engine, progress)
         rest = [shard for shards in runs.values() for shard in shards]
@@ -284,6 +284,12 @@ def _row(
     if policy != baseline and (baseline, budget) in runs:
         row["difference"] = {"to": baseline, **difference(values, work.of(runs[baseline, budget])[0], prompts)}
     return row
+
+
+def _references(dtype: str, scales: ScaleSchedule, sink_scales: int) -> list[str]:
+    """Those that there are: rounding is measured against float32, and sinks may be none."""
+    there = {"dtype_noise": dtype == "float32", "sinks_only": least_budget(scales, sink_scales) > 0}
+    return [kind for kind in REFERENCES if there.get(kind, True)]
 
 
 def _reference(work: _Work, shards: Sequence[Shard], prompts: int) -> dict[str, Any]:

@@ -42,11 +42,14 @@ CODE = (
     "cache",
     "models",
     "policies/tokens.py",
+    "policies/line_tokens.py",
     "policies/allowance.py",
+    "budget.py",
     "formats.py",
     "scales.py",
     "schedule.py",
     "study/metrics.py",
+    "study/running.py",
 )
 MAX_SHARD_BYTES = 4 << 30
 
