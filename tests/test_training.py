@@ -137,9 +137,10 @@ def test_codes_that_nobody_uses_move_to_where_they_are_needed() -> None:
     vq = codebook.new_model(CODES.config)
     moving = codebook.MovingCodes(vq.quantize, dead=0.5)
     cells = torch.nn.functional.normalize(torch.randn(400, 8), dim=1)
-    moving.start(cells[:1].repeat(16, 1))  # all codes in one place
+    generator = torch.Generator().manual_seed(0)
+    moving.start(cells[:1].repeat(16, 1), generator)  # all codes in one place
     for _ in range(60):
-        moving.update(cells, (cells @ vq.quantize.directions_Vc.T).argmax(1), revive=True)
+        moving.update(cells, (cells @ vq.quantize.directions_Vc.T).argmax(1), revive=generator)
     used = (cells @ vq.quantize.directions_Vc.T).argmax(1).unique()
     assert len(used) == 16
     assert (cells @ vq.quantize.directions_Vc.T).max(1).values.mean() > 0.6
@@ -211,6 +212,14 @@ def test_training_goes_on_from_a_model_folder_and_what_was_kept(
 def test_a_checkpoint_of_another_shape_is_not_resumed(dataset: data.Dataset, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"trained with base_width 8, not 16: use its settings or another folder"):
         tokenizer.train(scenes.Scenes(dataset), trained, replace(BITS, base_width=16), CPU)
+    with pytest.raises(ValueError, match=r"trained with base_width 8, not 16"):
+        codebook.train(scenes.Scenes(dataset), trained, replace(CODES, base_width=16), CPU)
+    with pytest.raises(ValueError, match=r"trained with heads 4, not 2"):  # in matrices of the same shape
+        transformer.train(dataset, trained, replace(SMALL, heads=2), CPU)
+    vq, _ = codebook.load_trained(trained / "codebook.pt")
+    renamed = (replace(dataset.emoji[0], label="another"), *dataset.emoji[1:])
+    with pytest.raises(ValueError, match=r"lines\.pt was trained with other words"):
+        lines.train(replace(dataset, emoji=renamed), vq, 32, trained, LINES, CPU)
 
 
 @pytest.mark.parametrize(

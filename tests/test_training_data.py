@@ -71,6 +71,11 @@ def test_pictures_are_repainted_independently_of_each_other() -> None:
     assert (both[0] == data.repaint(a[None], 0.5)[0]).all() and (both[1] == data.repaint(b[None], 0.5)[0]).all()
 
 
+def test_a_white_page_stays_white_where_resizing_left_colours_above_their_opacity() -> None:
+    picture = np.array([[[6, 5, 0, 4], [9, 9, 9, 9], [0, 0, 0, 0]]], np.uint8)
+    assert data.on_white(picture).tolist() == [[[255, 255, 251], [255, 255, 255], [255, 255, 255]]]
+
+
 def test_the_main_hue_is_that_of_the_coloured_pixels_and_wraps_around_red() -> None:
     grey_and_blue = picture((100, 100, 100), (90, 90, 90), (100, 100, 100), (0, 80, 255))
     around_red = picture((255, 0, 30), (255, 30, 0))

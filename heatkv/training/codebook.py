@@ -64,22 +64,23 @@ class MovingCodes:
         self.sum_Vc = codebook.directions_Vc.clone()
 
     @torch.no_grad()
-    def start(self, cells_Nc: Tensor) -> None:
-        pick = torch.randint(len(cells_Nc), (len(self.count_V),)).to(cells_Nc.device)
+    def start(self, cells_Nc: Tensor, generator: torch.Generator) -> None:
+        pick = torch.randint(len(cells_Nc), (len(self.count_V),), generator=generator).to(cells_Nc.device)
         self.sum_Vc = cells_Nc[pick].clone()
         self.store()
 
     @torch.no_grad()
-    def update(self, cells_Nc: Tensor, index_N: Tensor, revive: bool) -> None:
+    def update(self, cells_Nc: Tensor, index_N: Tensor, revive: torch.Generator | None) -> None:
+        """Move towards the cells of a batch; ``revive`` picks the cells that codes in no use begin anew with."""
         count = torch.bincount(index_N, minlength=len(self.count_V)).float()
         total = torch.zeros_like(self.sum_Vc).index_add_(0, index_N, cells_Nc)
         self.count_V.lerp_(count, 0.02)
         self.sum_Vc.lerp_(total, 0.02)
         dead = (self.count_V < self.dead).nonzero().flatten()
-        if revive and len(dead):
+        if revive is not None and len(dead):
             fit = (cells_Nc * self.codebook.directions_Vc[index_N]).sum(1)
             worst = fit.topk(min(8 * len(dead), len(fit)), largest=False).indices
-            pick = worst[torch.randperm(len(worst), device=worst.device)[: len(dead)]]
+            pick = worst[torch.randperm(len(worst), generator=revive)[: len(dead)].to(worst.device)]
             dead = dead[: len(pick)]
             self.sum_Vc[dead], self.count_V[dead] = cells_Nc[pick], 1.0
         self.store()
@@ -174,8 +175,7 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
     step, history = 0, list[dict[str, float]]()
     if path.exists():
         state = loop.load_checkpoint(path)
-        if {**state["config"], "inner_width": 1} != asdict(run.config) | {"width_mult": state["config"]["width_mult"]}:
-            raise ValueError(f"{path} is of a tokenizer of another shape: use its settings or another folder")
+        loop.check_resumes(path, state["config"], asdict(run.config))
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -186,7 +186,7 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
     started, first, losses = time.time(), step, torch.zeros(2)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     while step < last:
-        frozen = step >= run.freeze
+        frozen, generator = step >= run.freeze, torch.Generator().manual_seed(run.seed * 1_000_003 + step)
         rate = loop.learning_rate(step - run.freeze, run.steps - run.freeze) if frozen else (
             loop.learning_rate(step, run.freeze)
         )  # fmt: skip
@@ -198,7 +198,7 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
         with loop.mixed_precision(device), torch.set_grad_enabled(not frozen):
             latent = (average if frozen else model).encode(x)
         if step == run.warm:
-            moving.start(cells(latent.detach()))
+            moving.start(cells(latent.detach()), generator)
         index = model.quantize.nearest(latent.detach())
         codes = latent if step < run.warm else model.quantize.map(index, latent.shape[-2:])  # type: ignore[arg-type]
         commitment = torch.zeros((), device=device)
@@ -213,7 +213,8 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if run.warm <= step < run.freeze:
-            moving.update(cells(latent.detach()), index.flatten(), revive=step % 10 == 0 and step < 0.8 * run.freeze)
+            revive = generator if step % 10 == 0 and step < 0.8 * run.freeze else None
+            moving.update(cells(latent.detach()), index.flatten(), revive)
         update_average(average, model, step, frozen)
         step += 1
         if step == run.freeze:  # what the transformer learns from

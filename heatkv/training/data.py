@@ -94,7 +94,8 @@ def premultiplied(picture: Image.Image, side: int) -> np.ndarray:
 
 def on_white(pictures: np.ndarray) -> np.ndarray:
     """Pictures uint8 ``[..., 4]`` on a white page, ``[..., 3]``."""
-    return pictures[..., :3] + (255 - pictures[..., 3:])
+    opacity = pictures[..., 3:]
+    return np.minimum(pictures[..., :3], opacity) + (255 - opacity)  # resizing leaves colours above their opacity
 
 
 def read_pictures(folder: Path, style: str, side: int) -> dict[str, np.ndarray]:

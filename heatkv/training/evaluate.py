@@ -25,7 +25,6 @@ from heatkv.training import data, scenes
 from heatkv.training.sheet import draw
 from heatkv.views.specialisation import LITTLE, MUCH, specialisation
 
-SINK_SCALES = 3
 RELATIONS = ("left of", "right of", "above", "below")
 CUT_SIDE = 48  # pixels of a side of things that are compared
 BACKGROUND = 40  # a pixel that differs by less from the left and right border of its row is background
@@ -79,7 +78,8 @@ def evaluate(
     result["seeds"] = another_seed(model, scene_prompts, settings) if scene_prompts else None
     progress("cost of an image")
     result["cost"] = cost(model)
-    result["specialisation"] = specialisation(scores, SINK_SCALES).to_json() if scores else None
+    sinks = model.geometry.scales.default_sinks
+    result["specialisation"] = specialisation(scores, sinks).to_json() if scores else None
     return result
 
 

@@ -249,6 +249,7 @@ def train(
     step, history = 0, list[dict[str, float]]()
     if path.exists():
         state = loop.load_checkpoint(path)
+        loop.check_resumes(path, {**state, **state["config"]}, {**asdict(config), **course.known})
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_resumes(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where what a checkpoint says of its model is not what the settings ask for.
+
+    Shapes alone do not tell: weights of other heads, or of other words in the same number, would be read as if nothing
+    were wrong.
+    """
+    for name, wanted in asked.items():
+        there = found.get(name)
+        a, b = (list(value) if isinstance(value, (list, tuple)) else value for value in (there, wanted))
+        if a != b:
+            told = f"{name} {a}, not {b}" if len(f"{a}{b}") < 200 else f"other {name}"
+            raise ValueError(f"{path} was trained with {told}: use its settings or another folder")
 
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[None]:

@@ -312,6 +312,11 @@ class Course:
         self.vocabulary = Vocabulary(tuple(sorted(self.last.words)))
         self.things = sorted(self.last.shown)
 
+    @property
+    def known(self) -> dict[str, list[str]]:
+        """What a model of it knows, as its checkpoints say."""
+        return {"words": list(self.vocabulary.words), "things": self.things}
+
     def at(self, step: int) -> Scenes:
         return self.scenes[sum(step >= start for start in self.starts)]
 

@@ -7,7 +7,6 @@ import random
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -179,16 +178,6 @@ def side_of(model: Autoencoder) -> int:
     return model.quantizer.final_map[0] * model.config.stride
 
 
-def check_resumes(state: dict[str, Any], model: Autoencoder, path: Path) -> None:
-    """Raise ``ValueError`` where a checkpoint is of a model of another shape than the settings ask for."""
-    asked = {**asdict(model.config), "scales": [h for h, _ in model.quantizer.scales]}
-    found = {**state["config"], "scales": list(state.get("scales", SCALES))}
-    for name in sorted(set(asked) - {"steps"}):
-        a, b = (list(v) if isinstance(v, (list, tuple)) else v for v in (found[name], asked[name]))
-        if a != b:
-            raise ValueError(f"{path} was trained with {name} {a}, not {b}: use its settings or another folder")
-
-
 def train(scenes: Scenes, folder: Path, run: TokenizerRun, device: torch.device, stop_after: int | None = None) -> Path:
     """Train (or resume from ``folder/tokenizer.pt``) and return the checkpoint's path.
 
@@ -204,7 +193,9 @@ def train(scenes: Scenes, folder: Path, run: TokenizerRun, device: torch.device,
     history: list[dict[str, float]] = []
     if path.exists():
         state = loop.load_checkpoint(path)
-        check_resumes(state, model, path)
+        asked = {**asdict(model.config), "scales": [h for h, _ in model.quantizer.scales]}
+        del asked["steps"]  # which are learned
+        loop.check_resumes(path, {**state["config"], "scales": state.get("scales", SCALES)}, asked)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])

@@ -280,6 +280,7 @@ def train(
     step, history = 0, []
     if path.exists():
         state = loop.load_checkpoint(path)
+        loop.check_resumes(path, {**state, **state["config"]}, {**asdict(model.transformer.config), **course.known})
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
