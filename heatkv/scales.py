@@ -119,7 +119,7 @@ class ScaleSchedule:
     @property
     def default_sinks(self) -> int:
         """How many leading segments always stay unless asked otherwise: HeatKV's three scales, or the condition."""
-        return 1 if self.by_line else 3
+        return min(1 if self.by_line else 3, len(self) - 1)
 
     @property
     def word(self) -> str:

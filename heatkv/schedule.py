@@ -57,7 +57,7 @@ from heatkv.files import (
     shown,
     write_atomic,
 )
-from heatkv.formats import COMPUTE, FORMATS, find_format
+from heatkv.formats import COMPUTE, FORMATS
 from heatkv.scales import Geometry
 
 FORMAT = "heatkv-schedule"
@@ -351,7 +351,7 @@ def _checked_formats(storage: object, table: npt.ArrayLike | None, geometry: Geo
 def _formats_from_lists(fields: Fields, geometry: Geometry) -> npt.NDArray[np.int8]:
     """The formats of a schedule file, whose numbers count in a list of names of its own."""
     names = fields.sequence("formats")
-    known = [_FORMAT_NAMES.index(find_format(name).name) for name in names]
+    known = [_FORMAT_NAMES.index(format_of(name, geometry).name) for name in names]
     table = as_array(fields.sequence("stored_as"), what="stored_as", error=ScheduleError)
     if table.dtype.kind not in "iu" or table.size == 0 or table.min() < 0 or table.max() >= len(known):
         raise ScheduleError(f"stored_as must be whole numbers from 0 to {len(known) - 1}, which count in formats")

@@ -20,7 +20,7 @@ MIB = 2**20
 
 def random_orders(name: str) -> np.ndarray:
     preset = budgets.choose_preset(name)
-    rows = len(preset.scales) - 1 - budgets.sink_scales_of(preset)
+    rows = len(preset.scales) - 1 - preset.scales.default_sinks
     return np.stack([np.random.default_rng(i).permutation(preset.geometry.head_count) for i in range(rows)])
 
 
@@ -69,7 +69,7 @@ def test_orders_of_every_kind_of_model_are_planned(tmp_path: Path, name: str) ->
     preset = budgets.choose_preset(base, size, ratio)
     assert preset.id == name
     path = tmp_path / "orders.json"
-    rows = len(preset.scales) - 1 - budgets.sink_scales_of(preset)
+    rows = len(preset.scales) - 1 - preset.scales.default_sinks
     orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.head_count) for i in range(rows)])
     path.write_text(orders_to_json(orders, preset.geometry))
     ranking = budgets.read_ranking(path, preset)

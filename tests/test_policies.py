@@ -332,6 +332,11 @@ def test_a_model_of_one_scale_has_nothing_to_drop() -> None:
     assert plan(None, 0.1, "random", 0, model="toy", geometry=geometry).peak_tokens == 0
 
 
+def test_a_model_of_fewer_scales_than_there_are_sinks_keeps_all_but_the_last() -> None:
+    geometry = Geometry(2, 2, 8, ScaleSchedule.square([1, 2, 4]))
+    assert plan(None, 1.0, "streaming", model="toy", geometry=geometry).sink_scales == 2
+
+
 def test_scores_and_the_orders_that_follow_from_them_give_the_same_plan() -> None:
     scores = random_scores(SMALL, seed=1)
     by_scores = plan(scores, 0.4)
@@ -443,6 +448,7 @@ def test_a_policy_can_be_named_with_what_is_asked_of_it() -> None:
     policy, asked = policies.variant("heatkv:sinks=1,storage=int4")
     assert (policy.name, asked) == ("heatkv", {"sink_scales": 1, "storage": "int4"})
     assert policies.variant("h2o:recent=0.25")[1] == {"recent": 0.25}
+    assert policies.variant("hack:merge=False,ratio=0.5")[1] == {"merge": False, "ratio": 0.5}
     assert policies.variant("random")[1] == {}
 
 
@@ -453,6 +459,7 @@ def test_a_policy_can_be_named_with_what_is_asked_of_it() -> None:
         ("heatkv:sink=1", "asks for 'sink=1': of heatkv can be asked sinks=, storage="),
         ("heatkv:sinks", "asks for 'sinks'"),
         ("heatkv:sinks=many", "sinks is 'many'"),
+        ("hack:merge=no", "merge is 'no', and must be like True"),
     ],
 )
 def test_what_can_not_be_asked_is_said(text: str, message: str) -> None:

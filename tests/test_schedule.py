@@ -273,6 +273,10 @@ HOSTILE = {
         edited(storage="int3"),
         "storage is 'int3': it must be one of compute, int8, int4",
     ),
+    "mixed storage of an unknown format": (
+        edited(storage="mixed", formats=["int99"], stored_as=[[[0] * 4] * 2] * 2),
+        "storage is 'int99': it must be one of",
+    ),
     "storage of no kind": (edited(storage=[8]), "storage is .8.: it must be one of"),
     "8 bits of heads of unknown size": (edited(storage="int8", head_dim=...), "states its head_dim"),
     "8 bits of heads of odd size": (edited(storage="int8", head_dim=7), "needs a head_dim that 2 divides, not 7"),

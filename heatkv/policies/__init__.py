@@ -79,10 +79,15 @@ def variant(text: str) -> tuple[Policy, dict[str, Any]]:
         if not equals or key not in known:
             raise ValueError(f"{text!r} asks for {part!r}: of {name} can be asked {', '.join(f'{k}=' for k in known)}")
         try:
-            options["sink_scales" if key == "sinks" else key] = type(known[key])(value)
-        except ValueError as error:
+            options["sink_scales" if key == "sinks" else key] = _read_as(known[key], value)
+        except (KeyError, ValueError) as error:
             raise ValueError(f"{text!r}: {key} is {value!r}, and must be like {known[key]!r}") from error
     return policy, options
+
+
+def _read_as(default: Any, value: str) -> Any:
+    """``value`` as what ``default`` is; of a bool, whose type takes any text for true, only the two words."""
+    return {"True": True, "False": False}[value] if isinstance(default, bool) else type(default)(value)
 
 
 def usable(source: PlanSource) -> dict[str, Policy]:

@@ -9,6 +9,8 @@ are contextual, the rest structural. While it generates, 32 queries of the newes
 - a structural head keeps the first two scales, then the newest scale, then of the scales between those to which they
   attend most; where not even the newest scale fits, its most attended tokens.
 
+Where an image is drawn by lines, tokens go line after line and none is merged: ``merge`` says nothing there.
+
 Re-implementation. One thing is an approximation: the paper selects before attention and counts the scale being
 generated; here attention reads the whole of that scale, which no budget of this program counts, and selection follows.
 What the reachable text leaves open is ours: ``alpha`` (default 0.5), and a contextual head's budget as a share of a

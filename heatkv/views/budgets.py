@@ -83,7 +83,7 @@ def read_ranking(path: str | os.PathLike[str], preset: Preset) -> Ranking:
     """Orders (``.json``) or scores (``.safetensors``) of ``preset``. Raises ``ValueError`` that says what is wrong."""
     name = os.path.basename(path)[:60]
     if name.lower().endswith(".json"):
-        orders = load_orders(path, preset.geometry, sink_scales_of(preset))
+        orders = load_orders(path, preset.geometry, preset.scales.default_sinks)
         return Ranking(f"orders, {name}", preset.geometry, orders)
     scores = HeadScores.load(path)
     scores.check_matches(preset.geometry)
@@ -97,7 +97,7 @@ def made_up_ranking(preset: Preset) -> Ranking:
     """
     geometry = preset.geometry
     rng = np.random.default_rng(zlib.crc32(preset.id.encode()))
-    sources = len(geometry.scales) - 1 - sink_scales_of(preset)
+    sources = len(geometry.scales) - 1 - preset.scales.default_sinks
     habit_N = rng.beta(0.7, 0.7, geometry.head_count)
     place_S1 = np.linspace(0, 1, sources)[:, None]
     score_SN = np.exp(-((place_S1 - habit_N) ** 2) / 0.08) + 0.15 * rng.standard_normal((sources, geometry.head_count))
@@ -106,7 +106,7 @@ def made_up_ranking(preset: Preset) -> Ranking:
 
 def what_is_needed(preset: Preset) -> str:
     """Which files a ranking of ``preset`` can be read from, in words."""
-    geometry, sinks = preset.geometry, sink_scales_of(preset)
+    geometry, sinks = preset.geometry, preset.scales.default_sinks
     scales = geometry.scales
     sources, first = len(scales) - 1 - sinks, sinks + 1 - scales.drawn[0]
     return (
@@ -117,13 +117,9 @@ def what_is_needed(preset: Preset) -> str:
     )
 
 
-def sink_scales_of(preset: Preset) -> int:
-    return min(preset.scales.default_sinks, len(preset.scales) - 1)
-
-
 def percents_of(preset: Preset, policy: str = "heatkv") -> tuple[int, ...]:
     """Whole percents from the least that the policy's sinks fit in to 100."""
-    return explore.budget_percents(preset.scales, sink_scales_of(preset) if find(policy).sinks else 0)
+    return explore.budget_percents(preset.scales, preset.scales.default_sinks if find(policy).sinks else 0)
 
 
 def policies_for(ranking: Ranking | None) -> dict[str, Policy]:
@@ -136,7 +132,7 @@ def plan_for(preset: Preset, ranking: Ranking | None, budget: float, policy: str
     """The schedule of ``preset`` for a budget, as a share. Raises ``ValueError``."""
     scores = ranking.scores if ranking else None
     return plan(
-        ranking.source if ranking else None, budget, policy, sink_scales_of(preset),
+        ranking.source if ranking else None, budget, policy, preset.scales.default_sinks,
         model=scores.model if scores else preset.id, geometry=preset.geometry,
     )  # fmt: skip
 

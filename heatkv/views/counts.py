@@ -43,7 +43,7 @@ def count_steps(
         of a small model may hardly differ. None: measured on these prompts.
     """
     scales = model.geometry.scales
-    sinks = min(scales.default_sinks, len(scales) - 1)
+    sinks = scales.default_sinks
     least = least_budget(scales, sinks)
     if other_seed is None:
         pairs = [
