@@ -172,11 +172,19 @@ class Jobs:
 
     def known_probe(self, subject: Subject, head: tuple[int, int]) -> Probe | None:
         """A probe of this head that was made lately, for any visitor."""
-        return next((probe for probe in self._probes if probe.holds(subject, head)), None)
+        return next((probe for probe in tuple(self._probes) if probe.holds(subject, head)), None)
 
     def probe(self, subject: Subject, head: tuple[int, int]) -> Iterator[Probe | Waiting | None]:
         """Draw with the full cache and record what heads read; None after every scale, then the probe."""
-        for step in self._take(self._probe_job(subject, head)):
+        yield from self._take(self._unknown(subject, head))
+
+    def _unknown(self, subject: Subject, head: tuple[int, int]) -> Iterator[Probe | None]:
+        """The probe, drawn unless it was for somebody else while this one waited."""
+        known = self.known_probe(subject, head)
+        if known is not None:
+            yield known
+            return
+        for step in self._probe_job(subject, head):
             if isinstance(step, Probe):
                 self._probes.appendleft(step)
             yield step

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import secrets
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ WISH = "(...values) => values.map((value) => (value && value.wish ? window.heatk
 
 
 END_SECONDS, HEARD_SECONDS = 4.0, 0.5
+MAX_VISITORS = 2000
 
 
 @dataclass
@@ -62,6 +64,30 @@ def request_number(data: Mapping[str, Any]) -> int:
     """The number that a part of the page gave its request; 0 where it gave none."""
     value = data.get("id")
     return value if type(value) is int and 0 <= value < 2**53 else 0
+
+
+class Newest:
+    """The newest request of every visitor and kind: what is older need not be finished."""
+
+    def __init__(self) -> None:
+        self._newest: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def ask(self, visitor: str, kind: str, number: int) -> None:
+        self._newest[visitor, kind] = max(number, self._newest.pop((visitor, kind), 0))
+        while len(self._newest) > MAX_VISITORS:
+            self._newest.popitem(last=False)
+
+    def is_newest(self, visitor: str, kind: str, number: int) -> bool:
+        return self._newest.get((visitor, kind), number) == number
+
+    def asked(
+        self, kind: str, event: gr.EventData, request: gr.Request
+    ) -> tuple[Mapping[str, Any], int, Callable[[], bool]]:
+        """What the page sent, the request's number, and whether that is still this visitor's newest of its kind."""
+        data, visitor = event_data(event), str(request.session_hash)
+        number = request_number(data)
+        self.ask(visitor, kind, number)
+        return data, number, lambda: self.is_newest(visitor, kind, number)
 
 
 def notice(text: str, kind: str = "info") -> dict[str, str]:

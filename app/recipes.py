@@ -59,6 +59,13 @@ class Calibration:
         return hashlib.sha256(data).hexdigest()[:16]
 
 
+def basis_of(source: Calibration | Schedule) -> str:
+    """Tells what pictures are drawn from apart by what it holds."""
+    if isinstance(source, Calibration):
+        return source.fingerprint
+    return hashlib.sha256(source.to_json().encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to draw. ``forget`` names cells as `heatkv.views.edits` does, in its canonical form."""
@@ -98,9 +105,9 @@ class Plan:
     @property
     def key(self) -> str:
         r = self.recipe
-        basis = self.calibration.fingerprint if r.policy != FULL else ""
+        basis = basis_of(self.calibration) if r.policy != FULL else ""
         if r.source == "uploaded" and self.uploaded is not None:
-            basis = hashlib.sha256(self.uploaded.to_json().encode()).hexdigest()[:16]
+            basis = basis_of(self.uploaded)
         drawn = "" if r.sampling is None else repr(r.sampling)
         return f"{r.policy}|{r.percent:g}|{basis}|{r.forget}|{drawn}|{r.storage or ''}"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from app.inputs import MAX_PROMPTS, SAMPLING, InputError, read_prompt, read_prompts, read_sampling, read_seed
 from app.jobs import Jobs, Subject
-from app.recipes import Calibration, Plan, Recipe, Source, read_recipe
+from app.recipes import Calibration, Plan, Recipe, Source, basis_of, read_recipe
 from app.turns import Turns
 from heatkv.budget import counted, counted_share
 from heatkv.formats import COMPUTE
@@ -124,8 +124,20 @@ class Workbench:
     def read_plan(
         self, recipe: Any, calibration: Calibration | None, uploaded: Schedule | None, sampling: Sampling | None = None
     ) -> Plan:
-        """What a recipe of the page stands for, checked as far as it can be without drawing. Raises ``ValueError``."""
+        """What a recipe of the page stands for, checked as far as it can be without drawing. Raises ``ValueError``.
+
+        Sessions are forgotten, and calibrations and schedules follow one another: a recipe that stands on one of before
+        (its ``basis``) is refused rather than drawn from another.
+        """
         read = replace(self.read_recipe(recipe, calibration), sampling=sampling)
+        basis = recipe.get("basis") or None
+        if read.source == "session" and (calibration is None or basis not in (None, basis_of(calibration))):
+            raise InputError(
+                "Your calibration is not known any more: calibrate again, or go back to the first one. Where picture A "
+                "stands on it, press “A: full cache”."
+            )
+        if read.source == "uploaded" and uploaded is not None and basis not in (None, basis_of(uploaded)):
+            uploaded = None
         plan = self.plan_of(read, calibration, uploaded)
         plan.schedule  # noqa: B018  (says what is wrong with it)
         return plan
@@ -160,6 +172,7 @@ class Workbench:
             "fixed": uploaded is not None,
             "asked": storage or "",  # of storage, which is the policy's where nothing was
             "source": "uploaded" if uploaded is not None else "bundled" if found is self.bundled else "session",
+            "basis": basis_of(uploaded) if uploaded is not None else "" if found is self.bundled else basis_of(found),
             "model": self.model.id,
             **(
                 lines_json(found.scores, profiles) if self.geometry.scales.by_line and profiles and found.scores else {}

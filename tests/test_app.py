@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from events import event
+from events import event, visitor
 from tiny import tiny_model
 
 import heatkv
@@ -194,7 +194,11 @@ def test_head_types_are_those_of_the_policies(demo: _Demo) -> None:
     assert scores is not None
 
     def types_of(policy: str, prompt: str = "red apple") -> list[Any]:
-        return list(demo.explore.heads.head_types(None, None, event(policy=policy, prompt=prompt, seed=0, percent=50)))
+        return list(
+            demo.explore.heads.head_types(
+                None, None, event(policy=policy, prompt=prompt, seed=0, percent=50), visitor()
+            )
+        )
 
     types = types_of("hack")
     assert types[0]["grids"][0]["heads"] == contextual_heads(scores).tolist() and len(types) == 1
@@ -226,6 +230,11 @@ def test_a_contact_sheet_draws_every_policy_and_the_full_cache(demo: _Demo) -> N
     ):
         (refused,) = demo.methods.draw_all(*arguments, None)
         assert refused[0] == gr.skip() and words in said(refused[2]).lower()
+
+
+def test_the_button_and_enter_start_one_and_the_same_job(demo: _Demo) -> None:
+    (run,) = (found for found in _Demo(demo.bench).build().fns.values() if found.name == "draw_all")
+    assert [name for _, name in run.targets] == ["click", "submit"]
 
 
 def test_a_policy_that_can_not_keep_to_the_budget_is_named_on_the_sheet(

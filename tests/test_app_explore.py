@@ -27,8 +27,8 @@ from app.demo import _Demo  # noqa: E402
 from app.gallery import Gallery  # noqa: E402
 from app.inputs import InputError  # noqa: E402
 from app.jobs import DrawStep  # noqa: E402
-from app.recipes import FULL, Recipe  # noqa: E402
-from app.tabs.explore import Newest  # noqa: E402
+from app.page import Newest  # noqa: E402
+from app.recipes import FULL, Calibration, Recipe, basis_of  # noqa: E402
 from app.turns import Waiting  # noqa: E402
 from app.workbench import Workbench  # noqa: E402
 
@@ -61,7 +61,7 @@ def test_both_pictures_are_those_of_the_library_with_their_score_and_bytes(demo:
     less = heatkv.generate(bench.model, "red apple", 3, heatkv.plan(bench.bundled.scores, 0.4))
     assert (pixels(value["a"]["image"]) == full.pixels).all() and (pixels(value["b"]["image"]) == less.pixels).all()
     assert len(value["a"]["frames"]) == len(value["b"]["frames"]) == 6
-    assert (value["b"]["peak"], value["b"]["full"]) == (less.kv_bytes_peak, full.kv_bytes_peak)
+    assert (value["b"]["peak"], value["a"]["peak"]) == (less.kv_bytes_peak, full.kv_bytes_peak)
     assert (
         value["score"]["psnr"] == pytest.approx(metrics.psnr(full.pixels, less.pixels)) == pytest.approx(card["psnr"])
     )
@@ -79,7 +79,7 @@ def test_a_picture_that_the_page_has_is_not_sent_again_nor_drawn(demo: _Demo) ->
 
 def test_a_and_b_may_be_any_recipes(demo: _Demo, bench: Workbench) -> None:
     value = draw(demo, a={"policy": "reverse", "percent": 50}, b={"policy": "h2o", "percent": 50})[-1][0]
-    assert value["a"]["label"] == "HeatKV upside down, 50 %" and not value["b"]["static"] and value["b"]["kept"]
+    assert value["a"]["label"] == "HeatKV upside down, 50 %" and not value["a"]["kept"] and value["b"]["kept"]
     same = draw(demo, a={"policy": "heatkv", "percent": 40}, b=B)[-1][0]
     assert same["score"]["text"] == "identical"
 
@@ -88,15 +88,15 @@ def test_how_tokens_are_drawn_is_a_visitors_choice(demo: _Demo, bench: Workbench
     way = {"guidance": 1, "temperature": "0.9"}
     value = draw(demo, sampling=way)[-1][0]
     full = heatkv.generate(bench.model, "red apple", 3, sampling=Sampling(1.0, 0.9))
-    assert (pixels(value["a"]["image"]) == full.pixels).all() and value["a"]["full"] == full.kv_bytes_full
+    assert (pixels(value["a"]["image"]) == full.pixels).all() and value["a"]["peak"] == full.kv_bytes_full
     own = draw(demo)[-1][0]
-    assert own["a"]["key"] != value["a"]["key"] and own["a"]["full"] == 2 * value["a"]["full"], "a row less"
+    assert own["a"]["key"] != value["a"]["key"] and own["a"]["peak"] == 2 * value["a"]["peak"], "a row less"
     assert draw(demo, sampling={"guidance": 2.0})[-1][0]["a"]["key"] == own["a"]["key"], "the model's own by its number"
     for wrong in ({"guidance": 99}, {"top_p": 2}, {"temperature": "x"}, {"top_k": 1.5}):
         assert draw(demo, sampling=wrong)[-1][0]["error"]
-    card = list(demo.explore.heads.draw_card(None, event(layer=0, head=0, prompt="red apple", seed=3, sampling=way)))[
-        -1
-    ]
+    card = list(
+        demo.explore.heads.draw_card(None, event(layer=0, head=0, prompt="red apple", seed=3, sampling=way), visitor())
+    )[-1]
     assert (pixels(card["image"]) == full.pixels).all(), "what a head reads is of the picture that is shown"
     (*_, last) = demo.explore.knock_out(
         event(id=9, prompt="red apple", seed=3, sampling=way, subject="x"), visitor("k")
@@ -213,6 +213,25 @@ def test_a_strip_goes_along_the_budgets_and_shipped_ones_come_at_once(demo: _Dem
     assert [p["image"] for p in once["pictures"]] == [step["pictures"][0]["image"] for step in steps]
 
 
+def test_a_strip_says_how_many_pictures_it_has_and_goes_on_while_others_ask_for_what_ships(
+    demo: _Demo, bench: Workbench
+) -> None:
+    strip = demo.explore.strip(None, None, event(id=1, prompt="blue cat", seed=41, b=B, key="k"), visitor("of"))
+    first = next(strip)
+    ready = event(id=2, prompt="green tree", seed=41, b=B, key="l", shipped=True)
+    assert list(demo.explore.strip(None, None, ready, visitor("of"))) == []
+    rest = list(strip)
+    assert (
+        {step["of"] for step in [first, *rest]}
+        == {1 + len(rest)}
+        == {len(strips.strip_percents(bench, Recipe("heatkv")))}
+    )
+    older = demo.explore.strip(None, None, event(id=3, prompt="blue cat", seed=42, b=B, key="k"), visitor("of"))
+    next(older)
+    next(demo.explore.strip(None, None, event(id=4, prompt="blue cat", seed=43, b=B, key="l"), visitor("of")))
+    assert list(older) == [], "another strip ends it"
+
+
 def test_strips_of_other_weights_or_no_strips_at_all_are_passed_over(bench: Workbench, tmp_path: Path) -> None:
     strip = strips.make_strip(bench, "red apple", 1, "heatkv", "weights")
     strips.write_strips(tmp_path, [strip])
@@ -243,21 +262,53 @@ def test_the_knock_out_counts_heads_and_can_be_stopped(demo: _Demo) -> None:
 
 def test_a_head_card_says_what_kind_of_head_it_is_and_shows_any_target(demo: _Demo) -> None:
     asked = {"layer": 1, "head": 2, "prompt": "red apple", "seed": 11}
-    at_once = demo.explore.heads.show(None, event(**asked))
+    at_once = demo.explore.heads.show(None, event(**asked), visitor())
     assert at_once["title"].startswith("Layer 2, head 3: ") and at_once["message"] and "view" not in at_once
     assert sum(part["share"] for part in at_once["evidence"]) == pytest.approx(1)
-    card = list(demo.explore.heads.draw_card(None, event(**asked)))[-1]
+    card = list(demo.explore.heads.draw_card(None, event(**asked), visitor()))[-1]
     assert (
         card["view"]["queries"] == [6, 6]
         and (card["target"], card["targets"]) == (5, [*range(6)])
         and not card["message"]
     )
-    early = demo.explore.heads.show(None, event(**{**asked, "head": 0, "target": 2}))
+    early = demo.explore.heads.show(None, event(**{**asked, "head": 0, "target": 2}), visitor())
     assert early["view"]["queries"] == [3, 3] and len(early["view"]["sizes"]) == 3, "all heads of a run are kept"
-    assert list(demo.explore.heads.draw_card(None, event(**asked))) == [card], (
+    assert list(demo.explore.heads.draw_card(None, event(**asked), visitor())) == [card], (
         "drawn for somebody since the card was shown"
     )
-    assert list(demo.explore.heads.draw_card(None, event(**{**asked, "prompt": "zeppelin"})))[-1]["failed"]
+    assert list(demo.explore.heads.draw_card(None, event(**{**asked, "prompt": "zeppelin"}), visitor()))[-1]["failed"]
+
+
+def test_what_heads_read_is_drawn_once_for_all_who_wait_and_no_more_for_who_has_moved_on(
+    demo: _Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, probes = demo.bench.jobs, []
+    draw_probe = jobs._probe_job
+    monkeypatch.setattr(jobs, "_probe_job", lambda *given: probes.append(given) or draw_probe(*given))
+    holder = jobs.draw("blue cat", 50, [demo.bench.plan_of(Recipe())])
+    next(holder)
+    asked = {"layer": 1, "head": 2, "prompt": "red apple", "seed": 51}
+    cards = [demo.explore.heads.draw_card(None, event(id=7, **asked), visitor(name)) for name in "xyz"]
+    assert all("In the queue" in next(card)["message"] for card in cards)
+    demo.explore.heads.show(None, event(id=8, **{**asked, "seed": 52}), visitor("x"))
+    holder.close()
+    moved_on, *waited = [list(card) for card in cards]
+    assert moved_on == [] and len(probes) == 2, "a step for who has moved on, a picture for both others"
+    assert waited[0][-1]["view"] and waited[0][-1] == waited[1][-1]
+    assert not jobs.turns.busy
+
+
+def test_types_of_heads_are_those_of_the_policy_asked_for_last(demo: _Demo) -> None:
+    asked = {"prompt": "red apple", "seed": 0, "percent": 50}
+    older = demo.explore.heads.head_types(None, None, event(id=1, policy="headkv", **asked), visitor("types"))
+    assert "Drawing" in next(older)["text"]
+    newer = demo.explore.heads.head_types(None, None, event(id=2, policy="heatkv", **asked), visitor("types"))
+    assert list(newer) == [None] and list(older) == []
+
+
+def test_a_card_promises_nothing_where_the_page_draws_nothing_unasked(demo: _Demo) -> None:
+    promised, said = (demo.explore.heads.opening(unasked)["message"] for unasked in (True, False))  # type: ignore[index]
+    assert "A moment" in promised and "moment" not in said and "choose a head" in said
 
 
 def test_a_large_model_is_probed_one_head_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,15 +320,15 @@ def test_events_from_a_page_are_not_trusted(demo: _Demo) -> None:
     for data in (None, {"layer": 10**9, "head": 0}, {"layer": "<b>", "head": 1}, "text", {"id": "x"}):
         sent = event()
         sent._data = data
-        assert demo.explore.heads.show(None, sent) == gr.skip()
-        assert list(demo.explore.heads.draw_card(None, sent)) == []
+        assert demo.explore.heads.show(None, sent, visitor()) == gr.skip()
+        assert list(demo.explore.heads.draw_card(None, sent, visitor())) == []
         assert list(demo.explore.strip(None, None, sent, visitor())) == []
         assert "error" in next(iter(demo.explore.draw(None, None, sent, visitor())))[0]
         assert demo.explore.halt(sent, visitor()) is None
 
 
 def test_visitors_are_forgotten_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.tabs.explore.MAX_VISITORS", 3)
+    monkeypatch.setattr("app.page.MAX_VISITORS", 3)
     newest = Newest()
     for number in range(10):
         newest.ask(f"visitor {number}", "draw", 1)
@@ -330,13 +381,31 @@ def test_a_strip_decodes_no_more_than_it_shows_and_a_picture_to_watch_is_drawn_w
 
 
 def test_calibrations_that_differ_do_not_share_pictures(bench: Workbench) -> None:
-    from app.recipes import Calibration
-
     mine = Calibration("mine", heatkv.calibrate(bench.model, ["green tree"]))
     keys = {bench.plan_of(Recipe("heatkv", 40, source), mine).key for source in ("bundled", "session")}  # type: ignore[arg-type]
     assert len(keys) == 2
     same = Calibration("mine again", heatkv.calibrate(bench.model, ["green tree"]))
     assert bench.plan_of(Recipe("heatkv", 40, "session"), same).key in keys
+
+
+def test_what_stands_on_a_calibration_or_schedule_of_before_is_refused(bench: Workbench) -> None:
+    mine, other = (Calibration("mine", heatkv.calibrate(bench.model, [text])) for text in ("green tree", "blue cat"))
+    schedules = [heatkv.plan(scores, 0.4) for scores in (mine.scores, other.scores)]  # type: ignore[arg-type]
+    wanted = {**B, "source": "session", "basis": bench.table(mine, "heatkv")["basis"]}
+    assert bench.read_plan(wanted, mine, None).calibration is mine
+    again = Calibration("the same", mine.source)
+    assert bench.read_plan(wanted, again, None).calibration is again
+    for known in (None, other):
+        with pytest.raises(InputError, match="not known any more"):
+            bench.read_plan(wanted, known, None)
+    with pytest.raises(InputError, match="not known any more"):
+        bench.read_plan({**B, "source": "session"}, None, None)
+    tables = [bench.table(None, "heatkv", schedule) for schedule in schedules]
+    uploaded = {"source": "uploaded", "basis": tables[0]["basis"]}
+    assert bench.read_plan(uploaded, None, schedules[0]).schedule == schedules[0]
+    with pytest.raises(InputError, match="no uploaded schedule any more"):
+        bench.read_plan(uploaded, None, schedules[1])
+    assert bench.table(None, "heatkv")["basis"] == "" and len({basis_of(mine), basis_of(other)}) == 2
 
 
 def test_recipes_are_read_with_care(bench: Workbench) -> None:
@@ -365,6 +434,18 @@ def test_the_picture_file_is_lossless_and_says_how_to_draw_it_again(demo: _Demo,
     assert file["name"] == "red-apple_seed5_heatkv_40.png"
 
 
+def test_the_picture_file_names_what_the_plan_was_made_from(demo: _Demo, bench: Workbench) -> None:
+    def facts(uploaded: Schedule | None = None, **b: Any) -> dict[str, str]:
+        file, _ = saved(demo, uploaded, what="png", b=b)
+        found = Image.open(io.BytesIO(base64.b64decode(file["data"]))).info
+        return {key: found[key] for key in ("policy", "calibration", "schedule") if key in found}
+
+    assert facts(**B) == {"policy": "heatkv", "calibration": "bundled calibration"}
+    assert facts(policy="h2o", percent=50) == {"policy": "h2o"} and facts(**A) == {"policy": "full"}
+    schedule = heatkv.plan(bench.bundled.scores, 0.4, "reverse")
+    assert facts(schedule, source="uploaded") == {"policy": "reverse", "schedule": "from a file"}
+
+
 def test_a_schedule_goes_out_with_its_edits_and_comes_in(demo: _Demo, bench: Workbench, tmp_path: Path) -> None:
     file, _ = saved(demo, what="schedule", b={"policy": "reverse", "percent": 40, "forget": "2.1"})
     path = tmp_path / file["name"]
@@ -379,7 +460,8 @@ def test_a_schedule_goes_out_with_its_edits_and_comes_in(demo: _Demo, bench: Wor
             None, schedule, event(id=1, prompt="red apple", seed=0, a=A, b={"source": "uploaded"}), visitor("up")
         )
     )
-    assert value[-1][0]["b"]["policy"] == "reverse" and value[-1][0]["b"]["label"] == "your schedule"
+    assert value[-1][0]["b"]["label"] == "your schedule"
+    assert (pixels(value[-1][0]["b"]["image"]) == heatkv.generate(bench.model, "red apple", 0, schedule).pixels).all()
     nothing, said = saved(demo, what="schedule", b={"policy": "h2o", "percent": 50})
     assert nothing == gr.skip() and "no schedule" in said["said"]
 

@@ -87,17 +87,19 @@ def test_the_table_has_distances_and_wide_types(bench: Workbench) -> None:
 
 def test_a_head_card_shows_what_any_line_has_read(demo: _Demo, bench: Workbench) -> None:
     asked = {"layer": 1, "head": 2, "prompt": "red apple", "seed": 1}
-    card = list(demo.explore.heads.draw_card(None, event(**asked)))[-1]
+    card = list(demo.explore.heads.draw_card(None, event(**asked), visitor()))[-1]
     assert card["drawing"] == "lines" and card["targets"] == [1, 2, 3, 4, 5, 6] and card["target"] == 4
     assert (card["view"]["line"], card["view"]["queries"], card["view"]["size"]) == (3, 6, [6, 6])
-    assert demo.explore.heads.show(None, event(**asked, target=6))["view"]["queries"] == 5, (
+    assert demo.explore.heads.show(None, event(**asked, target=6), visitor())["view"]["queries"] == 5, (
         "the last token reads nothing"
     )
-    early = demo.explore.heads.show(None, event(**asked, target=2))
+    early = demo.explore.heads.show(None, event(**asked, target=2), visitor())
     assert (early["view"]["line"], early["view"]["queries"]) == (1, 6)
     levels = np.frombuffer(base64.b64decode(early["view"]["picture"]), "<u2").reshape(7, 6, 6)
     assert (levels[0, :2] != 65535).all() and (levels[0, 2:] == 65535).all() and levels[1, 1, 1] == 65535
-    assert demo.explore.heads.show(None, event(**asked, target=0))["target"] == 4, "the condition is not drawn"
+    assert demo.explore.heads.show(None, event(**asked, target=0), visitor())["target"] == 4, (
+        "the condition is not drawn"
+    )
     assert [part["name"] for part in card["evidence"]][1:] == [
         "the line above", "lines further up", "the condition: the prompt",
     ]  # fmt: skip
@@ -107,12 +109,12 @@ def test_a_head_card_shows_what_any_line_has_read(demo: _Demo, bench: Workbench)
 
 def test_headkvs_types_of_this_image_stand_beside_those_of_the_calibration(demo: _Demo, bench: Workbench) -> None:
     asked = event(policy="headkv", prompt="red apple", seed=0, percent=60)
-    found = list(demo.explore.heads.head_types(None, None, asked))[-1]
+    found = list(demo.explore.heads.head_types(None, None, asked, visitor()))[-1]
     assert [grid["name"] for grid in found["grids"]] == ["In this image, by HeadKV", "On average, by calibration"]
     assert found["grids"][1]["heads"] == (wide_types(bench.profiles(None)) == 0).tolist()  # type: ignore[arg-type]
     assert "tokens a head were cached" in found["source"] and "Both agree on" in found["source"]
     untyped = event(policy="headkv", prompt="red apple", seed=0, percent=100)
-    assert "lower the budget" in list(demo.explore.heads.head_types(None, None, untyped))[-1]["text"]
+    assert "lower the budget" in list(demo.explore.heads.head_types(None, None, untyped, visitor()))[-1]["text"]
 
 
 def test_both_ways_of_drawing_share_one_app(bench: Workbench) -> None:

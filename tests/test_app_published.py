@@ -108,13 +108,13 @@ def test_an_ambiguous_name_is_drawn_and_said(demo: _Demo) -> None:
 def test_what_is_no_class_is_said(demo: _Demo, prompt: Any, words: str) -> None:
     steps = drawn(demo, prompt)
     assert len(steps) == 1 and words in steps[0][0]["error"].lower() and steps[0][1] == gr.skip()
-    assert demo.explore.heads.show(None, asked(prompt)) == gr.skip()
+    assert demo.explore.heads.show(None, asked(prompt), asked(prompt)) == gr.skip()
 
 
 def test_heads_are_probed_and_classes_calibrated(demo: _Demo) -> None:
-    card = last(demo.explore.heads.draw_card(None, asked("macaw")))
+    card = last(demo.explore.heads.draw_card(None, asked("macaw"), asked("macaw")))
     assert card["view"] and "88 macaw" in card["about"]
-    known = list(demo.explore.heads.draw_card(None, asked("88")))
+    known = list(demo.explore.heads.draw_card(None, asked("88"), asked("88")))
     assert known == [card], "the same class is not drawn again: its card is at hand"
     found = last(demo.calibrate.calibrate(["macaw", "volcano", "7"], 1))[0]
     assert found.scores.prompts == ("88 macaw", "980 volcano", "7 cock")
@@ -136,8 +136,8 @@ def test_an_infinity_model_from_published_files_runs_in_the_app(
     made = _Demo(Workbench(model, calibrated(model)))
     assert made.bench.classes is None and made.bench.prompts == ("a cat",)
     value = drawn(made, "a red fox", 1)[-1][0]
-    assert value["b"]["peak"] <= 0.6 * value["b"]["full"]
-    assert last(made.explore.heads.draw_card(None, asked("a red fox", 1)))["view"]
+    assert value["b"]["peak"] <= 0.6 * value["a"]["peak"]
+    assert last(made.explore.heads.draw_card(None, asked("a red fox", 1), asked("a red fox", 1)))["view"]
     assert last(made.calibrate.calibrate("a cat\na dog", 2))[0].scores.count == 2
 
 
@@ -153,7 +153,7 @@ def tab() -> BudgetsTab:
 
 def orders_file(folder: Path, name: str) -> tuple[Path, np.ndarray]:
     preset = budgets.choose_preset(name)
-    rows = len(preset.scales) - 1 - budgets.sink_scales_of(preset)
+    rows = len(preset.scales) - 1 - preset.scales.default_sinks
     orders = np.stack([np.random.default_rng(i).permutation(preset.geometry.head_count) for i in range(rows)])
     path = folder / f"{name}.json"
     path.write_text(orders_to_json(orders, preset.geometry))

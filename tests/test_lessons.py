@@ -76,6 +76,20 @@ def test_the_lesson_on_both_ways_of_drawing_stands_only_where_both_are(taught: l
             assert last["options"][last["right"]] in (f"by {word}s", "both the same")
 
 
+def test_the_lesson_on_forgetting_tells_of_the_head_that_it_names(taught: list[tuple[Workbench, Chosen]]) -> None:
+    bench, chosen = taught[0]
+
+    def lesson(strongest: list[list[int]], worst: list[float]) -> dict[str, Any]:
+        counts = {**chosen.counts, "strongest": strongest, "worst": worst, "knocked": len(worst)}
+        return next(one for one in lessons(bench, Chosen(chosen.opening, counts), {}) if one["title"] == "Forget one")
+
+    most = lesson([[1, 2], [0, 1], [1, 2]], [20.0, 90.0, 31.0])
+    assert "Layer 2, head 3" in most["answer"] and "in 2 of 3 prompts, by up to 31 of 255" in most["answer"]
+    none = lesson([[0, 1], [1, 2], [2, 3]], [20.0, 90.0, 31.0])
+    assert none["reveal"]["forget"] == "1.2" and "this picture most, by 20 of 255" in none["answer"]
+    assert "this picture leans" in none["text"] and none["question"].endswith("here?")
+
+
 def test_counts_of_other_weights_or_an_older_program_are_passed_over(
     taught: list[tuple[Workbench, Chosen]], tmp_path: Path
 ) -> None:

@@ -119,8 +119,8 @@ def test_whatever_borrows_a_gpu_can_be_sent_to_another_process(monkeypatch: pyte
         list(demo.explore.draw(None, schedule, sent(a=dynamic, b={"source": "uploaded"}), visitor()))[-1][0]["score"],
         list(demo.explore.strip(mine, None, sent(b=session, key="k"), visitor()))[-1]["pictures"],
         list(demo.explore.knock_out(sent(), visitor()))[-1]["moved"],
-        list(demo.explore.heads.draw_card(mine, sent(layer=1, head=1)))[-1]["view"],
-        list(demo.explore.heads.head_types(None, None, sent(policy="headkv", percent=60)))[-1]["grids"],
+        list(demo.explore.heads.draw_card(mine, sent(layer=1, head=1), visitor()))[-1]["view"],
+        list(demo.explore.heads.head_types(None, None, sent(policy="headkv", percent=60), visitor()))[-1]["grids"],
         list(demo.methods.draw_all("red apple", {"seed": 2, "percent": 60}, mine))[-1][0]["tiles"],
         list(demo.calibrate.calibrate("red apple\nblue cat", 2))[-1][0].scores.count,
     ]

@@ -13,15 +13,18 @@ function take() {
   find('.model').hidden = value.models.length < 2;
   find('.model select').replaceChildren(...value.models.map((model) => Object.assign(document.createElement('option'), { value: model.path, textContent: model.title, selected: model.name === value.model })));
 }
-/** A field for each thing that can be said of how tokens are drawn; what is no number is not taken. */
+/** A field for each thing that can be said of how tokens are drawn; what is no number is not taken, and said so. */
 function makeFields(fields) {
   find('.fields').replaceChildren(...fields.map(({ name, label, own, hint }) => {
     const input = Object.assign(document.createElement('input'), { type: 'text', inputMode: 'decimal', maxLength: 8, placeholder: String(own) });
     input.dataset.name = name;
     input.addEventListener('change', () => {
       const text = input.value.trim().replace(',', '.');
-      const number = text !== '' && /^\d{1,4}(\.\d{1,6})?$/.test(text) ? Number(text) : null;
-      const { [name]: _, ...others } = heatkv.view.sampling;
+      const { [name]: before, ...others } = heatkv.view.sampling;
+      const wrong = text !== '' && !/^\d{1,4}(\.\d{1,6})?$/.test(text);
+      find('.wrong').textContent = wrong ? `“${text}” is not taken: ${label} is a number from 0 up, such as ${own}.` : '';
+      if (wrong) { input.value = before ?? ''; return; }
+      const number = text === '' ? null : Number(text);
       heatkv.set({ sampling: number === null || number === own ? others : { ...others, [name]: number } });
       show();
     });
@@ -37,7 +40,7 @@ function showSampling() {
   find('.sampling summary span').textContent = changed ? 'Sampling: yours' : 'Sampling';
   find('.own').disabled = !changed;
 }
-find('.own').addEventListener('click', () => { heatkv.set({ sampling: {} }); show(); });
+find('.own').addEventListener('click', () => { heatkv.set({ sampling: {} }); find('.wrong').textContent = ''; show(); });
 find('.sampling').addEventListener('keydown', (event) => { if (event.key === 'Escape') { find('.sampling').open = false; find('.sampling summary').focus(); } });
 document.addEventListener('pointerdown', (event) => { if (element.isConnected && !event.composedPath().includes(find('.sampling'))) find('.sampling').open = false; });
 

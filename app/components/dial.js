@@ -1,7 +1,7 @@
 /* The budget, with what the picture becomes along it, what it takes, and the policy that spends it.
  *
  * value: {groups: [{name, policies: [{name, title, summary, static}]}], policy, storages: {name: words}, storage, refused:
- * why cells are not stored as was asked}. Triggers 'types' when another policy is in use.
+ * why cells are not stored as was asked}. Triggers 'types' when another policy is in use, or what plans are made from.
  */
 const heatkv = window.heatkv;
 const find = (path) => element.querySelector(path);
@@ -10,6 +10,7 @@ const select = find('.policies');
 const stored = find('.storages');
 let summaries = {};
 let refused = '';
+let inUse = null; // whose types of heads are shown
 
 const option = (value, textContent) => Object.assign(document.createElement('option'), { value, textContent });
 
@@ -28,7 +29,8 @@ function take() {
   select.replaceChildren(...groups);
   stored.replaceChildren(option('', 'usual bits'), ...Object.entries(value.storages).map(([name, words]) => option(name, words)));
   refused = value.refused;
-  if (value.policy) heatkv.set({ policy: value.policy }, 'look'); // what was chosen is not possible any more
+  // What was chosen may not be possible any more. If it is, this may be the answer to a choice of before.
+  if (value.policy && !(heatkv.view.policy in summaries)) heatkv.set({ policy: value.policy }, 'look');
   if (refused && heatkv.view.storage !== value.storage) { // the table may have come before this, or come yet
     heatkv.set({ storage: value.storage }, 'look');
     if (heatkv.table && heatkv.tableFits()) heatkv.emit('view');
@@ -51,8 +53,9 @@ function show() {
   if (own && heatkv.budget > most) heatkv.setBudget(most);
   if (own && heatkv.budget < t.percents[0]) heatkv.setBudget(t.percents[0]);
   const rest = !heatkv.fixed && most < 100 ? ` From ${most} % on nothing is given up.` : '';
-  find('.sentence').textContent = heatkv.fixed ? 'A schedule from a file is in use; budget and policy rest.' : refused ? refused : `${summaries[t.policy] || ''}${rest}`;
-  find('.sentence').title = find('.sentence').textContent;
+  const words = heatkv.fixed ? 'A schedule from a file is in use; budget and policy rest.' : refused ? refused : `${summaries[t.policy] || ''}${rest}`;
+  if (find('.sentence').textContent !== words) find('.sentence').textContent = find('.sentence').title = words;
+  find('.sentence').classList.toggle('refused', Boolean(refused));
   draw();
 }
 
@@ -87,14 +90,16 @@ function strip(pictures) {
 
 slider.addEventListener('input', () => { const start = performance.now(); heatkv.setBudget(Number(slider.value)); heatkv.lastInput = performance.now() - start; });
 slider.addEventListener('change', () => heatkv.emit('view')); // released: the exact picture
-select.addEventListener('change', () => {
-  heatkv.set({ policy: select.value }, 'look');
-  heatkv.emit('want-table');
-  trigger('types', { policy: select.value, percent: heatkv.budget, ...heatkv.subject() });
-});
+select.addEventListener('change', () => { heatkv.set({ policy: select.value }, 'look'); heatkv.emit('want-table'); });
 stored.addEventListener('change', () => { heatkv.set({ storage: stored.value }, 'look'); heatkv.emit('want-table'); });
 watch('value', take);
 take();
 heatkv.follow(element, ['table'], show);
+heatkv.follow(element, ['table'], () => { // after `show`: the budget is the policy's own by then
+  if (!heatkv.tableFits()) return;
+  const [before, now] = [inUse, [heatkv.table.policy, heatkv.view.basis].join()];
+  inUse = now;
+  if (before !== now && (before || heatkv.table.policy !== heatkv.defaults?.policy)) trigger('types', { id: heatkv.number(), policy: heatkv.table.policy, percent: heatkv.budget, ...heatkv.subject() });
+});
 heatkv.follow(element, ['budget', 'edits'], draw);
 heatkv.bus.addEventListener('strip', (event) => { if (element.isConnected && heatkv.table) strip(event.detail); });

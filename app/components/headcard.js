@@ -3,7 +3,7 @@
  * value: {layer, head, title, text, source, evidence: [{name, share, even}], about, image (data URL), drawing, view, target,
  * targets, message, failed}. `view` holds the maps of every position: AttentionView in heatkv/views/explore.py, a tile a
  * scale, or LineView in heatkv/views/lines.py, painted over the picture by static/sight.js. So choosing a position needs no
- * request, unless it is in another line. Triggers 'open' and 'probe' with {layer, head, target} and what is drawn.
+ * request, unless it is in another line. Triggers 'open' and 'probe' with {id, layer, head, target} and what is drawn.
  */
 const heatkv = window.heatkv;
 const { make, percent } = heatkv;
@@ -20,17 +20,20 @@ let asked = '';
 
 let seen = false; // whether the card is on the screen: what a head reads is drawn when somebody looks at it
 
-function ask(target = null) {
+/** Ask for the card of the head in view and, if it is to be `read`, for what that head reads in the picture. */
+function ask(target = null, read = seen) {
   if (!heatkv.defaults || !heatkv.table) return;
   const wanted = { layer: heatkv.cell.layer, head: heatkv.cell.head, target, ...heatkv.subject() };
   if (JSON.stringify(wanted) === asked) return;
   asked = JSON.stringify(wanted);
-  trigger('open', wanted);
-  if (seen) trigger('probe', wanted);
+  const numbered = { id: heatkv.number(), ...wanted };
+  trigger('open', numbered);
+  if (read) trigger('probe', numbered);
 }
 new IntersectionObserver((entries) => {
   seen = entries.some((entry) => entry.isIntersecting);
-  if (seen && props.value && !props.value.view && heatkv.defaults && heatkv.defaults.auto) { asked = ''; ask(); }
+  // A large model draws nothing before somebody has asked for something.
+  if (seen && props.value && !props.value.view && heatkv.defaults && (heatkv.defaults.auto || asked)) { asked = ''; ask(); }
 }, { threshold: 0.25 }).observe(find('card'));
 // The card is of the head under the cursor, whoever moved it there.
 let soon = null;
@@ -38,6 +41,7 @@ heatkv.follow(element, ['cell', 'table'], () => {
   clearTimeout(soon);
   soon = setTimeout(() => { if (props.value && (props.value.layer !== heatkv.cell.layer || props.value.head !== heatkv.cell.head)) ask(); }, 250);
 });
+heatkv.bus.addEventListener('open-head', () => { if (element.isConnected) { asked = ''; ask(null, true); } });
 find('target').addEventListener('change', (event) => { position = null; ask(Number(event.target.value)); });
 
 function showEvidence(groups) {
@@ -178,4 +182,5 @@ find('mean').addEventListener('click', () => choose(null));
 watch('value', take);
 take();
 heatkv.follow(element, ['table', 'budget', 'edits'], draw);
-heatkv.bus.addEventListener('drawn', () => { if (element.isConnected && props.value && props.value.view) { asked = ''; ask(props.value.target); } });
+// Another picture: what was read in the one before is not shown with it, even if it is still to come.
+heatkv.bus.addEventListener('drawn', () => { if (element.isConnected && props.value) ask(props.value.target); });

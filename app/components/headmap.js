@@ -1,7 +1,7 @@
 /* The two-level head map: all layers, then the heads of one layer. Cells can be forgotten by hand.
  *
- * Draws from the store of its tab alone; what colours say is in static/colours.js. Triggers 'open' and 'probe' with a head
- * when one is chosen, 'knock' and 'halt' for the knock-out. value: {layer, head}, the head that Python wants in view.
+ * Draws from the store of its tab alone; what colours say is in static/colours.js. Triggers 'knock' and 'halt' for the
+ * knock-out. value: {layer, head}, the head that Python wants in view.
  */
 const heatkv = window.heatkvOf(element);
 const colours = heatkv.colours;
@@ -73,7 +73,7 @@ function drawOverview() {
     for (const c of range(columns)) {
       box(pen, c * w, l * h, w, h, h > 8 ? 2 : 1);
       const { level, share } = summary(l, c, at);
-      pen.fillStyle = colours.css(share === undefined ? colours.shade(p, level) : share ? colours.mix(p.mid, p.high, share) : p.gone);
+      pen.fillStyle = colours.css(share === undefined ? colours.shade(p, level) : share ? colours.mix(p.mid, p.many, share) : p.gone);
       pen.fill();
       if (share === 0) hatch(pen, c * w, l * h, w, h, p);
     }
@@ -92,7 +92,7 @@ function drawDetail() {
     for (const s of range(t.cached)) {
       const colour = colours.shade(p, colours.level(layer, head, s));
       const kept = colours.held(layer, head, s, at);
-      const forgotten = !colours.byDistance() && heatkv.edits.has(layer, head, s);
+      const forgotten = !colours.byDistance() && heatkv.forgotten(layer, head, s);
       box(pen, s * w, head * h, w, h, 2);
       pen.fillStyle = colours.css(kept ? colour : colours.mix(p.gone, colour, 0.22)); // what was given up stays visible, faintly
       pen.fill();
@@ -142,25 +142,29 @@ function say(layer, head, scale) {
   const t = heatkv.table;
   const from = heatkv.keptFrom(layer, head, scale);
   const fate = heatkv.dynamic ? 'What stays of it is decided token by token.'
-    : heatkv.edits.has(layer, head, scale) ? 'Forgotten by hand.'
+    : heatkv.forgotten(layer, head, scale) ? 'Forgotten by hand.'
     : scale < t.sinkScales ? 'Always kept.'
     : `${heatkv.kept(layer, head, scale) ? 'Kept' : 'Not in the cache'} at ${heatkv.budget} %${heatkv.fixed ? ' (your schedule)' : from === null ? '' : `; kept from ${from} % on`}.`;
+  const keepers = range(t.heads).filter((h) => heatkv.kept(layer, h, scale)).length;
+  const keep = heatkv.dynamic || scale < t.sinkScales ? '' : ` Of this layer's ${t.heads} heads ${keepers} ${keepers === 1 ? 'keeps' : 'keep'} it.`;
   const size = t.word === 'scale' ? ` (${t.sizes[scale].join('×')})` : '';
-  find('.readout').textContent = `Layer ${layer + 1}, head ${head + 1}, ${colours.columnName(scale)}${colours.byDistance() ? '' : size}: ${colours.says(layer, head, scale)}${colours.byDistance() ? '' : fate}`;
+  find('.readout').textContent = `Layer ${layer + 1}, head ${head + 1}, ${colours.columnName(scale)}${colours.byDistance() ? '' : size}: ${colours.says(layer, head, scale)}${colours.byDistance() ? '' : fate + keep}`;
 }
 
 function drawLegend() {
   const p = colours.palette();
-  const pen = find('.legend canvas').getContext('2d');
-  for (const i of range(120)) { pen.fillStyle = colours.css(colours.shade(p, colours.two() ? i / 59.5 - 1 : i / 119)); pen.fillRect(i, 0, 1, 1); }
+  const bar = (path, colourAt) => { const pen = find(path).getContext('2d'); for (const i of range(120)) { pen.fillStyle = colours.css(colourAt(i / 119)); pen.fillRect(i, 0, 1, 1); } };
+  bar('.scale canvas', (at) => colours.shade(p, colours.two() ? 2 * at - 1 : at));
+  bar('.share-key canvas', (at) => colours.mix(p.mid, p.many, at));
   find('.legend .scale').hidden = heatkv.table.kind === 'none' && colours.kind() === 'attention';
   [find('.less').textContent, find('.more').textContent] = colours.ends();
   find('.gone-key').hidden = heatkv.dynamic || colours.byDistance();
+  find('.share-key').hidden = heatkv.dynamic || colours.byDistance() || byHead();
   find('.sinks-key').hidden = !heatkv.table.sinkScales || heatkv.dynamic || colours.byDistance();
   for (const button of find('.choice').children) {
     const { colour } = button.dataset;
     button.setAttribute('aria-pressed', String(colour === colours.kind()));
-    button.hidden = (colour === 'change' && !heatkv.table.change.length) || (colour === 'kept' && !heatkv.dynamic) || (colour === 'knockout' && !mine) || (colour === 'distance' && !heatkv.table.distance);
+    button.hidden = !colours.offers(colour);
   }
   find('.top').hidden = !mine;
 }
@@ -168,6 +172,7 @@ function drawLegend() {
 function drawTools() {
   find('.forget').hidden = !mine || heatkv.dynamic;
   find('.dynamic').hidden = !heatkv.dynamic;
+  find('.rests').hidden = !heatkv.edits.count;
   find('.undo').disabled = !heatkv.edits.canUndo;
   find('.redo').disabled = !heatkv.edits.canRedo;
   find('.clear').disabled = !heatkv.edits.count;
@@ -191,12 +196,7 @@ function place(field, event, rows, columns) {
   const area = field.getBoundingClientRect();
   return [heatkv.clamp(Math.floor(((event.clientY - area.top) / area.height) * rows), rows), heatkv.clamp(Math.floor(((event.clientX - area.left) / area.width) * columns), columns)];
 }
-function open() {
-  if (!mine) return;
-  const ask = { layer: heatkv.cell.layer, head: heatkv.cell.head, ...heatkv.subject() };
-  trigger('open', ask);
-  trigger('probe', ask);
-}
+const open = () => { if (mine) heatkv.emit('open-head'); }; // the card asks for what it shows
 const move = (dl, dh, ds) => heatkv.look(...[[heatkv.cell.layer + dl, heatkv.table.layers], [heatkv.cell.head + dh, heatkv.table.heads], [heatkv.cell.scale + ds, heatkv.table.cached]].map(([v, n]) => Math.max(0, Math.min(n - 1, v))));
 
 overview.addEventListener('click', (event) => {
@@ -257,6 +257,10 @@ function keys(field, moves, enter) {
     event.preventDefault();
   });
 }
+if (!mine) { // nothing is opened or forgotten here
+  detail.setAttribute('aria-label', 'Heads of one layer. Arrows move, Page Up and Page Down change the layer.');
+  detail.removeAttribute('aria-keyshortcuts');
+}
 keys(overview, { ArrowUp: [-1, 0, 0], ArrowDown: [1, 0, 0], ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1] }, () => detail.focus());
 keys(detail, { ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1], PageUp: [-1, 0, 0], PageDown: [1, 0, 0] }, open);
 
@@ -271,8 +275,8 @@ function drawKnock() {
   find('.knock i').style.width = here ? `${(100 * here.done) / here.of}%` : '0';
   find('.knock .text').textContent = !running ? '' : here && Number.isInteger(here.waiting) ? `${here.waiting} before you` : here ? `${here.done} of ${here.of} heads` : 'starting …';
 }
-find('.measure').addEventListener('click', () => { running = Date.now(); trigger('knock', { id: running, ...heatkv.subject(), subject: heatkv.subjectKey() }); drawKnock(); });
-find('.stop').addEventListener('click', () => { trigger('halt', { id: Date.now(), kind: 'knock' }); running = null; drawKnock(); });
+find('.measure').addEventListener('click', () => { running = heatkv.number(); trigger('knock', { id: running, ...heatkv.subject(), subject: heatkv.subjectKey() }); drawKnock(); });
+find('.stop').addEventListener('click', () => { trigger('halt', { id: heatkv.number(), kind: 'knock' }); running = null; drawKnock(); });
 heatkv.bus.addEventListener('mail-knocked', (event) => {
   if (!element.isConnected || event.detail.id !== running) return;
   if (event.detail.error) { running = null; drawKnock(); find('.knock .text').textContent = event.detail.error; return; }
@@ -284,4 +288,3 @@ heatkv.bus.addEventListener('save', (event) => { if (element.isConnected && mine
 
 const follow = () => { const v = props.value; if (v && heatkv.table && Number.isInteger(v.layer)) heatkv.look(v.layer, v.head, heatkv.cell.scale); };
 watch('value', follow);
-heatkv.bus.addEventListener('open-head', () => { if (element.isConnected && mine) open(); });

@@ -15,7 +15,9 @@ function apply(view) {
   if (a !== undefined) rest.a = typeof a === 'string' ? (a ? heatkv.readRecipe(a) : heatkv.FULL) : a;
   heatkv.set(rest, 'look');
   if (budget !== undefined) heatkv.setBudget(budget);
-  if (knocked && lessons()[at].view.prompt === heatkv.view.prompt) { // measured before, so that nobody has to wait
+  const { prompt, seed, sampling } = heatkv.subject();
+  const own = at === null ? {} : lessons()[at].view;
+  if (knocked && own.prompt === prompt && own.seed === seed && !Object.keys(sampling).length) { // measured before, so that nobody has to wait
     const of = heatkv.table.layers * heatkv.table.heads;
     heatkv.colours.take({ knocked: { ...knocked, done: of, of, subject: heatkv.subjectKey() } });
   }
@@ -48,7 +50,7 @@ function show() {
     return button;
   }));
   find('room').textContent = `Yes. ${lesson.answer}`;
-  find('answer').textContent = guessed === null ? '' : `${guessed === lesson.right ? 'Yes. ' : ''}${lesson.answer}`;
+  find('answer').textContent = guessed === null ? '' : `${guessed === lesson.right ? 'Yes. ' : 'No. '}${lesson.answer}`;
 }
 
 function go(index) {

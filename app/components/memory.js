@@ -7,7 +7,7 @@ let drawn = null; // {recipe, held in bytes, peak}
 function draw() {
   const t = heatkv.table;
   const plan = heatkv.memory();
-  const here = drawn && drawn.recipe === JSON.stringify(heatkv.recipe()) && heatkv.edits.count ? drawn : null;
+  const here = drawn && drawn.recipe === JSON.stringify(heatkv.recipe()) && heatkv.recipe().forget ? drawn : null;
   const { full, fullPeak, paperFactor } = plan;
   const held = here ? [...plan.held.slice(0, full.length - here.held.length), ...here.held] : plan.held; // nothing is drawn while a condition is read
   const peak = here ? here.peak : plan.peak;

@@ -1,4 +1,4 @@
-/* One line that tells how it went. value: {kind: 'info' | 'busy' | 'error', text} or null; the text is never markup. */
+/* One line that tells how it went. value: {kind: 'info' | 'error', text} or null; the text is never markup. */
 const line = element.querySelector('.notice');
 function show() {
   const { kind = 'info', text = '' } = props.value || {};

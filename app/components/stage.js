@@ -9,7 +9,8 @@ const find = (path) => element.querySelector(path);
 const SIDES = ['a', 'b'];
 const parts = Object.fromEntries(SIDES.map((side) => [side, { figure: find(`figure.${side}`), image: find(`figure.${side} img`), tag: find(`figure.${side} .tag`), mark: find(`figure.${side} .mark`) }]));
 const shown = { a: null, b: null }; // finished pictures, each with `want`: what it is the picture of
-const strips = new Map(); // what it is the strip of -> [{percent, image}]
+const strips = new Map(); // what it is the strip of -> {pictures: [{percent, image}], of: how many there will be, 0: not known yet}
+let stripping = null; // the strip that is being drawn; another one ends it
 let fulls = null; // the picture with the full cache of a strip that ships: {want, image}
 let score = null;
 let pending = null; // {id, want: {a, b}}
@@ -21,11 +22,21 @@ let number = Date.now();
 let typed = null; // a prompt that is written and not drawn
 
 const recipes = () => ({ a: heatkv.view.a, b: heatkv.recipe() });
-const wantOf = (prompt, seed, recipe, sampling = heatkv.view.sampling) => JSON.stringify([prompt, seed, sampling, recipe.policy, recipe.policy === 'full' ? 100 : recipe.percent, recipe.policy === 'full' ? '' : recipe.source, recipe.forget || '', recipe.storage || '']);
+/** What tells a picture from others, as a text. */
+const wantOf = (prompt, seed, { policy, percent, source, basis, forget, storage }, sampling = heatkv.view.sampling) => JSON.stringify([prompt, seed, sampling, policy, ...(policy === 'full' ? [] : [percent, source, basis || '']), forget || '', storage || '']);
 const want = () => Object.fromEntries(SIDES.map((side) => [side, wantOf(heatkv.view.prompt, heatkv.view.seed, recipes()[side])]));
 const stripWant = () => wantOf(heatkv.view.prompt, heatkv.view.seed, { ...heatkv.recipe(), percent: 0 });
 const fresh = (side) => Boolean(shown[side]) && shown[side].want === want()[side];
-const nearest = () => (strips.get(stripWant()) || []).reduce((best, one) => (!best || Math.abs(one.percent - heatkv.budget) < Math.abs(best.percent - heatkv.budget) ? one : best), null);
+const stripOf = (key) => strips.get(key) || { pictures: [], of: 0 };
+const whole = ({ pictures, of }) => of > 0 && pictures.length >= of;
+const NEAR = 5; // percent: of a strip that is being drawn, what is further off says little
+/** The picture of the strip that comes closest to the budget. */
+function nearest() {
+  const found = stripOf(stripWant());
+  const off = (one) => Math.abs(one.percent - heatkv.budget);
+  const best = found.pictures.reduce((one, other) => (!one || off(other) < off(one) ? other : one), null);
+  return best && (whole(found) || off(best) <= NEAR) ? best : null;
+}
 const label = (r) => (r.source === 'uploaded' ? 'your schedule' : r.policy === 'full' ? 'full cache' : `${heatkv.defaults.titles[r.policy] || r.policy}, ${r.percent} %${r.storage ? `, ${heatkv.defaults.storages[r.storage] || r.storage}` : ''}${r.source === 'session' ? ', your calibration' : ''}`) + (r.forget ? ', edited' : '');
 
 // --- asking ----------------------------------------------------------------------------------------------------------
@@ -59,9 +70,13 @@ function stop() {
 function requestStrip(shipped = false) {
   const key = stripWant();
   const b = recipes().b;
-  if (strips.has(key) || b.policy === 'full' || b.source === 'uploaded') return;
-  if (!shipped) strips.set(key, []);
-  if (!shipped) number += 1;
+  if (whole(stripOf(key)) || b.policy === 'full' || b.source === 'uploaded') return;
+  if (!shipped) {
+    if (stripping === key) return;
+    stripping = key;
+    if (!strips.has(key)) strips.set(key, stripOf(key));
+    number += 1;
+  }
   trigger('strip', { id: number, ...heatkv.subject(), b, key, shipped });
 }
 
@@ -99,7 +114,7 @@ function finish(value, wants) {
 function open(value) {
   if (shown.a || !heatkv.defaults) return;
   const wants = Object.fromEntries(SIDES.map((side) => [side, wantOf(value.prompt, value.seed, value.opening[side], {})]));
-  if (value.opening.strip) strips.set(wantOf(value.prompt, value.seed, { ...value.opening.b, percent: 0 }, {}), value.opening.strip);
+  if (value.opening.strip) strips.set(wantOf(value.prompt, value.seed, { ...value.opening.b, percent: 0 }, {}), { pictures: value.opening.strip, of: value.opening.strip.length });
   for (const side of SIDES) shown[side] = { ...value[side], want: wants[side] };
   score = value.score;
   heatkv.emit('drawn', { a: shown.a, b: shown.b });
@@ -107,15 +122,15 @@ function open(value) {
 }
 
 heatkv.bus.addEventListener('mail-strip', (event) => {
-  const { key, pictures, full } = event.detail;
+  const { key, pictures, full, of } = event.detail;
   if (!element.isConnected || !(strips.has(key) || key === stripWant())) return;
   if (full && key === stripWant()) fulls = { want: want().a, image: full };
-  const list = (strips.get(key) || []).filter((one) => !pictures.some((p) => p.percent === one.percent));
-  strips.set(key, [...list, ...pictures].sort((x, y) => x.percent - y.percent));
+  const others = stripOf(key).pictures.filter((one) => !pictures.some((p) => p.percent === one.percent));
+  strips.set(key, { pictures: [...others, ...pictures].sort((x, y) => x.percent - y.percent), of });
   if (strips.size > 24) strips.delete(strips.keys().next().value);
   if (key === stripWant()) { showStrip(); show(); }
 });
-const showStrip = () => heatkv.emit('strip', strips.get(stripWant()) || []);
+const showStrip = () => heatkv.emit('strip', stripOf(stripWant()).pictures);
 
 // --- showing ---------------------------------------------------------------------------------------------------------
 
@@ -238,7 +253,13 @@ find('.forgo').addEventListener('click', () => { find('.hello').hidden = true; t
 watch('value', take);
 const on = (name, run) => heatkv.bus.addEventListener(name, (event) => { if (element.isConnected) run(event); });
 on('typing', (event) => { typed = event.detail === heatkv.view.prompt ? null : event.detail; show(); });
-on('draw', () => { typed = null; said = ''; request(0); });
+on('draw', () => {
+  typed = null;
+  said = '';
+  stripping = null;
+  if (pending) stop(); // its answer may be lost, with the connection or the server: who presses Draw once more asks anew
+  request(0);
+});
 on('view', () => { typed = null; said = ''; show(); showStrip(); request(); });
 on('look', show);
 on('budget', () => { if (pending) { number += 1; pending = growing = null; } step = null; said = ''; show(); });

@@ -12,7 +12,7 @@ function take() {
   if (!value || !value.percents) return;
   const first = !heatkv.table;
   if (value.view) heatkv.begin(value.view);
-  if (value.source) heatkv.view.source = value.source;
+  Object.assign(heatkv.view, { source: value.source, basis: value.basis });
   heatkv.load(value);
   if (!first || !heatkv.defaults) return;
   if (heatkv.defaults.forget) heatkv.edits.set(heatkv.defaults.forget);

@@ -156,20 +156,30 @@ def _name(bench: Workbench, chosen: Chosen, profiles: HeadProfiles) -> Lesson:
 
 
 def _forget(bench: Workbench, chosen: Chosen) -> Lesson:
-    found = [tuple(pair) for pair in chosen.counts["strongest"]]
-    (layer, head), times = Counter(found).most_common(1)[0]
+    found, worst = [tuple(pair) for pair in chosen.counts["strongest"]], chosen.counts["worst"]
+    ((layer, head), times), *others = Counter(found).most_common(2)
+    alone = not others or others[0][1] < times
+    if not alone:  # no head of the model's, then: that of the picture shown
+        layer, head = found[0]
+    whose = "this model's pictures lean" if alone else "this picture leans"
     layers, of = bench.geometry.layers, chosen.counts["knocked"]
     third = min(2, 3 * layer // layers)
+    most = max(moved for pair, moved in zip(found, worst, strict=True) if pair == (layer, head))
+    moved = (
+        f"it moved the picture most in {times} of {of} prompts, by up to {most:.0f} of 255"
+        if alone
+        else f"it moved this picture most, by {worst[0]:.0f} of 255. In other prompts it was another one"
+    )
     return Lesson(
         "Forget one",
-        "Somewhere among these heads is the one that this model's pictures lean on most. Choose a head on the map and press H "
+        f"Somewhere among these heads is the one that {whose} on most. Choose a head on the map and press H "
         "(or Forget, head, below the map): it forgets everything, and picture B is drawn without its memory. Undo takes it back.",
         _view(bench, chosen, 0, budget=100, colour="attention"),
-        "In which layers is the head that matters most?",
+        f"In which layers is the head that matters most{'' if alone else ' here'}?",
         ("the first ones", "the middle ones", "the last ones"),
         third,
-        f"Layer {layer + 1}, head {head + 1}: of {layers * bench.geometry.heads} heads, each knocked out in turn, it moved the "
-        f"picture most in {times} of {of} prompts, by up to {max(chosen.counts['worst']):.0f} of 255. It is forgotten in B now.",
+        f"Layer {layer + 1}, head {head + 1}: of {layers * bench.geometry.heads} heads, each knocked out in turn, {moved}. "
+        "It is forgotten in B now.",
         "#headmap .levels",
         {"forget": f"{layer + 1}.{head + 1}", "head": [layer, head]},
     )
@@ -178,9 +188,7 @@ def _forget(bench: Workbench, chosen: Chosen) -> Lesson:
 def _arithmetic(bench: Workbench, chosen: Chosen) -> Lesson:
     preset = budgets.choose_preset("infinity-8b")
     geometry = preset.geometry
-    per_token = 2 * geometry.head_dim * 2 * 2  # keys and values, 2 bytes each, with and without the prompt
-    full = geometry.full_peak_tokens * per_token
-    gib = full / 2**30
+    gib = geometry.full_peak_tokens * budgets.OURS["bfloat16"].bytes_per_token(geometry, 1) / 2**30
     own = bench.geometry.full_peak_tokens * bench.bytes_per_token / 2**20
     options = (gib / 10, gib, gib * 10)
     return Lesson(

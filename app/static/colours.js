@@ -5,18 +5,20 @@ window.heatkvColours = (plans) => {
   const mix = (a, b, t) => a.map((v, i) => Math.round(v + (b[i] - v) * t));
   const css = (rgb) => `rgb(${rgb.join(',')})`;
   const palette = () => (plans.dark
-    ? { low: [88, 166, 255], mid: [62, 64, 72], high: [255, 158, 61], gone: [24, 25, 31], line: [98, 100, 112], ink: '#e7e5e4' }
-    : { low: [33, 102, 172], mid: [231, 229, 228], high: [214, 96, 22], gone: [250, 250, 249], line: [176, 171, 167], ink: '#44403c' });
+    ? { low: [88, 166, 255], mid: [62, 64, 72], high: [255, 158, 61], many: [172, 170, 174], gone: [24, 25, 31], line: [98, 100, 112], ink: '#e7e5e4' }
+    : { low: [33, 102, 172], mid: [231, 229, 228], high: [214, 96, 22], many: [120, 113, 108], gone: [250, 250, 249], line: [176, 171, 167], ink: '#44403c' });
 
   const state = { knocked: null, kept: null };
   const cellAt = (l, h, s) => (l * plans.table.heads + h) * plans.table.cached + s;
   const knockedHere = () => (plans === window.heatkv && state.knocked && state.knocked.subject === plans.subjectKey() ? state.knocked : null);
   const most = () => Math.max(1e-9, ...(knockedHere() ? knockedHere().moved.flat().filter((v) => v !== null) : [0]));
 
+  /** Whether there is such a choice on this map: what is known depends on the calibration and on the policy. */
+  const offers = (colour) => ({ attention: true, distance: Boolean(plans.table.distance), change: plans.table.change.length > 0, knockout: plans === window.heatkv, kept: plans.dynamic })[colour];
   /** The colours in use: what was chosen, or what the policy in use goes by. */
   function kind() {
     const chosen = plans === window.heatkv ? plans.view.colour : 'auto';
-    if (chosen !== 'auto' && (chosen !== 'distance' || plans.table.distance)) return chosen;
+    if (chosen !== 'auto' && offers(chosen)) return chosen;
     if (plans.table.needs === 'change' && plans.table.change.length) return 'change';
     return state.kept && plans.dynamic ? 'kept' : 'attention';
   }
@@ -70,6 +72,6 @@ window.heatkvColours = (plans) => {
     attention: plans.table.kind === 'rank' ? ['first to go', 'last to go'] : ['read ¼ of even', '4 × even'], distance: ['read ¼ of even', '4 × even'],
     change: ['outputs hardly change', 'change most'], knockout: ['picture stays', `moves by ${most() < 1e-6 ? '…' : most().toFixed(0)} of 255`], kept: ['no token kept', 'all kept'],
   })[kind()];
-  return { ...state, palette, css, mix, kind, two, level, shade, says, ends, knockedHere, most, byDistance, columnName, columnLabel, held,
+  return { ...state, palette, css, mix, offers, kind, two, level, shade, says, ends, knockedHere, most, byDistance, columnName, columnLabel, held,
     take(change) { Object.assign(state, change); plans.emit('colours'); } };
 };

@@ -62,7 +62,9 @@ window.heatkvPlans = () => {
     const bit = (layer * table.heads + head) * table.prunable + scale - table.sinkScales;
     return ((table.masks[at * table.stride + (bit >> 3)] >> (bit & 7)) & 1) === 1;
   }
-  const kept = (layer, head, scale, at = step()) => planned(layer, head, scale, at) && !edits.has(layer, head, scale);
+  const dynamic = () => Boolean(table) && table.static === false; // decides while it draws: no schedule
+  const forgotten = (layer, head, scale) => !dynamic() && edits.has(layer, head, scale); // where there is no plan the edits rest
+  const kept = (layer, head, scale, at = step()) => planned(layer, head, scale, at) && !forgotten(layer, head, scale);
 
   /** The smallest budget from which on a cell is always kept, in percent; null if it never is. */
   function keptFrom(layer, head, scale) {
@@ -75,7 +77,7 @@ window.heatkvPlans = () => {
    * the plan lets go on the way make this an upper bound, which the drawn picture replaces by what was allocated. */
   function resident(at = step()) {
     const held = Array.from(table.resident.subarray(at * table.sizes.length, (at + 1) * table.sizes.length));
-    if (!edits.count || table.storage !== 'compute') return held; // then entries are bytes, and how many a cell takes is the plan's to know
+    if (!edits.count || dynamic() || table.storage !== 'compute') return held; // then entries are bytes, and how many a cell takes is the plan's to know
     for (const l of words.range(table.layers)) {
       for (const h of words.range(table.heads)) {
         for (const s of words.range(table.cached)) {
@@ -111,12 +113,12 @@ window.heatkvPlans = () => {
   }
 
   return {
-    ...words, bus, emit, follow, load, edits, setBudget, step, planned, kept, keptFrom, resident, memory, look,
+    ...words, bus, emit, follow, load, edits, setBudget, step, planned, forgotten, kept, keptFrom, resident, memory, look,
     countRows(count) { rows = count; },
     get table() { return table; },
     get budget() { return fixed ? table.percents[0] : budget; },
     get fixed() { return fixed; },
-    get dynamic() { return Boolean(table) && table.static === false; }, // decides while it draws: no schedule
+    get dynamic() { return dynamic(); },
     get cell() { return cell; },
     get dark() { return document.body.classList.contains('dark'); },
     typeOf(layer, head) { return table.typeNames[table.types[layer * table.heads + head]] || null; },

@@ -6,12 +6,12 @@
  */
 window.heatkv = (() => {
   const plans = window.heatkvPlans();
-  const FULL = { policy: 'full', percent: 100, source: 'bundled', forget: '', storage: '' };
-  const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', storage: '', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null, classMode: false };
+  const FULL = { policy: 'full', percent: 100, source: 'bundled', basis: '', forget: '', storage: '' };
+  const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', basis: '', storage: '', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null, classMode: false };
   const query = new URLSearchParams(location.search);
   view.classMode = query.get('class') === '1';
   const given = (key, fits = () => true) => { const v = query.get(key); return v !== null && v.length <= 20000 && fits(v) ? v : null; };
-  const SHOWN = { mode: ['side', 'wipe', 'difference', 'steps'], colour: ['auto', 'attention', 'distance', 'change', 'knockout', 'kept'] };
+  const SHOWN = { mode: ['side', 'wipe', 'difference'], colour: ['auto', 'attention', 'distance', 'change', 'knockout', 'kept'] };
   let defaults = null;
   let percent = null; // asked for, before the table says which there are
 
@@ -22,17 +22,18 @@ window.heatkv = (() => {
   const subject = () => ({ prompt: view.prompt, seed: view.seed, sampling: view.sampling });
   const subjectKey = () => JSON.stringify(subject());
 
-  /** The recipe that the controls stand for. */
-  const recipe = () => ({ policy: view.policy, percent: plans.table ? plans.table.percents[plans.step()] : percent, source: view.source, forget: plans.edits.toText(), storage: plans.dynamic || plans.fixed ? '' : view.storage });
+  /** The recipe that the controls stand for. `basis` tells calibrations and schedules of one source apart. A policy without
+   * a plan has no cells to forget: the edits rest. */
+  const recipe = () => ({ policy: view.policy, percent: plans.table ? plans.table.percents[plans.step()] : percent, source: view.source, basis: view.basis, forget: plans.dynamic ? '' : plans.edits.toText(), storage: plans.dynamic || plans.fixed ? '' : view.storage });
   /** Whether the table is of the policy and storage that are asked for: another one may be on its way. */
   const tableFits = () => plans.fixed || (plans.table.policy === view.policy && plans.table.asked === view.storage);
-  const same = (x, y) => ['policy', 'percent', 'source', 'forget', 'storage'].every((key) => (x[key] || '') === (y[key] || ''));
+  const same = (x, y) => ['policy', 'percent', 'source', 'basis', 'forget', 'storage'].every((key) => (x[key] || '') === (y[key] || ''));
 
   // A recipe in the address: policy, percent, forgotten cells, storage. What plans are made from can not be in it.
   const pack = (r) => [r.policy, r.percent, r.forget, r.storage].join('~').replace(/~+$/, '');
   function unpack(text) {
     const [policy, number, forget, storage] = String(text).split('~');
-    return { policy, percent: Number(number) || 100, source: 'bundled', forget: forget || '', storage: storage || '' };
+    return { policy, percent: Number(number) || 100, source: 'bundled', basis: '', forget: forget || '', storage: storage || '' };
   }
 
   /** Take the defaults from Python and the wishes from the address, once. */
@@ -113,10 +114,14 @@ window.heatkv = (() => {
   const redo = () => { if (plans.edits.redo()) edited(); };
   function setEdits(text) { plans.edits.set(text); edited(); }
 
+  let last = 0;
+  /** A number for a request, above those before it: of a kind only the newest counts. */
+  const number = () => { last = Math.max(Date.now(), last + 1); return last; };
+
   /** What handlers in Python may need of the view. */
   const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, storage: view.storage, percent: plans.budget });
 
-  const api = { FULL, SAMPLING, wish, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  const api = { FULL, SAMPLING, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
   return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
 })();
 window.heatkv.colours = window.heatkvColours(window.heatkv);

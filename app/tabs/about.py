@@ -39,13 +39,14 @@ def facts(bench: Workbench) -> dict[str, Any]:
     geometry, model = bench.geometry, bench.model
     known = {key: value for key, value in model.about().items() if isinstance(value, (str, int, float))}
     full = geometry.full_peak_tokens * bench.bytes_per_token
+    least, least_ours = (bench.percents(policy)[0] for policy in ("heatkv", "heatkv+"))
     sinks = "the condition and a line" if geometry.scales.by_line else f"scales 1 to {bench.sink_scales}"
     rows = [
         ("Model", model.id),
         (f"{geometry.scales.word.capitalize()}s", str(geometry.scales)),
         ("Heads", f"{geometry.layers} layers × {geometry.heads} heads of size {geometry.head_dim}"),
         ("Full KV cache", f"{geometry.full_peak_tokens} tokens, {full / 2**20:.2f} MiB, one image"),
-        ("Least budget", f"{bench.percents('heatkv')[0]} %: {sinks} alone; none for HeatKV+"),
+        ("Least budget", f"{least} %: {sinks} alone; {least_ours} % for HeatKV+"),
         *_head_rows(bench),
         ("Device", f"{model.device}, {str(model.dtype).removeprefix('torch.')}"),
         *((key.replace("_", " ").capitalize(), _plain(value)) for key, value in known.items()),

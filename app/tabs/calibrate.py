@@ -23,7 +23,7 @@ from heatkv.scores import HeadScores, load_orders, orders_to_json
 from heatkv.views.calibrations import orders_correlation, plan_difference
 
 # A by the same recipe as B, but from the bundled calibration.
-COMPARE = """() => { const h = window.heatkv; h.set({ a: { ...h.recipe(), source: 'bundled', forget: '' } });
+COMPARE = """() => { const h = window.heatkv; h.set({ a: { ...h.recipe(), source: 'bundled', basis: '', forget: '' } });
     document.querySelector('#tab-explore-button').click(); }"""
 
 

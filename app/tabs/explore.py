@@ -7,8 +7,7 @@ themselves. Handlers take and return plain values.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ import gradio as gr
 from app.components import Component
 from app.gallery import Drawing
 from app.jobs import DrawStep
-from app.page import MODEL_JOB, PRIVATE, Page, event_data, problem, request_number
+from app.page import MODEL_JOB, PRIVATE, Newest, Page, event_data, problem, request_number
 from app.pictures import data_url
 from app.recipes import Calibration, Plan, Recipe
 from app.report import score, scorecard
@@ -30,31 +29,15 @@ from heatkv.schedule import Schedule
 from heatkv.views.explore import packed
 
 STREAM_SECONDS = 0.15  # pictures that grow are sent no more often than this
-MAX_VISITORS = 2000
-
-
-class Newest:
-    """The newest request of every visitor and kind: what is older need not be finished."""
-
-    def __init__(self) -> None:
-        self._newest: OrderedDict[tuple[str, str], int] = OrderedDict()
-
-    def ask(self, visitor: str, kind: str, number: int) -> None:
-        self._newest[visitor, kind] = max(number, self._newest.pop((visitor, kind), 0))
-        while len(self._newest) > MAX_VISITORS:
-            self._newest.popitem(last=False)
-
-    def is_newest(self, visitor: str, kind: str, number: int) -> bool:
-        return self._newest.get((visitor, kind), number) == number
 
 
 class ExploreTab:
     def __init__(self, bench: Workbench, strips: Sequence[Strip] = ()) -> None:
         self.bench = bench
         self.strips = {(strip.prompt, strip.seed, strip.policy): strip for strip in strips}
-        self.heads = HeadCards(bench)
-        self.files = Files(bench)
         self.newest = Newest()
+        self.heads = HeadCards(bench, self.newest)
+        self.files = Files(bench)
         self.opening: tuple[Any, Any] = None, None
 
     def build(self, page: Page, lessons: list[dict[str, Any]]) -> None:
@@ -69,7 +52,7 @@ class ExploreTab:
                 self.details = Component("scorecard", self.opening[1])
                 Component("memory")
             with gr.Column(scale=6, min_width=300):
-                self.card = Component("headcard", self.heads.opening())
+                self.card = Component("headcard", self.heads.opening(unasked=self.opening[0] is not None))
                 Component("heads")
                 self.types = Component("headtypes")
         self.files.build()
@@ -84,9 +67,8 @@ class ExploreTab:
         head_map.knock(self.knock_out, None, page.mail, **MODEL_JOB, **often)
         for part in (stage, head_map):
             part.halt(self.halt, None, None, queue=False, **often)
-        for part in (head_map, self.card):
-            part.open(self.heads.show, page.calibration, self.card, queue=False, **often)
-            part.probe(self.heads.draw_card, page.calibration, self.card, **MODEL_JOB, **often)
+        self.card.open(self.heads.show, page.calibration, self.card, queue=False, **often)
+        self.card.probe(self.heads.draw_card, page.calibration, self.card, **MODEL_JOB, **often)
         page.dial.types(self.heads.head_types, session, self.types, **MODEL_JOB, **often)
         self.files.wire(page, stage, refresh)
 
@@ -106,7 +88,7 @@ class ExploreTab:
         self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
     ) -> Iterator[Any]:
         """Pictures A and B, growing; then the score. ``event``: {id, prompt, seed, sampling, a, b, has}."""
-        data, number, wanted = self._asked("draw", event, request)
+        data, number, wanted = self.newest.asked("draw", event, request)
         try:
             prompt, seed, sampling = self.bench.read_subject(data)
             note = self.bench.model.check_prompt(str(data.get("prompt")))
@@ -135,17 +117,20 @@ class ExploreTab:
         self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
     ) -> Iterator[Any]:
         """B's picture at a few budgets, in the background; ``event``: {id, prompt, seed, sampling, b, key, shipped}."""
-        data, _, wanted = self._asked("strip", event, request)
+        data = event_data(event)
         try:
             prompt, seed, sampling = self.bench.read_subject(data)
             plan = self.bench.read_plan(data.get("b"), calibration, uploaded, sampling)
             recipe, key = plan.recipe, str(data.get("key"))[:2000]
             shipped = self.strips.get((prompt, seed, recipe.policy))
             if shipped is not None and recipe == Recipe(recipe.policy, recipe.percent):
-                yield {"to": "strip", "key": key, **{part: shipped.value()[part] for part in ("pictures", "full")}}
+                value = shipped.value()
+                about = {"to": "strip", "key": key, "of": len(value["pictures"])}
+                yield {**about, "pictures": value["pictures"], "full": value["full"]}
                 return
-            if data.get("shipped"):  # only what lies ready
+            if data.get("shipped"):  # only what lies ready: a strip that is being drawn goes on
                 return
+            *_, wanted = self.newest.asked("strip", event, request)
             percents = strip_percents(self.bench, recipe, calibration)
             plans = [replace(plan, recipe=replace(recipe, percent=percent)) for percent in percents]
             for step in self.bench.jobs.strip(prompt, seed, plans):
@@ -154,7 +139,7 @@ class ExploreTab:
                 if not isinstance(step, Waiting):
                     index, drawing = step
                     picture = {"percent": percents[index], "image": drawing.frames[-1]}
-                    yield {"to": "strip", "key": key, "pictures": [picture]}
+                    yield {"to": "strip", "key": key, "of": len(plans), "pictures": [picture]}
         except Exception:  # what is wrong with the recipe is said where it is drawn
             return
 
@@ -162,12 +147,12 @@ class ExploreTab:
         """Stop what this visitor has running. ``event``: {id, kind}."""
         data = event_data(event)
         kind = data.get("kind")
-        if kind in ("draw", "strip", "knock"):
+        if kind in ("draw", "knock"):
             self.newest.ask(str(request.session_hash), str(kind), request_number(data))
 
     def knock_out(self, event: gr.EventData, request: gr.Request) -> Iterator[Any]:
         """How far the picture moves without each head. ``event``: {id, prompt, seed, sampling, subject}."""
-        data, number, wanted = self._asked("knock", event, request)
+        data, number, wanted = self.newest.asked("knock", event, request)
         geometry = self.bench.geometry
         moved = [[None] * geometry.heads for _ in range(geometry.layers)]  # type: list[list[float | None]]
         psnr = [[None] * geometry.heads for _ in range(geometry.layers)]  # type: list[list[float | None]]
@@ -192,15 +177,6 @@ class ExploreTab:
         except Exception as error:
             yield {"to": "knocked", "id": number, "error": problem(error)}
 
-    def _asked(
-        self, kind: str, event: gr.EventData, request: gr.Request
-    ) -> tuple[Mapping[str, Any], int, Callable[[], bool]]:
-        """What the page sent, the request's number, and whether that is still this visitor's newest of its kind."""
-        data, visitor = event_data(event), str(request.session_hash)
-        number = request_number(data)
-        self.newest.ask(visitor, kind, number)
-        return data, number, lambda: self.newest.is_newest(visitor, kind, number)
-
     def _finished(
         self, number: int, prompt: str, seed: int, plans: Sequence[Plan], drawings: Sequence[Drawing], has: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -221,9 +197,8 @@ class ExploreTab:
         """A finished picture for the page; without its pixels where the page has them."""
         run = drawing.run
         picture = {
-            "key": f"{run.prompt}|{run.seed}|{plan.key}", "label": plan.recipe.label, "policy": plan.policy,
-            "static": plan.schedule is not None, "peak": run.kv_bytes_peak, "full": run.kv_bytes_full,
-            "seconds": run.seconds, "held": [event.kv_bytes for event in run.scales], "kept": None,
+            "key": f"{run.prompt}|{run.seed}|{plan.key}", "label": plan.recipe.label, "peak": run.kv_bytes_peak,
+            "held": [event.kv_bytes for event in run.scales], "kept": None,
         }  # fmt: skip
         if drawing.kept_LHS is not None:
             picture["kept"] = packed((drawing.kept_LHS * 65535).round(), "u2")

@@ -12,9 +12,10 @@ from app.inputs import SAMPLING, InputError, without_folder
 from app.jobs import DrawStep
 from app.page import MODEL_JOB, PRIVATE, Page, event_data, notice, problem, request_number, saved_file
 from app.pictures import file_name, png
-from app.recipes import Calibration, Plan
+from app.recipes import FULL, Calibration, Plan
 from app.workbench import Workbench
 from heatkv.generate import Generation
+from heatkv.policies import REGISTRY
 from heatkv.schedule import Schedule, ScheduleError
 
 
@@ -83,12 +84,15 @@ class Files:
 
 
 def image_file(run: Generation, plan: Plan) -> dict[str, str]:
+    recipe = plan.recipe
+    planned = recipe.source != "uploaded" and recipe.policy != FULL and REGISTRY[recipe.policy].needs != "nothing"
     facts = {
         "prompt": run.prompt, "seed": str(run.seed), "model": run.model, "policy": run.policy,
-        "budget": f"{run.budget:g}", "forgotten": plan.recipe.forget,
-        "storage": plan.recipe.storage or "", "kv_bytes_peak": str(run.kv_bytes_peak),
-        "calibration": plan.calibration.label, "software": "HeatKV Explorer",
-        **{name: f"{getattr(plan.recipe.sampling, name):g}" for name in SAMPLING if plan.recipe.sampling},
+        "budget": f"{run.budget:g}", "forgotten": recipe.forget,
+        "storage": recipe.storage or "", "kv_bytes_peak": str(run.kv_bytes_peak),
+        "calibration": plan.calibration.label if planned else "",
+        "schedule": "from a file" if recipe.source == "uploaded" else "", "software": "HeatKV Explorer",
+        **{name: f"{getattr(recipe.sampling, name):g}" for name in SAMPLING if recipe.sampling},
     }  # fmt: skip
     name = file_name(run.prompt, f"seed{run.seed}", run.policy, f"{100 * run.budget:g}") + ".png"
     return saved_file(name, "image/png", png(run.pixels, {key: text for key, text in facts.items() if text}))

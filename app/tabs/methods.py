@@ -66,11 +66,9 @@ class MethodsTab:
         inputs = [self.prompt, page.wish, page.calibration]
         outputs = [self.sheet, self.progress, self.notice, self.draw, self.cancel]
         submits = [self.prompt.submit] if isinstance(self.prompt, gr.Textbox) else []
-        runs: list[Any] = [
-            trigger(self.draw_all, inputs, outputs, js=WISH, **MODEL_JOB, **PRIVATE)
-            for trigger in (self.draw.click, *submits)
-        ]
-        self.cancel.click(None, None, None, cancels=runs).then(
+        # One event for both: Gradio lets each run but once at a time, and two runs would write one sheet.
+        run = gr.on([self.draw.click, *submits], self.draw_all, inputs, outputs, js=WISH, **MODEL_JOB, **PRIVATE)
+        self.cancel.click(None, None, None, cancels=[run]).then(
             self.cancelled, None, outputs[1:], queue=False, **PRIVATE
         )
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import Page, expect
 from tiny import tiny_lines_model, tiny_model
 
 import heatkv
 from app.demo import Exhibit, create_demo, create_pages, launch_options
+from app.recipes import Recipe
+from app.strips import strip_percents
+from app.workbench import Workbench
 
 REFERENCES = {
     "other_seed": {"psnr": 9.0, "psnr_foreground": 8.0, "ssim": 0.2, "bit_agreement": 0.6},
@@ -89,6 +96,13 @@ def drawn(page: Page) -> None:
     )
 
 
+def strip_drawn(page: Page, site: Site) -> int:
+    """Wait until the strip along the slider is whole; how many pictures it has."""
+    count = len(strip_percents(Workbench(site.model.model, site.scores), Recipe("heatkv")))
+    expect(page.locator("#dial .strip img")).to_have_count(count)
+    return count
+
+
 def set_budget(page: Page, value: int) -> None:
     """Move the slider as a drag does, without letting go."""
     page.locator("#budget-range").evaluate(
@@ -110,6 +124,12 @@ def picture(page: Page, side: str) -> str:
     url = page.locator(f"#stage figure.{side} img").get_attribute("src")
     assert url and url.startswith("data:image/png;base64,")
     return url
+
+
+def pixels(page: Page, side: str) -> Any:
+    """A picture as the browser has decoded it."""
+    content = picture(page, side).partition(",")[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
 
 def upload(page: Page, where: str, name: str, content: bytes) -> None:

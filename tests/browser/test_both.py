@@ -110,8 +110,13 @@ def test_how_tokens_are_drawn_is_chosen_shared_and_taken_back(page: Page, site: 
     assert page.locator("#ask .fields input").count() == 3, "bits have no top-k"
     field = page.locator("#ask [data-name=guidance]")
     assert field.get_attribute("placeholder") == "2"
+    field.fill("-2")
+    field.press("Tab")
+    expect(page.locator("#ask .wrong")).to_contain_text("“-2” is not taken")
+    expect(field).to_have_value("")
     field.fill("1")
     field.press("Tab")
+    expect(page.locator("#ask .wrong")).to_be_empty()
     page.wait_for_function("heatkv.view.sampling.guidance === 1")
     drawn(page)
     assert picture(page, "a") != own and page.evaluate("heatkv.memory().fullPeak") == half / 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Site, choose_policy, drawn, picture, release, set_budget, tab, upload, visit
-from PIL import Image
+from pages import Site, choose_policy, drawn, picture, pixels, release, set_budget, strip_drawn, tab, upload, visit
 from playwright.sync_api import Page, expect
 
 import heatkv
@@ -31,12 +28,6 @@ def box(page: Page, path: str) -> dict[str, float]:
     found = page.locator(path).bounding_box()
     assert found is not None, path
     return dict(found)
-
-
-def pixels(page: Page, side: str) -> Any:
-    """A picture as the browser has decoded it."""
-    content = picture(page, side).partition(",")[2]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
 
 def asked(page: Page) -> list[str]:
@@ -129,8 +120,7 @@ def test_the_first_picture_is_there_within_two_seconds_and_a_half(page: Page, si
 
 def test_dragging_moves_map_memory_and_picture_without_a_request(page: Page, site: Site) -> None:
     visit(page, site)
-    page.wait_for_function("document.querySelectorAll('#dial .strip img').length > 4")
-    page.wait_for_timeout(500)
+    strip_drawn(page, site)
     map_before = page.locator("#headmap .detail canvas").evaluate("(node) => node.toDataURL()")
     words, b = page.locator("#dial .bytes").inner_text(), picture(page, "b")
     urls = asked(page)
@@ -259,6 +249,9 @@ def test_cells_are_stored_in_few_bits_on_the_page_and_in_links(page: Page, site:
     assert picture(page, "b") == b and page.locator("#dial .storages").input_value() == "int8"
     visit(page, site, "?storage=int3")
     expect(page.locator("#dial .sentence")).to_contain_text("must be one of compute, int8")
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.locator("#dial .sentence")).to_be_in_viewport()
+    assert page.locator("#dial .sentence").get_attribute("role") == "status"
     drawn(page)
     assert picture(page, "b") == before
 
@@ -274,6 +267,37 @@ def test_a_job_can_be_cancelled_and_the_next_one_runs(page: Page, site: Site) ->
     site.model.seconds = 0.0
     page.locator("#ask .draw").click()
     drawn(page)
+
+
+def test_who_presses_draw_once_more_asks_anew_as_the_first_request_may_be_lost(page: Page, site: Site) -> None:
+    visit(page, site)
+    site.model.seconds = 0.3
+    page.locator("#ask .seed input").fill("78")
+    page.locator("#ask .draw").click()
+    expect(page.locator("#stage figure.b .mark")).to_contain_text("drawing, 1 of 6")
+    with page.expect_request(lambda request: '"has"' in (request.post_data or ""), timeout=10_000):
+        page.locator("#ask .draw").click()
+    site.model.seconds = 0.0
+    drawn(page)
+
+
+def test_a_strip_that_another_one_ended_is_finished_when_its_picture_is_back(page: Page, site: Site) -> None:
+    visit(page, site)
+    pictures, whole = page.locator("#dial .strip img"), strip_drawn(page, site)
+    site.model.seconds = 0.1
+    for prompt in ("blue cat", "green tree", "blue cat"):
+        page.locator("#ask .prompt input").fill(prompt)
+        page.locator("#ask .seed input").fill("79")
+        page.locator("#ask .draw").click()
+        drawn(page)
+        expect(pictures).not_to_have_count(0)
+        if pictures.count() < whole:
+            least = page.evaluate("heatkv.table.percents[0]")
+            set_budget(page, 90)
+            assert f"{least} %" not in page.locator("#stage figure.b .tag").inner_text(), "that is not near"
+            set_budget(page, 35)
+    site.model.seconds = 0.0
+    expect(pictures).to_have_count(whole)
 
 
 def test_a_wrong_prompt_is_said_and_what_was_there_is_marked(page: Page, site: Site) -> None:
@@ -316,6 +340,18 @@ def test_cells_are_forgotten_by_key_and_taken_back(page: Page, site: Site) -> No
         page.locator(f"#headmap [data-forget={what}]").click()
         assert text is None or page.evaluate("heatkv.edits.toText()") == text
     drawn(page)
+
+
+def test_forgotten_cells_rest_under_a_policy_without_a_plan(page: Page, site: Site) -> None:
+    visit(page, site, "?forget=2.3")
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 35 %, edited")
+    choose_policy(page, "h2o")
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · H2O, 35 %")
+    expect(page.locator("#headmap .dynamic")).to_contain_text("What was forgotten by hand rests")
+    choose_policy(page, "heatkv")
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 35 %, edited")
 
 
 def test_a_long_press_forgets_and_a_click_does_not(page: Page, site: Site) -> None:
@@ -380,6 +416,33 @@ def test_the_map_shows_what_the_policy_goes_by(page: Page, site: Site) -> None:
     expect(page.locator("#headmap [data-colour=kept]")).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#headmap .dynamic")).to_be_visible()
     expect(page.locator("#headmap .readout")).to_contain_text("tokens kept in this picture")
+    page.locator("#headmap [data-colour=kept]").click()
+    choose_policy(page, "heatkv")
+    expect(page.locator("#headmap [data-colour=attention]")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#headmap .share-key")).to_contain_text("kept by few")
+    page.evaluate("heatkv.look(1, 2, heatkv.table.cached - 1)")
+    kept = page.evaluate("heatkv.keptCells()[1].filter((row) => row.at(-1)).length")
+    expect(page.locator("#headmap .readout")).to_contain_text(f"Of this layer's 4 heads {kept} keep")
+
+
+def test_the_types_of_heads_are_those_of_the_policy_in_use(page: Page, site: Site) -> None:
+    visit(page, site, "?policy=hack")
+    expect(page.locator(".types .title")).to_have_text("HACK's head types")
+    tab(page, "Learn")
+    page.locator("#lessons .start").first.click()
+    expect(page.locator(".types")).to_be_hidden()
+    page.locator("#lesson .options button").first.click()
+    expect(page.locator("#lesson .answer")).to_contain_text(
+        "No. " if page.locator("#lesson .wrong").count() else "Yes. "
+    )
+    page.locator("#lesson .leave").click()
+    expect(page.locator(".types")).to_be_visible()
+    for name in ("hack", "headkv", "snapkv", "headkv", "heatkv"):  # before the answers have come
+        page.locator("#dial .policies").select_option(name)
+    page.wait_for_function("heatkv.table.policy === 'heatkv'")
+    page.wait_for_timeout(500)
+    expect(page.locator(".types")).to_be_hidden()
+    expect(page.locator("#dial .policies")).to_have_value("heatkv")
 
 
 def test_map_and_card_work_by_mouse_and_keyboard(page: Page, site: Site) -> None:
@@ -467,4 +530,4 @@ def test_the_map_follows_the_dark_theme(page: Page, site: Site, context_options:
     colour = page.locator("#headmap .overview canvas").evaluate(
         "(node) => [...node.getContext('2d').getImageData(8, 8, 1, 1).data].slice(0, 3)"
     )
-    assert max(colour) < 120 or colour[0] > colour[2], "the light palette on a dark page"
+    assert min(colour) > 150, "what all heads keep is light on a dark page, and dark on a light one"

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Site, drawn, tab, upload, visit
+from pages import Site, drawn, pixels, tab, upload, visit
 from playwright.sync_api import Page, expect
 
 import heatkv
@@ -60,6 +60,29 @@ def test_a_calibration_changes_the_map_of_this_session_only(page: Page, site: Si
     assert heatkv.HeadScores.load(found.value.path()).prompts == ("green tree", "a picture of a cat")
     page.locator("#calibrate-reset").click()
     page.wait_for_function("(before) => heatkv.table.kept + heatkv.table.types.join() === before", arg=before)
+
+
+def test_a_second_calibration_is_drawn_from_and_what_stood_on_the_first_is_no_longer_drawn(
+    page: Page, site: Site
+) -> None:
+    visit(page, site)
+    for prompt in ("green tree", "blue cat"):
+        tab(page, "Calibrate")
+        before = page.evaluate("heatkv.table.basis")
+        page.locator("#calibrate-prompts textarea").fill(prompt)
+        page.locator("#calibrate-start").click()
+        page.wait_for_function("(before) => heatkv.table.basis !== before", arg=before)
+        tab(page, "Explore")
+        if prompt == "blue cat":  # A is pinned, and stands on the first
+            expect(page.locator("#stage .line")).to_contain_text("Your calibration is not known any more")
+            page.locator("#stage .unpin").click()
+        drawn(page)
+        expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 35 %, your calibration")
+        plan = heatkv.plan(heatkv.calibrate(site.model.model, [prompt]), 0.35)
+        assert (pixels(page, "b") == heatkv.generate(site.model.model, "red apple", 0, plan).pixels).all(), prompt
+        if prompt == "green tree":
+            page.locator("#stage .pin").click()
+            expect(page.locator("#stage .line .figure")).to_have_text("identical")
 
 
 def test_a_calibration_can_be_cancelled_and_changes_nothing(page: Page, site: Site) -> None:

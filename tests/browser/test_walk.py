@@ -163,3 +163,5 @@ def test_a_choice_of_one_colour_is_none(page: Page, site: Site, context_options:
     tab(page, "Published models")
     page.wait_for_function("heatkvPublished.table")
     expect(page.locator("#tab-published .choice")).to_be_hidden()
+    field = page.locator("#published-map .detail .field")
+    assert "forgets" not in field.get_attribute("aria-label") and field.get_attribute("aria-keyshortcuts") is None
