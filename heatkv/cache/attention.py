@@ -65,25 +65,24 @@ def shared_attention(q_BH1D: Tensor, k_BED: Tensor, v_BED: Tensor, bias_BHE: Ten
     return attention(q_B1HD, k_B1ED, v_B1ED, bias_BHE.unsqueeze(1)).transpose(1, 2)
 
 
-def own_entries(head_E: Tensor, heads: int, like: Tensor) -> Tensor:
-    """A bias ``[1, heads, E]`` of the dtype of ``like``: 0 where an entry is of that head, else minus infinity.
+def entry_kinds(
+    position_E: npt.NDArray[np.integer], head_E: npt.NDArray[np.integer], condition: int, heads: int
+) -> npt.NDArray[np.integer]:
+    """What `hiding` tells entries by: which token of a condition each is, or none of them, and whose."""
+    kinds: npt.NDArray[np.integer] = np.minimum(position_E, condition) * heads + head_E
+    return kinds
 
-    ``head_E`` (int32) is on the host. For the call at hand: kept from call to call for all layers, it would take as
-    much as a cache in 4 bits does.
+
+def hiding(hidden_BT: Tensor | None, condition: int, heads: int, like: Tensor) -> Tensor:
+    """What hides entries from heads, by kind: ``[B or 1, heads, (condition + 1) * heads]`` of the dtype of ``like``.
+
+    0, or minus infinity for those of other heads and for tokens of the condition that nobody sees. A call selects what
+    it needs: the masks of all layers, kept from call to call, would take as much as a cache in 4 bits does.
     """
-    return only_itself(heads, like.dtype, like.device).index_select(1, to_device(head_E, like.device))[None]
-
-
-@lru_cache(maxsize=16)
-def only_itself(heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    bias_HH = torch.full((heads, heads), -torch.inf, dtype=dtype, device=device)
-    return bias_HH.fill_diagonal_(0)
-
-
-def hiding(hidden_BT: Tensor, tokens: int, like: Tensor) -> Tensor:
-    """A bias ``[B, tokens]`` of the dtype of ``like`` that hides tokens of a condition, which is the first tokens."""
-    hidden_BT = pad(hidden_BT, (0, tokens - hidden_BT.shape[1]))
-    return like.new_zeros(hidden_BT.shape).masked_fill_(hidden_BT, -torch.inf)
+    seen_BHTH = torch.eye(heads, dtype=torch.bool, device=like.device)[None, :, None].repeat(1, 1, condition + 1, 1)
+    if hidden_BT is not None:
+        seen_BHTH = seen_BHTH & ~pad(hidden_BT, (0, 1))[:, None, :, None]
+    return like.new_zeros(seen_BHTH.shape).masked_fill_(~seen_BHTH, -torch.inf).flatten(2)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import attention, hiding, on_host, own_entries, select, shared_attention
+from heatkv.cache.attention import attention, entry_kinds, hiding, on_host, select, shared_attention
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule
 
@@ -45,17 +45,20 @@ class GroupPlan:
     head_E, position_E
         Whose every entry of memory is, and which token of the sequence: what is held by head and position, then the
         room; where all heads hold equally many, the room of each head behind what it holds.
+    kind_E
+        What hides each (`attention.hiding`).
     keep_E
         Which entries of the stretch before, or of the condition, are held.
 
-    Numbers of entries are on the host: those of all stretches and layers together take as much as what they number.
+    All of these are on the host: those of all stretches and layers together take as much as what they number.
     """
 
     first: int
     held_H: npt.NDArray[np.int64]
     room: int
-    head_E: Tensor
-    position_E: Tensor
+    head_E: npt.NDArray[np.integer]
+    position_E: npt.NDArray[np.integer]
+    kind_E: Tensor
     keep_E: Tensor
 
     @cached_property
@@ -73,10 +76,8 @@ def plan_group(
 ) -> GroupPlan:  # fmt: skip
     """Lay out the entries for the lines ``first .. last``; ``before`` is None where only the condition came before."""
     heads, condition = len(drop_at_HS), scales.tokens[0]
-    head_E: npt.NDArray[np.integer] = np.repeat(np.arange(heads), condition)
-    position_E: npt.NDArray[np.integer] = np.tile(np.arange(condition), heads)
-    if before is not None:
-        head_E, position_E = before.head_E.numpy(), before.position_E.numpy()
+    head_E = np.repeat(np.arange(heads), condition) if before is None else before.head_E
+    position_E = np.tile(np.arange(condition), heads) if before is None else before.position_E
     segment_E = np.searchsorted([end for _, end in scales.bounds], position_E, side="right")
     kept = np.flatnonzero(drop_at_HS[head_E, segment_E] > first)
     kept = kept[np.lexsort((position_E[kept], head_E[kept]))]
@@ -89,8 +90,10 @@ def plan_group(
     else:
         new_head_E = np.concatenate([head_E[kept], np.tile(np.arange(heads), len(drawn))])
         new_position_E = np.concatenate([position_E[kept], np.repeat(drawn, heads)])
-    whose_E, which_E, keep_E = (on_host(x, device) for x in (new_head_E, new_position_E, kept))
-    return GroupPlan(first, held_H, len(drawn), whose_E, which_E, keep_E)
+    kind_E, keep_E = (on_host(x, device) for x in (entry_kinds(new_position_E, new_head_E, condition, heads), kept))
+    # Remembered for every stretch of every layer: in half the bytes.
+    whose_E, which_E = (x.astype(np.int32) for x in (new_head_E, new_position_E))
+    return GroupPlan(first, held_H, len(drawn), whose_E, which_E, kind_E, keep_E)
 
 
 class Group:
@@ -110,10 +113,10 @@ class Group:
             memory[:, :, : self.filled] = held_2BED
         self.memory, self.aligned = memory, plan.aligned
 
-    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor, hiding_BP: Tensor | None) -> Tensor:
+    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor, hiding_BHX: Tensor | None) -> Tensor:
         """Write a token into its room and attend to all there is, ``[B, heads, 1, D]``.
 
-        ``hiding_BP``: 0, or minus infinity for tokens of the sequence that nobody sees.
+        ``hiding_BHX``: `attention.hiding`; where heads lie apart, without those that only it keeps apart, or None.
         """
         before, dim, new = self.filled, 3 if self.aligned else 2, 1 if self.aligned else self.heads
         self.filled += new
@@ -121,14 +124,12 @@ class Group:
         torch.stack((k_BH1D, v_BH1D), out=place if self.aligned else place.unsqueeze(3))
         k, v = self.read()
         if not self.aligned:
-            bias_BHE = own_entries(self.plan.head_E[: self.filled], self.heads, q_BH1D)
-            if hiding_BP is not None:
-                bias_BHE = bias_BHE + select(hiding_BP, 1, self.plan.position_E[: self.filled]).unsqueeze(1)
-            return shared_attention(q_BH1D, k, v, bias_BHE)
+            assert hiding_BHX is not None
+            return shared_attention(q_BH1D, k, v, select(hiding_BHX, 2, self.plan.kind_E[: self.filled]))
         bias_BH1M = None
-        if hiding_BP is not None:
-            position_HM = self.plan.position_E.view(self.heads, -1)[:, : self.filled]
-            bias_BH1M = select(hiding_BP, 1, position_HM.reshape(-1)).view(-1, self.heads, 1, self.filled)
+        if hiding_BHX is not None:
+            bias_BH1M = select(hiding_BHX, 2, self.plan.kind_E).unflatten(2, (self.heads, 1, -1)).squeeze(1)
+            bias_BH1M = bias_BH1M.narrow(3, 0, self.filled)
         return attention(q_BH1D, k, v, bias_BH1M)
 
     def read(self) -> tuple[Tensor, ...]:
@@ -158,7 +159,8 @@ class LineMemory:
         starts = [t for t in range(2, len(geometry.scales)) if (schedule.drop_at_LHS[..., :t] == t).any()]
         self._last = dict(zip([1, *starts], [t - 1 for t in [*starts, len(geometry.scales)]], strict=True))
         self._cuts_L: list[list[slice]] = []
-        self._hiding_BP: Tensor | None = None
+        self._hidden_BT: Tensor | None = None
+        self._hiding_BHX: dict[tuple[int, bool], Tensor] = {}  # of groups of so many heads, aligned or not
 
     def attend(self, layer: int, segment: int, first: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         """Attention of token ``first`` of a line, which is cached with it."""
@@ -167,17 +169,29 @@ class LineMemory:
         groups = self._groups_L[layer]
         self.tokens += self.geometry.heads
         if len(groups) == 1:
-            return groups[0].attend(q_BHND, k_BHND, v_BHND, self._hiding_BP)
+            return groups[0].attend(q_BHND, k_BHND, v_BHND, self._hiding(groups[0], q_BHND))
         cuts = self._cuts_L[layer]
         outs = [
-            group.attend(q_BHND[:, cut], k_BHND[:, cut], v_BHND[:, cut], self._hiding_BP)
+            group.attend(q_BHND[:, cut], k_BHND[:, cut], v_BHND[:, cut], self._hiding(group, q_BHND))
             for group, cut in zip(groups, cuts, strict=True)
         ]
         return torch.cat(outs, 1)
 
+    def _hiding(self, group: Group, like: Tensor) -> Tensor | None:
+        """What hides entries from the heads of a group, if anything does."""
+        if group.aligned and self._hidden_BT is None:
+            return None
+        known, key = self._hiding_BHX, (group.heads, group.aligned)
+        if key not in known:
+            known[key] = hiding(self._hidden_BT, self.geometry.scales.tokens[0], group.heads, like)
+            if group.aligned:  # every head reads its own entries, and only what nobody sees is hidden
+                known[key] = known[key].amax(1, keepdim=True)
+        return known[key]
+
     def release(self) -> None:
         """Let go of everything: the image is drawn."""
-        self._groups_L, self._hiding_BP = [[] for _ in self._groups_L], None
+        self._groups_L = [[] for _ in self._groups_L]
+        self._hiding_BHX.clear()
         self.tokens = self.allocated_bytes = 0
 
     def entries(self, layer: int) -> LineEntries:
@@ -186,8 +200,7 @@ class LineMemory:
 
     def take_condition(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, hidden_BT: Tensor | None) -> None:
         """Cache what the schedule keeps of a condition, and take the room of the first stretch."""
-        if layer == 0:
-            self._hiding_BP = None if hidden_BT is None else hiding(hidden_BT, self.geometry.scales.total, k_BHTD)
+        self._hidden_BT = hidden_BT
         table_HS = self.schedule.drop_at_LHS[layer]
         cuts = self._remember(
             ("cuts", table_HS.tobytes(), len(k_BHTD)), lambda: cut_heads(table_HS, self.geometry.scales, len(k_BHTD))
@@ -275,10 +288,9 @@ class LineEntries:
         group, head = self.groups[index], head - self.cuts[index].start
         plan, (k, v) = group.plan, group.read()
         if plan.aligned:
-            positions = plan.position_E.view(group.heads, -1)[head, : group.filled]
-            return k[:, head], v[:, head], positions.numpy()
-        own = np.flatnonzero(plan.head_E[: group.filled].numpy() == head)
-        position_E = plan.position_E.numpy()
-        own = own[np.argsort(position_E[own], kind="stable")]
+            positions = plan.position_E.reshape(group.heads, -1)[head, : group.filled]
+            return k[:, head], v[:, head], positions
+        own = np.flatnonzero(plan.head_E[: group.filled] == head)
+        own = own[np.argsort(plan.position_E[own], kind="stable")]
         chosen = torch.from_numpy(own).to(k.device)
-        return k[:, chosen], v[:, chosen], position_E[own]
+        return k[:, chosen], v[:, chosen], plan.position_E[own]

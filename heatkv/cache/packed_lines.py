@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from heatkv.cache.attention import hiding, on_host, own_entries, select
+from heatkv.cache.attention import entry_kinds, hiding, on_host, select
 from heatkv.cache.packed import Parts
 from heatkv.formats import FORMATS, OPEN_LINE, Format
 from heatkv.scales import Geometry, ScaleSchedule
@@ -65,17 +65,20 @@ class LinePlan:
     head_E, position_E
         Whose every entry is, and which token of the sequence: those of the parts, cell by cell, then those in 8
         bits, and of these the room of the line last, token by token.
+    kind_E
+        What hides each (`attention.hiding`).
     keep_E
         Which of the entries in 8 bits before, or of the condition, are held.
     room
         Tokens of the line, all heads alike.
 
-    Numbers of entries are on the host: those of all lines and layers together take as much as what they number.
+    All of these are on the host: those of all lines and layers together take as much as what they number.
     """
 
     parts: dict[tuple[int, int], Part]
-    head_E: Tensor
-    position_E: Tensor
+    head_E: Ints
+    position_E: Ints
+    kind_E: Tensor
     keep_E: Tensor
     room: int
 
@@ -125,14 +128,16 @@ def plan_line(
     was_head_E: Ints = np.tile(heads, scales.tokens[0])
     was_position_E: Ints = np.repeat(np.arange(scales.tokens[0]), len(heads))
     if before is not None:
-        was_head_E, was_position_E = (x[before.in_parts :].numpy() for x in (before.head_E, before.position_E))
+        was_head_E, was_position_E = before.head_E[before.in_parts :], before.position_E[before.in_parts :]
     segment_E = np.searchsorted([end for _, end in scales.bounds], was_position_E, side="right")
     stays_E = (drop_at_HS[was_head_E, segment_E] > line) & np.isin(formats_HS[was_head_E, segment_E], BY_TOKEN)
     keep_E, drawn = np.flatnonzero(stays_E), np.arange(*scales.bounds[line])
     head_E += [was_head_E[keep_E], np.tile(heads, len(drawn))]
     position_E += [was_position_E[keep_E], np.repeat(drawn, len(heads))]
-    whose_E, which_E = (on_host(np.concatenate(x), device) for x in (head_E, position_E))
-    return LinePlan(parts, whose_E, which_E, on_host(keep_E, device), len(drawn))
+    # Remembered for every line of every layer: in half the bytes.
+    whose_E, which_E = (np.concatenate(x).astype(np.int32) for x in (head_E, position_E))
+    kinds_E = entry_kinds(which_E, whose_E, scales.tokens[0], len(heads))
+    return LinePlan(parts, whose_E, which_E, on_host(kinds_E, device), on_host(keep_E, device), len(drawn))
 
 
 @lru_cache(maxsize=4)
@@ -177,18 +182,13 @@ class HeldLines:
         """Entries that are stored, of all heads."""
         return self.plan.in_parts + self.held + self.drawn * self.heads
 
-    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor, hiding_BP: Tensor | None) -> Tensor:
-        """Attention ``[B, heads, 1, D]`` to all that is stored and the token at hand.
-
-        ``hiding_BP``: 0, or minus infinity for tokens of the sequence that nobody sees.
-        """
+    def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor, hiding_BHX: Tensor) -> Tensor:
+        """Attention ``[B, heads, 1, D]`` to all that is stored and the token at hand; ``hiding``: see there."""
         first, end = self.plan.in_parts, self.entries
         numbers_2BED, steps_2BE, firsts_2BE = self._numbers(k_BH1D, v_BH1D)
         keys, values = numbers_2BED.unbind()
         q_BHD = q_BH1D.squeeze(2).float()
-        bias_BHE = own_entries(self.plan.head_E[: end + self.heads], self.heads, q_BHD)
-        if hiding_BP is not None:
-            bias_BHE = bias_BHE + select(hiding_BP, 1, self.plan.position_E[: end + self.heads]).unsqueeze(1)
+        bias_BHE = select(hiding_BHX, 2, self.plan.kind_E[: end + self.heads])
         logits_BHE = torch.baddbmm(bias_BHE, q_BHD, keys.transpose(1, 2))
         by_token = logits_BHE[..., first:end]
         by_token.mul_(steps_2BE[0].unsqueeze(1)).baddbmm_(q_BHD.sum(-1, keepdim=True), firsts_2BE[0].unsqueeze(1))
@@ -254,14 +254,15 @@ class PackedLineMemory:
         self.geometry, self.schedule = geometry, schedule
         self.tokens = self.allocated_bytes = self.peak_bytes = 0
         self.holders: list[HeldLines] = []
-        self._hiding_BP: Tensor | None = None
+        self._hiding_BHX: Tensor | None = None
         self._at_hand: list[Tensor] = []  # keys and values of the token that layers are reading
 
     def attend(self, layer: int, segment: int, first: int, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
         """Attention of token ``first`` of a line, which is cached with it."""
         if first == 0 and layer == 0 and segment > 1:
             self._begin(segment)
-        out_BHND = self.holders[layer].attend(q_BHND, k_BHND, v_BHND, self._hiding_BP)
+        assert self._hiding_BHX is not None
+        out_BHND = self.holders[layer].attend(q_BHND, k_BHND, v_BHND, self._hiding_BHX)
         self._at_hand.append(torch.stack((k_BHND, v_BHND)))
         if len(self._at_hand) == self.geometry.layers:
             codes, ranges = OPEN_LINE.encode(torch.stack(self._at_hand).squeeze(4))
@@ -275,7 +276,7 @@ class PackedLineMemory:
         """Cache what the schedule keeps of a condition, and take the room of the first line."""
         newest_2BHND = torch.stack((k_BHTD, v_BHTD)).float()
         if layer == 0:
-            self._hiding_BP = None if hidden_BT is None else hiding(hidden_BT, self.geometry.scales.total, newest_2BHND)
+            self._hiding_BHX = hiding(hidden_BT, k_BHTD.shape[2], k_BHTD.shape[1], newest_2BHND)
         codes, ranges = (x.transpose(2, 3).flatten(2, 3) for x in OPEN_LINE.encode(newest_2BHND))
         plan = self._plan(layer, 1, None, k_BHTD.device)
         self.holders.append(HeldLines(plan, None, codes, ranges, newest_2BHND))
@@ -308,7 +309,7 @@ class PackedLineMemory:
 
     def release(self) -> None:
         """Let go of everything: the image is drawn."""
-        self.holders, self._hiding_BP = [], None
+        self.holders, self._hiding_BHX = [], None
         self.tokens = self.allocated_bytes = 0
 
     def entries(self, layer: int) -> PackedLineEntries:
@@ -331,8 +332,8 @@ class PackedLineEntries:
         raise ValueError("entries of different formats have no order that heads share: look at them one by one")
 
     def of_head(self, head: int) -> tuple[Tensor, Tensor, Ints]:
-        position_E = self.plan.position_E[: self.read_2BED.shape[2]].numpy()
-        own = np.flatnonzero(self.plan.head_E[: len(position_E)].numpy() == head)
+        position_E = self.plan.position_E[: self.read_2BED.shape[2]]
+        own = np.flatnonzero(self.plan.head_E[: len(position_E)] == head)
         own = own[np.argsort(position_E[own], kind="stable")]
         k, v = self.read_2BED[:, :, torch.from_numpy(own).to(self.read_2BED.device)].unbind()
         return k, v, position_E[own]
