@@ -13,7 +13,7 @@ from heatkv.cache.seam import full_cache
 from heatkv.files import write_atomic
 from heatkv.models.base import GenerativeModel, Sampling, seeded_noise
 
-SAMPLING = Sampling(guidance=2.0, temperature=1.0)  # of the bundled model
+SAMPLING = Sampling(guidance=1.0, temperature=1.0)  # of the bundled model by scales: guidance burned bare words
 GAP, LINE = 3, 14  # pixels between pictures, and for a line of text
 
 

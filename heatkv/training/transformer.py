@@ -43,13 +43,13 @@ class TransformerRun:
     ``samples-STEP.png``.
     """
 
-    steps: int = 4000
+    steps: int = 8700
     grow: int = 30000
     widen: int = 60000
     batch: int = 8
     short_batch: int = 32
     short_scales: int = 7
-    full_every: int = 4
+    full_every: int = 2
     pool: int = 32768
     start: int = 2048
     fresh: int = 4
@@ -60,7 +60,7 @@ class TransformerRun:
     forget: float = 0.4
     unseen: float = 0.125
     drop: float = 0.1
-    grounding: float = 0.1
+    grounding: float = 0.15
     compile: bool = True
     depth: int = 8
     width: int = 256
