@@ -75,7 +75,7 @@ def test_everything_is_measured_and_told(run: Path, dataset: data.Dataset) -> No
     for pool in sent["retrieval"].values():
         assert pool["chance"] == pytest.approx(1 / 3, abs=1e-3) and len(pool["draws"]) == 2
     assert sent["colours"]["held_out"]["names"] == sent["colours"]["trained"]["names"] == 2
-    assert sent["cost"]["kv_bytes"] == 2 * 1 * 32 * 14 * 2 * 4, "rows x width x tokens x (key, value) x float32"
+    assert sent["cost"]["kv_bytes"] == 1 * 1 * 32 * 14 * 2 * 4, "rows x width x tokens x (key, value) x float32"
     assert sent["places"]["prompts"] == 4 and set(sent["places"]["relations"]) == set(evaluate.RELATIONS)
     assert sent["specialisation"]["heads"] == 2 and sent["seeds"]["scenes"] == 1
     card = evaluate.markdown(result)
