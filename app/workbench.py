@@ -44,7 +44,7 @@ class Workbench:
         self.references = references or {}
         self.examples = self._usable(model.examples)
         self.prompts = self._usable(prompts) or self.examples
-        self.sink_scales = min(self.geometry.scales.default_sinks, len(self.geometry.scales) - 1)
+        self.sink_scales = self.geometry.scales.default_sinks
         self._tables: dict[tuple[str, str | None], explore.BudgetTable] = {}
         self.jobs = Jobs(self, turns or Turns())
 

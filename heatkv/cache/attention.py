@@ -23,7 +23,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import pad
 
 # What costs as much as so many products of a query and a key: a call of the kernel, and bringing heads into an order.
 CALL_PAIRS = 1 << 13
@@ -81,7 +80,7 @@ def hiding(hidden_BT: Tensor | None, condition: int, heads: int, like: Tensor) -
     """
     seen_BHTH = torch.eye(heads, dtype=torch.bool, device=like.device)[None, :, None].repeat(1, 1, condition + 1, 1)
     if hidden_BT is not None:
-        seen_BHTH = seen_BHTH & ~pad(hidden_BT, (0, 1))[:, None, :, None]
+        seen_BHTH = seen_BHTH & ~F.pad(hidden_BT, (0, 1))[:, None, :, None]
     return like.new_zeros(seen_BHTH.shape).masked_fill_(~seen_BHTH, -torch.inf).flatten(2)
 
 

@@ -116,7 +116,7 @@ class Group:
     def attend(self, q_BH1D: Tensor, k_BH1D: Tensor, v_BH1D: Tensor, hiding_BHX: Tensor | None) -> Tensor:
         """Write a token into its room and attend to all there is, ``[B, heads, 1, D]``.
 
-        ``hiding_BHX``: `attention.hiding`; where heads lie apart, without those that only it keeps apart, or None.
+        ``hiding_BHX``: what `LineMemory._hiding` says of the group.
         """
         before, dim, new = self.filled, 3 if self.aligned else 2, 1 if self.aligned else self.heads
         self.filled += new
@@ -178,7 +178,7 @@ class LineMemory:
         return torch.cat(outs, 1)
 
     def _hiding(self, group: Group, like: Tensor) -> Tensor | None:
-        """What hides entries from the heads of a group, if anything does."""
+        """What hides entries from the heads of a group (`attention.hiding`), if anything does."""
         if group.aligned and self._hidden_BT is None:
             return None
         known, key = self._hiding_BHX, (group.heads, group.aligned)

@@ -170,7 +170,7 @@ def bench(
 
 def random_orders(geometry: Geometry) -> npt.NDArray[np.int64]:
     """Head orders to plan from where nothing was measured."""
-    sources = max(0, len(geometry.scales) - 1 - geometry.scales.default_sinks)
+    sources = len(geometry.scales) - 1 - geometry.scales.default_sinks
     slots = np.tile(np.arange(geometry.head_count), (sources, 1))
     return np.random.default_rng(0).permuted(slots, axis=1)
 

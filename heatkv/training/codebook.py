@@ -186,7 +186,7 @@ def train(scenes: Scenes, folder: Path, run: CodebookRun, device: torch.device, 
     started, first, losses = time.time(), step, torch.zeros(2)
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     while step < last:
-        frozen, generator = step >= run.freeze, torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        frozen, generator = step >= run.freeze, loop.generator_at(run.seed, step)
         rate = loop.learning_rate(step - run.freeze, run.steps - run.freeze) if frozen else (
             loop.learning_rate(step, run.freeze)
         )  # fmt: skip

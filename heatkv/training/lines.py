@@ -270,7 +270,7 @@ def train(
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     started, first, losses = time.time(), step, list[Tensor]()
     while step < last:
-        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        generator = loop.generator_at(run.seed, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps, decay=run.decay)

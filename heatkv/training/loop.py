@@ -22,6 +22,11 @@ def learning_rate(step: int, steps: int, *, warmup: int = 100, decay: float = 0.
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
 
 
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """The noise of a step, whether the run came to it at once or was resumed before it."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, step: int, limit: float) -> None:
     """Exponential moving average of the parameters; short memory at first, ``limit`` later."""

@@ -207,7 +207,7 @@ def train(scenes: Scenes, folder: Path, run: TokenizerRun, device: torch.device,
     first = step
     last = min(run.steps, step + stop_after) if stop_after else run.steps
     while step < last:
-        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        generator = loop.generator_at(run.seed, step)
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate * loop.learning_rate(step, run.steps)
         x = draw_batch(scenes, run.seed * 1_000_003 + step, run.batch, device)

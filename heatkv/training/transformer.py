@@ -300,7 +300,7 @@ def train(
     started, begun = time.time(), step
     losses: dict[int, list[Tensor]] = {k: [] for k in caches}
     while step < last:
-        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+        generator = loop.generator_at(run.seed, step)
         for optimizer, rates in optimizers:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * loop.learning_rate(step, run.steps)

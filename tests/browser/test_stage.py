@@ -256,12 +256,17 @@ def test_cells_are_stored_in_few_bits_on_the_page_and_in_links(page: Page, site:
     assert picture(page, "b") == before
 
 
-def test_a_job_can_be_cancelled_and_the_next_one_runs(page: Page, site: Site) -> None:
+def begin_slowly(page: Page, site: Site, seed: int) -> None:
+    """Ask for a picture that is still being drawn when this returns."""
     visit(page, site)
     site.model.seconds = 0.4
-    page.locator("#ask .seed input").fill("77")
+    page.locator("#ask .seed input").fill(str(seed))
     page.locator("#ask .draw").click()
     expect(page.locator("#stage figure.b .mark")).to_contain_text("drawing, 1 of 6")
+
+
+def test_a_job_can_be_cancelled_and_the_next_one_runs(page: Page, site: Site) -> None:
+    begin_slowly(page, site, 77)
     page.locator("#stage .cancel").click()
     expect(page.locator("#stage .line")).to_contain_text("Cancelled")
     site.model.seconds = 0.0
@@ -270,11 +275,7 @@ def test_a_job_can_be_cancelled_and_the_next_one_runs(page: Page, site: Site) ->
 
 
 def test_who_presses_draw_once_more_asks_anew_as_the_first_request_may_be_lost(page: Page, site: Site) -> None:
-    visit(page, site)
-    site.model.seconds = 0.3
-    page.locator("#ask .seed input").fill("78")
-    page.locator("#ask .draw").click()
-    expect(page.locator("#stage figure.b .mark")).to_contain_text("drawing, 1 of 6")
+    begin_slowly(page, site, 78)
     with page.expect_request(lambda request: '"has"' in (request.post_data or ""), timeout=10_000):
         page.locator("#ask .draw").click()
     site.model.seconds = 0.0
