@@ -108,6 +108,16 @@ def counted_share(geometry: Geometry, storage: str) -> float:
     return geometry.head_count * cost / full
 
 
+def counted_budget(budget: float, geometry: Geometry, storage: str) -> float:
+    """The budget that allows a `counted` geometry exactly what ``budget`` allows in ``storage``, or all there is."""
+    most = counted(geometry, storage).full_peak_tokens
+    stored = round(counted_share(geometry, storage) * full_cost(geometry, storage))
+    if storage == COMPUTE.name or not stored:
+        return budget
+    limit = cost_limit(budget, geometry, storage) * most // stored
+    return min(1.0, (limit + 0.5) / most)  # half-way to the next one, so that no rounding changes it
+
+
 def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
     """The share of the full peak that sinks, and a line while it is drawn, take at most: no budget can be below it."""
     check_sinks(scales, sink_scales)

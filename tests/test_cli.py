@@ -126,6 +126,17 @@ def test_published_orders_are_planned_without_weights(
     assert planned["full_peak_tokens"] == 3_289_600 and planned["least_budget"] == pytest.approx(21 / 6425)
 
 
+def test_the_least_budget_is_told_for_the_storage(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = model / "scores.safetensors"
+    command = "plan", "--scores", scores, "--budget", 0.9, "--storage", "int4", "--out", tmp_path / "s.json"
+    least = run(capsys, *command)["least_budget"]
+    assert 0 < least < run(capsys, *command[:-4], "--out", tmp_path / "s.json")["least_budget"]
+    assert run(capsys, *command[:4], f"{least:.12f}", *command[5:])["budget"] == pytest.approx(least)
+    assert "these scores are of tiny, not of infinity-2b" in fails(capsys, *command, "--model", "infinity-2b")
+
+
 def test_compare_gives_rows_references_and_intervals(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,8 @@ from strategies import (
 )
 
 from heatkv import policies
-from heatkv.budget import least_budget, token_limit
+from heatkv.budget import counted, counted_share, least_budget, token_limit
+from heatkv.formats import FORMATS
 from heatkv.policies import REGISTRY, plan
 from heatkv.policies.base import PlanInput, Policy
 from heatkv.policies.heatkv import removals
@@ -291,6 +292,37 @@ def test_rounding_of_the_budget_costs_no_token(tokens: tuple[int, ...], layers: 
     for seed in range(10):
         problem = Problem(geometry, 1, budget, random_orders(geometry, 1, seed))
         assert (solve(problem).drop_at_LHS == greedy_by_hand(problem)).all()
+
+
+@pytest.mark.parametrize("storage", list(FORMATS))
+@pytest.mark.parametrize("name", [name for name, policy in REGISTRY.items() if policy.drop_at and policy.sinks])
+def test_the_least_budget_as_printed_is_feasible_in_every_storage(name: str, storage: str) -> None:
+    scales = ScaleSchedule.square([1, 2, 3, 4, 5, 6, 8, 10, 12, 16])
+    for geometry in (Geometry(8, 8, 32, scales), Geometry(3, 5, 16, ScaleSchedule.lines(4, 6, 5))):
+        for sinks in (1, 2, 3, 5):
+            least = least_budget(counted(geometry, storage).scales, sinks) * counted_share(geometry, storage)
+            for budget in (least, float(f"{least:.12f}")):
+                schedule = plan(
+                    scores_of(geometry), budget, name, sinks, model="toy", geometry=geometry, storage=storage
+                )
+                assert schedule.peak_share == pytest.approx(least)
+
+
+@pytest.mark.parametrize(
+    "asked", ["line-ar:recent=99999999999999999999", "ams:extra=-99999999999", "snapkv:kernel=2000000"]
+)
+def test_options_out_of_proportion_are_refused_before_anything_runs(asked: str) -> None:
+    policy, options = policies.variant(asked)
+    geometry = Geometry(2, 2, 8, ScaleSchedule.lines(2, 4, 4))
+    with pytest.raises(ValueError, match="it can be 1048576 at most"):
+        policies.cache_factory(policy.name, geometry, 0.6, scores_of(geometry), **options)
+
+
+@pytest.mark.parametrize("name", ["heatkv", "headkv"])
+def test_scores_of_another_model_make_no_cache(name: str) -> None:
+    geometry = Geometry(2, 2, 8, ScaleSchedule.square([1, 2, 3, 4]))
+    with pytest.raises(ValueError, match="these scores are of toy, not of pocket"):
+        policies.cache_factory(name, geometry, 0.6, scores_of(geometry), model="pocket")
 
 
 def test_the_least_budget_of_a_large_model_is_feasible_as_printed() -> None:

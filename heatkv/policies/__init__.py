@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.budget import MIXED, check_budget, counted, counted_share
+from heatkv.budget import MIXED, check_budget, counted, counted_budget, counted_share
 from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.policies import (
     ams,
@@ -54,6 +54,8 @@ REGISTRY: dict[str, Policy] = {
         streaming.POLICY,
     )
 }
+
+ANY_MODEL = "any"  # scores of whichever model of this geometry will do
 
 PlanSource = HeadScores | npt.NDArray[np.integer] | None
 
@@ -172,9 +174,9 @@ def _tables(chosen: Policy, inputs: PlanInput, options: dict[str, Any]) -> Table
     if chosen.stored is not None:
         return chosen.stored(inputs, **options)
     assert chosen.drop_at is not None
-    share = counted_share(inputs.geometry, inputs.storage)
+    geometry, storage = inputs.geometry, inputs.storage
     in_cost = replace(
-        inputs, geometry=counted(inputs.geometry, inputs.storage), budget=min(1.0, inputs.budget / share),
+        inputs, geometry=counted(geometry, storage), budget=counted_budget(inputs.budget, geometry, storage),
         storage="compute",
     )  # fmt: skip
     return chosen.drop_at(in_cost, **options), None
@@ -188,7 +190,7 @@ def cache_factory(
     sink_scales: int | None = None,
     *,
     seed: int = 0,
-    model: str = "any",
+    model: str = ANY_MODEL,
     storage: str | None = None,
     **options: Any,
 ) -> Callable[[], KVCache]:
@@ -198,14 +200,15 @@ def cache_factory(
     """
     chosen = find(policy)
     if chosen.cache is None:
-        if isinstance(scores, HeadScores):
+        if isinstance(scores, HeadScores) and model == ANY_MODEL:
             model = scores.model
         schedule = plan(
             scores, budget, policy, sink_scales, model=model, geometry=geometry, seed=seed, storage=storage, **options
         )  # fmt: skip
         return lambda: ScheduleCache(geometry, schedule)
     make = chosen.cache
-    _, inputs = _plan_input(chosen, scores, budget, sink_scales, None, geometry, seed, storage)
+    whose = None if model == ANY_MODEL else model
+    _, inputs = _plan_input(chosen, scores, budget, sink_scales, whose, geometry, seed, storage)
     all_options = chosen.with_options(options)
     make(inputs, **all_options)  # so that what is wrong with the options is said before anything runs
     return lambda: make(inputs, **all_options)

@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from heatkv.budget import cost_limit
 from heatkv.cache.seam import KVCache
+from heatkv.files import shown
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
 
+MAX_OPTION = 1 << 20  # of a whole number: more than there are tokens
 Provenance = Literal["paper", "re-implementation", "adaptation", "reference", "ours"]
 # When each cell goes and, where cells have formats of their own, which: the tables of `heatkv.schedule.Schedule`.
 Tables = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer] | None]
@@ -105,6 +107,9 @@ class Policy:
         if unknown:
             known = ", ".join(self.options) or "none"
             raise ValueError(f"policy {self.name!r} has no option {unknown[0]!r}; its options: {known}")
+        for name, value in given.items():
+            if isinstance(value, int) and abs(value) > MAX_OPTION:
+                raise ValueError(f"{name} of policy {self.name!r} is {shown(value)}: it can be {MAX_OPTION} at most")
         return {**self.options, **given}
 
     def summary_for(self, scales: ScaleSchedule) -> str:
