@@ -288,3 +288,12 @@ def test_even_samples_and_patch_centres() -> None:
     assert evenly(0, 3).tolist() == []
     assert patch_centres(2, 6, 2).tolist() == [1, 4, 7, 10]
     assert patch_centres(1, 3, 4).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("budget", [0.15, 0.3, 0.5])
+def test_room_that_is_taken_in_pieces_is_planned_in_pieces(budget: float) -> None:
+    geometry = Geometry(8, 2, 4, ScaleSchedule.square([1, 2, 3, 4, 5, 6, 8, 10, 12]))
+    cache = cache_of("scalekv", budget, geometry, 0)
+    play(cache, random_qkv(geometry, 1))
+    assert 0.95 * cache.planned_bytes(1, 4) <= cache.peak_bytes <= cache.planned_bytes(1, 4)
+    assert cache.planned_share <= budget

@@ -6,6 +6,8 @@ little geometry that token selection shares.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -34,6 +36,22 @@ def held_tokens(allowance_TLH: npt.NDArray[np.integer], geometry: Geometry) -> I
         held_LH = np.minimum(allowed_LH, held_LH + geometry.scales.tokens[t])
         held.append(held_LH)
     return np.stack(held) if held else np.zeros(allowance_TLH.shape, np.int64)
+
+
+def taken_tokens(allowance_TLH: npt.NDArray[np.integer], geometry: Geometry) -> Ints:
+    """Tokens that every head has room taken for after each scale, same shape.
+
+    Room comes in the pieces of `heatkv.policies.tokens`: whole, up to the next allowance that any scale has in that
+    layer, as soon as a head of the layer reaches into it.
+    """
+    taken_TLH = np.zeros(allowance_TLH.shape, np.int64)
+    reached_TL = held_tokens(allowance_TLH, geometry).max(2, initial=0)
+    for layer in range(geometry.layers):
+        ends = np.unique([0, *allowance_TLH[:, layer].ravel()])
+        for start, end in pairwise(ends):
+            reaches_TH = (reached_TL[:, layer, None] > start) & (allowance_TLH[:, layer] >= end)
+            taken_TLH[:, layer][reaches_TH] = end
+    return taken_TLH
 
 
 def resident(tokens_TLH: npt.NDArray[np.integer]) -> Ints:

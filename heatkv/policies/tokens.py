@@ -23,7 +23,7 @@ from torch import Tensor
 
 from heatkv.cache.attention import TILE_LOGITS, PartialAttention, attention, merge, partial_attention
 from heatkv.cache.seam import KVCache
-from heatkv.policies.allowance import EMPTY, evenly, held_tokens, resident
+from heatkv.policies.allowance import EMPTY, evenly, resident, taken_tokens
 from heatkv.policies.line_tokens import HeldTokens, LineTokens
 from heatkv.scales import Geometry
 
@@ -202,7 +202,7 @@ class TokenCache(KVCache):
         if self.geometry.scales.by_line:
             most = self.allowance_TLH.sum((1, 2)).max() if self.allowance_TLH.numel() else 0
             return int(most)
-        return int(resident(held_tokens(self.allowance_TLH.numpy(), self.geometry)).max(initial=0))
+        return int(resident(taken_tokens(self.allowance_TLH.numpy(), self.geometry)).max(initial=0))
 
     def rank(self, candidates: Candidates) -> Priority:
         """For subclasses: which candidates to keep. Called where not all of them can stay."""
