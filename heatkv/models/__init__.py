@@ -151,6 +151,17 @@ def find_folder(name_or_path: str | Path) -> Path:
     return available_files(preset, files).parent
 
 
+def weight_files(name_or_path: str | Path) -> list[Path]:
+    """All files that decide what a model draws: weights, configuration, what words stand for. Raises ``ValueError``."""
+    if folder := bundled_folder(name_or_path):
+        named = [path for path in (folder / "config.json", folder / bundled.SYNONYMS) if path.exists()]
+        return sorted({*named, *folder.glob("model*.safetensors*")})
+    preset, files = find_official(name_or_path)
+    available_files(preset, files)
+    parts = [part for part in (files.transformer, files.autoencoder, files.text) if part is not None]
+    return [path for part in parts for path in (sorted(part.rglob("*")) if part.is_dir() else [part]) if path.is_file()]
+
+
 def available_files(preset: Preset, files: Files) -> Path:
     """The transformer's path, if all parts are there."""
     missing = hub.missing_parts(preset, files)

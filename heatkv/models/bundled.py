@@ -84,7 +84,7 @@ class FolderConfig:
     @property
     def geometry(self) -> Geometry:
         shape = self.transformer
-        return Geometry(shape.depth, shape.heads, shape.head_dim, getattr(shape, "scales", self.scales))
+        return Geometry(shape.depth, shape.heads, shape.head_dim, self.scales)
 
     @property
     def common(self) -> dict[str, Any]:
@@ -123,6 +123,10 @@ def read_config(folder: Path, kinds: Mapping[str, tuple[type, type]]) -> FolderC
         most = getattr(shape, "max_scales", len(config.scales))
         if len(config.scales) > most:
             raise CheckpointError(f"it has {len(config.scales)} scales, but max_scales is {most}")
+        # The number of lines first: those that a transformer draws are listed only where they are as many as stated.
+        lines = len(config.scales) - 1
+        if getattr(shape, "grid", lines) != lines or getattr(shape, "scales", config.scales) != config.scales:
+            raise CheckpointError("its transformer draws other lines than its scales state")
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return config
@@ -191,9 +195,16 @@ def _dtype_in_part(part: str, dtype_of: Callable[[str], torch.dtype], name: str)
     return dtype_of(f"{part}.{name}")
 
 
-def words_reader(folder: Path, config: FolderConfig, width: int) -> WordEncoder:
-    """The text encoder that ``config`` describes, with the folder's synonyms."""
-    text = WordEncoder(Vocabulary(config.words), width, config.max_words, reach=config.reach)
-    if (folder / SYNONYMS).exists():
-        text.synonyms = Synonyms.load(folder / SYNONYMS)
-    return text
+def words_reader(folder: Path, config: FolderConfig, width: int) -> Callable[[], WordEncoder]:
+    """What makes the text encoder that ``config`` describes, with the folder's synonyms, which are read now.
+
+    Raises ``SynonymsError`` that names the file.
+    """
+    synonyms = Synonyms.load(folder / SYNONYMS) if (folder / SYNONYMS).exists() else None
+
+    def make() -> WordEncoder:
+        text = WordEncoder(Vocabulary(config.words), width, config.max_words, reach=config.reach)
+        text.synonyms = synonyms or text.synonyms
+        return text
+
+    return make

@@ -14,7 +14,7 @@ from heatkv.cache.attention import partial_attention
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
-from heatkv.models.infinity.layout import autoencoder_state, transformer_state, unpack_text
+from heatkv.models.infinity.layout import autoencoder_state, transformer_state
 from heatkv.models.infinity.rope import RopeMode, rope_table, rotate
 from heatkv.models.infinity.sampling import Guidance, generate_scales
 from heatkv.models.infinity.transformer import InfinityTransformer, TextFeatures, TransformerConfig
@@ -64,7 +64,10 @@ def autoencoder(tiny: dict[str, Tensor]) -> Autoencoder:
 
 
 def text_of(tensors: dict[str, Tensor], name: str, lengths: list[int]) -> TextFeatures:
-    return TextFeatures(*unpack_text(tensors[f"{name}.kv_compact"], lengths))
+    """Concatenated features of several prompts, padded, and which are real."""
+    rows = tensors[f"{name}.kv_compact"].split(lengths)
+    features_BNC = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return TextFeatures(features_BNC, torch.arange(features_BNC.shape[1]) < torch.tensor(lengths)[:, None])
 
 
 RUNS = {

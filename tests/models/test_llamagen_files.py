@@ -186,6 +186,23 @@ def test_a_model_folder_that_does_not_fit_is_one_clear_error(
         load(tmp_path, "cpu")
 
 
+def test_a_transformer_of_more_lines_than_are_stated_is_refused_before_it_is_laid_out(tmp_path: Path) -> None:
+    bundled(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for grid in (131_072, config["transformer"]["grid"] - 1):
+        config["transformer"]["grid"] = grid
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=r"config\.json: .*other lines than its scales state"):
+            load(tmp_path, "cpu")
+
+
+def test_broken_synonyms_are_named(tmp_path: Path) -> None:
+    bundled(tmp_path)
+    (tmp_path / "synonyms.json").write_text("{nope")
+    with pytest.raises(ValueError, match=r"synonyms\.json.*not valid JSON"):
+        load(tmp_path, "cpu")
+
+
 def test_images_have_the_official_bytes(conformance: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

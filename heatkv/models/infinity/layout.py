@@ -116,11 +116,3 @@ def autoencoder_config(state: dict[str, Tensor], token_bits: int) -> Autoencoder
         patchify=token_bits == 4 * bits,
         patch=patch,
     )
-
-
-def unpack_text(compact_NC: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Concatenated features of several prompts as padded ``[B, N, C]`` and mask ``[B, N]``."""
-    rows = compact_NC.split(lengths)
-    features = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    mask = torch.arange(features.shape[1])[None, :] < torch.tensor(lengths)[:, None]
-    return features, mask

@@ -87,7 +87,7 @@ def load_folder(folder: Path, config: FolderConfig, device: torch.device, dtype:
     parts = bundled.load_parts(
         folder,
         {
-            "text": lambda: bundled.words_reader(folder, config, shape.text_width),
+            "text": bundled.words_reader(folder, config, shape.text_width),
             "transformer": lambda: InfinityTransformer(shape, scales),
             "autoencoder": lambda: Autoencoder(scales, image, with_encoder=False),
         },

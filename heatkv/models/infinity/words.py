@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from heatkv.files import parse_json, read_bytes, write_atomic
+from heatkv.files import read_json, write_atomic
 
 FORMAT, VERSION = "heatkv-synonyms", 1
 MAX_BYTES = 2 << 20
@@ -156,7 +156,7 @@ class Synonyms:
     @classmethod
     def load(cls, path: Path) -> Synonyms:
         """Read a table; every problem with it is a `SynonymsError` that names the file."""
-        table = parse_json(read_bytes(path, limit=MAX_BYTES, error=SynonymsError), error=SynonymsError)
+        table = read_json(path, limit=MAX_BYTES, error=SynonymsError)
         if not isinstance(table, dict) or (table.get("format"), table.get("version")) != (FORMAT, VERSION):
             raise SynonymsError(f"{path} is not a table of synonyms ({FORMAT}, version {VERSION})")
         said, lists = table.get("said"), [table.get("styles"), table.get("colours")]

@@ -110,7 +110,7 @@ def load_folder(folder: Path, config: FolderConfig, device: torch.device, dtype:
     parts = bundled.load_parts(
         folder,
         {
-            "text": lambda: bundled.words_reader(folder, config, shape.caption_width),
+            "text": bundled.words_reader(folder, config, shape.caption_width),
             "transformer": lambda: LlamaGenTransformer(shape),
             "autoencoder": lambda: Vq(tokenizer, with_encoder=False),
         },
