@@ -80,6 +80,12 @@ def test_every_policy_gets_a_row_at_every_budget(tiny: tuple[str, HeadScores]) -
     assert budgets == ["0.7", "0.4"] and shown == [-psnr for _, psnr in sorted(order)], "the best policy comes first"
 
 
+def test_a_table_says_why_there_is_no_row(tiny: tuple[str, HeadScores]) -> None:
+    table = markdown_table(numbers(tiny, budgets=[0.05, 0.6], policies=["heatkv", "h2o:storage=int8", "h2o"]))
+    assert "Below what their sinks take at 0.05: heatkv." in table
+    assert "chooses tokens, not cells: its storage can only be compute) at 0.6: h2o:storage=int8." in table
+
+
 def test_two_workers_give_the_numbers_of_one(tiny: tuple[str, HeadScores]) -> None:
     assert numbers(tiny, workers=2) == numbers(tiny)
 

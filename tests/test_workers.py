@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from heatkv.cache import attention
 from heatkv.cache.seam import full_cache
 from heatkv.models import chosen_dtype
 from heatkv.models.bundled import save_folder
+from heatkv.models.hub import Files
+from heatkv.models.presets import PRESETS
 from heatkv.study import running, shards
 from heatkv.study.shards import Sample, Setting, Shard, fingerprint
 from heatkv.views import budgets
@@ -125,6 +128,32 @@ def test_a_fingerprint_tells_of_the_code_that_runs_and_of_torch(
         monkeypatch.undo()
     shards._code.cache_clear()
     assert fingerprint(setting, shard, cache) == first
+
+
+def test_a_fingerprint_of_weights_tells_of_what_words_stand_for(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(model, folder)
+    first = shards.weights_fingerprint(str(folder))
+    (folder / "scores.safetensors").unlink()
+    assert shards.weights_fingerprint(str(folder)) == first, "a calibration is told apart by itself"
+    (folder / "synonyms.json").write_text("{}")
+    assert shards.weights_fingerprint(str(folder)) != first
+
+
+def test_a_fingerprint_of_weights_tells_of_the_parts_of_a_published_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parts = {name: tmp_path / name for name in ("transformer", "autoencoder.pth", "text")}
+    for path in (parts["transformer"] / "00001.safetensors", parts["autoencoder.pth"], parts["text"] / "t5.bin"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"before")
+    found = Files(parts["transformer"], parts["autoencoder.pth"], parts["text"])
+    monkeypatch.setattr("heatkv.models.find_official", lambda name: (PRESETS["infinity-8b"], found))
+    first = shards.weights_fingerprint("infinity-8b")
+    for path in (parts["transformer"] / "00001.safetensors", parts["autoencoder.pth"], parts["text"] / "t5.bin"):
+        path.write_bytes(b"after!")
+        assert shards.weights_fingerprint("infinity-8b") != first
+        path.write_bytes(b"before")
 
 
 def test_one_model_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from heatkv.budget import check_budget
+from heatkv.budget import check_budget, token_cost
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
 from heatkv.generate import process_bytes_peak
@@ -92,7 +92,10 @@ def bytes_read(model: GenerativeModel, schedule: Schedule | None, rows: int) -> 
     if not geometry.scales.by_line:
         return weights * len(tokens_S) + rows * int(held_S[:-1].sum())
     # At the end of a line all of it is there; before, it was less by a token at a time.
-    missing = geometry.kv_bytes(geometry.head_count, key_bytes=model.dtype.itemsize, value_bytes=model.dtype.itemsize)
+    size = model.dtype.itemsize
+    missing = geometry.kv_bytes(geometry.head_count, key_bytes=size, value_bytes=size)
+    if schedule is not None and schedule.encoded:
+        missing = geometry.head_count * token_cost(geometry, schedule.storage)
     cached = int((held_S * own_S).sum()) - missing * int((own_S * (own_S - 1) // 2).sum())
     return weights * (1 + int(own_S.sum())) + rows * cached
 

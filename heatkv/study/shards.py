@@ -26,7 +26,7 @@ import torch
 
 from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.files import write_atomic
-from heatkv.models import find_folder
+from heatkv.models import weight_files
 from heatkv.policies import variant
 from heatkv.scores import HeadScores
 from heatkv.study import perceptual
@@ -37,7 +37,6 @@ REFERENCES = ("other_seed", "sinks_only", "dtype_noise")
 KINDS = ("full", *REFERENCES, "policy")
 SEED_STRIDE = 1_000  # seed of prompt i, repetition j: i + j * SEED_STRIDE
 BATCHES = 4  # of one shard
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 CODE = (
     "cache",
     "models",
@@ -206,10 +205,7 @@ def write_shard(folder: Path, shard: Shard, data: bytes) -> None:
 def weights_fingerprint(model: str) -> str:
     """Of a model's files: names, sizes, and the first and last MiB of each, which any further training changes."""
     digest = hashlib.sha256()
-    folder = find_folder(model)
-    for path in sorted(folder.iterdir()):
-        if path.name != "config.json" and (path.suffix not in WEIGHTS or path.stem == "scores"):
-            continue
+    for path in weight_files(model):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:

@@ -109,16 +109,18 @@ def markdown_table(result: dict[str, Any]) -> str:
     for key, row in result["references"].items():
         lines.append(line("", f"*{REFERENCE_NAMES[key]}*", row, ""))
     budget = None
-    impossible: dict[str, list[str]] = {}
+    impossible: dict[tuple[str, str], list[str]] = {}
     for row in sorted(result["rows"], key=lambda r: (-r["budget"], r.get("forced_kl", 0.0), -r.get("psnr", -1.0))):
         if "reason" in row:
-            impossible.setdefault(f"{row['budget']:g}", []).append(row["policy"])
+            below = row["reason"].startswith("budget ") and "below the least feasible" in row["reason"]
+            why = "Below what their sinks take" if below else f"Not run ({row['reason']})"
+            impossible.setdefault((why, f"{row['budget']:g}"), []).append(row["policy"])
             continue
         first = f"**{row['budget']:g}**" if row["budget"] != budget else ""
         budget = row["budget"]
         share = row["kv_bytes_peak"] / result["kv_bytes_full"]
         lines.append(line(first, row["policy"], row, f"{row['kv_bytes_peak']} ({share:.1%})"))
-    lines += [f"\nBelow what their sinks take at {budget}: {', '.join(names)}." for budget, names in impossible.items()]
+    lines += [f"\n{why} at {budget}: {', '.join(names)}." for (why, budget), names in impossible.items()]
     return "\n".join(lines)
 
 
