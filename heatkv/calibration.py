@@ -76,7 +76,8 @@ def observe(
     if sources == 1 and not spread:  # a scale that is alone reads itself
         return Observation(torch.full((heads, 1), batch, dtype=torch.float64), torch.empty(heads, 0))
     # One dimension R for the heads of all batch rows, which takes fewer operations.
-    q_RND = q_BHND[:, :, :: -(-queries // SAMPLE_QUERIES)].float().flatten(0, 1)
+    every = -(-queries // SAMPLE_QUERIES) if unseen_BNM is None else 1  # what each may not read goes with it
+    q_RND = q_BHND[:, :, ::every].float().flatten(0, 1)
     k_RDM, v_RMD = k_BHMD.float().flatten(0, 1).transpose(1, 2), v_BHMD.float().flatten(0, 1)
     of_source_SM = keys_of_sources(tuple(bounds), q_RND.device)
     if rounded:
@@ -112,17 +113,18 @@ def observe(
     if n < queries:
         pieces = [PartialAttention(*partial_attention(q_BHND, k_BHMD[:, :, a:b], v_BHMD[:, :, a:b])) for a, b in bounds]
         mass_BHS = torch.stack([weight_BHN.sum(2) for weight_BHN in partial_weights(pieces)], -1)
+    # Summed on the host, where all devices have float64.
     energy_B = energy_R.view(batch, heads).sum(1).clamp_min(1e-30)
 
     def share_of_output(sum_SR: Tensor) -> Tensor:
-        return (sum_SR.T.view(batch, heads, -1) / energy_B[:, None, None]).sum(0, dtype=torch.float64)
+        return (sum_SR.T.view(batch, heads, -1) / energy_B[:, None, None]).cpu().sum(0, dtype=torch.float64)
 
-    mass_HS = mass_BHS.sum(0, dtype=torch.float64) / queries
+    mass_HS = mass_BHS.cpu().sum(0, dtype=torch.float64) / queries
     spread_H = None
     if spread:
         received_RM, square_R = sums[-2:]
         spread_R = (square_R / n - (received_RM / n).square().sum(1)).clamp_min(0)
-        spread_H = spread_R.view(batch, heads).sum(0, dtype=torch.float64)
+        spread_H = spread_R.view(batch, heads).cpu().sum(0, dtype=torch.float64)
     rounding_HS = share_of_output(sums[3]) if rounded else None
     return Observation(mass_HS, share_of_output(change_SR), rounding_HS, spread_H)
 

@@ -6,9 +6,9 @@ channel of keys has in common, its mean and its spread, is then told once and no
 worth two bits and more (KIVI, arXiv 2402.02750; VAR-Q takes factors by channel too). For a few bits the range of a
 token is too wide; for a few tokens a range a channel takes more than it saves.
 
-A range takes two bytes: its width in eighths of an octave, and its centre in 32nds of that width. It always covers the
-numbers that it was made for. The storages of others, re-implemented, tell ranges in their own way. All bytes count,
-those of ranges too.
+A range takes two bytes: its width in eighths of an octave, and its centre in 32nds of that width. It covers the numbers
+that it was made for, if they lie at most 60000 apart; what is beyond is cut off. Storages of others, re-implemented,
+tell ranges in their own way. All bytes count, those of ranges too.
 
 Keys and values of one head and scale are a cell. Tensors hold them by token, ``[..., N, D]``, codes as ``[..., N, Y]``
 and ranges as ``[..., N, 2]`` (a token) or ``[..., 1, 2 * D]`` (a channel).
@@ -161,6 +161,11 @@ class Format:
         return first.to(torch.int16).to(torch.uint8)
 
 
+def two_bytes(ranges: Tensor) -> Tensor:
+    """Ranges that can be read as numbers of 16 bits: a block may have them at an odd byte."""
+    return ranges.contiguous() if ranges.storage_offset() % 2 == 0 else ranges.clone()
+
+
 class Symmetric(Format):
     """Of VAR-Q (re-implementation): a factor a channel of a cell, bfloat16, and whole multiples of it around 0."""
 
@@ -170,7 +175,7 @@ class Symmetric(Format):
         return ranges, self.steps(ranges)
 
     def steps(self, ranges: Tensor) -> Steps:
-        factor = ranges.contiguous().view(torch.bfloat16).float()
+        factor = two_bytes(ranges).view(torch.bfloat16).float()
         return factor, factor * -(2 ** (self.bits - 1))
 
 
@@ -183,7 +188,7 @@ class Ends(Format):
         return ranges, self.steps(ranges)
 
     def steps(self, ranges: Tensor) -> Steps:
-        step, first = ranges.contiguous().view(torch.float16).float().chunk(2, -1)
+        step, first = two_bytes(ranges).view(torch.float16).float().chunk(2, -1)
         return step, first
 
 

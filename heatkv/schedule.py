@@ -210,8 +210,11 @@ class Schedule:
         """What every cell takes, see `cell_cost`."""
         if self.stored_as_LHS is None:
             return np.broadcast_to(cell_cost(self.geometry, self.storage), self.drop_at_LHS.shape)
-        cost_FS = np.stack([cell_cost(self.geometry, name) for name in _FORMAT_NAMES])
-        return cost_FS[self.stored_as_LHS, np.arange(cost_FS.shape[1])]
+        cost_LHS = np.zeros(self.stored_as_LHS.shape, np.int64)
+        for form in np.unique(self.stored_as_LHS):
+            cost_S = cell_cost(self.geometry, _FORMAT_NAMES[form])
+            np.copyto(cost_LHS, cost_S, where=self.stored_as_LHS == form)
+        return cost_LHS
 
     @property
     def _peak_cost(self) -> int:

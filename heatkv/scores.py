@@ -36,6 +36,7 @@ from heatkv.scales import Geometry
 FORMAT = "heatkv-scores"
 VERSION = 1
 MAX_FILE_BYTES = 256 << 20
+MAX_EXTRA = 1e100  # shares of an output are far below; sums of what a file states must not overflow
 MAX_HEADER_BYTES = MAX_ORDERS_BYTES = 4 << 20  # the largest published model's orders take 100 kB
 
 _TENSOR = "mass_sum_LHTS"
@@ -375,8 +376,8 @@ def _checked_extra(name: str, extra: npt.ArrayLike, shape: tuple[int, ...]) -> n
     if array.shape != shape or array.dtype.kind != "f":
         raise ScoresError(f"{name} is {array.dtype} of shape {array.shape}: expected floats of shape {shape}")
     copy: npt.NDArray[np.float64] = array.astype(np.float64)
-    if not np.isfinite(copy).all() or (copy < 0).any():
-        raise ScoresError(f"{name} holds NaN, infinite or negative values; calibrate again")
+    if not (copy >= 0).all() or (copy > MAX_EXTRA).any():
+        raise ScoresError(f"{name} holds NaN, negative values or values above {MAX_EXTRA:g}; calibrate again")
     copy.setflags(write=False)
     return copy
 

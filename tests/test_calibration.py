@@ -14,6 +14,7 @@ from heatkv.cache.seam import full_cache, full_schedule
 from heatkv.calibration import CalibratingCache, calibrate, calibrate_steps
 from heatkv.formats import FORMATS
 from heatkv.models.infinity.text import PromptError
+from heatkv.scales import Geometry, ScaleSchedule
 
 PROMPTS = ("red apple", "blue cat", "green tree")
 
@@ -132,6 +133,23 @@ def test_a_probe_looks_at_cells_in_fewer_bits_too() -> None:
     assert [tuple(p.shape) for p in probe.attention[1, 2]] == [(b - a, b) for a, b in SCALES.bounds]
     for p_QN in probe.attention[1, 2]:
         torch.testing.assert_close(p_QN.sum(1), torch.ones(len(p_QN)))
+
+
+def test_a_probe_of_a_masked_condition_sees_what_each_token_may_read() -> None:
+    geometry = Geometry(1, 2, 4, ScaleSchedule.lines(3, 2, 2))
+    probe = ProbeCache(geometry, [(0, 1)])
+    (q, k, v), mask_1NN = torch.randn(3, 1, 2, 3, 4), torch.ones(1, 3, 3, dtype=torch.bool).tril()
+    out = probe.attend(0, q, k, v, mask_1NN)
+    seen_NN = probe.attention[0, 1][0]
+    assert (seen_NN.triu(1) == 0).all()
+    torch.testing.assert_close(seen_NN @ v[0, 1], out[0, 1])
+
+
+def test_lines_of_more_tokens_than_are_sampled_are_calibrated_whole() -> None:
+    geometry = Geometry(1, 1, 4, ScaleSchedule.lines(1, 2, calibration.SAMPLE_QUERIES + 40))
+    cache = CalibratingCache(geometry)
+    play(cache, random_qkv(geometry, 1))
+    np.testing.assert_allclose(cache.mass_LHTS[0, 0].sum(-1), 1, atol=1e-5)
 
 
 def test_probing_a_head_that_does_not_exist_is_refused() -> None:

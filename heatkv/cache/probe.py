@@ -51,10 +51,11 @@ class ProbeCache(ScheduleCache):
         every = -(-len(q_ND) * tokens // MAX_ENTRIES)
         logits_NM = q_ND[::every].float() @ k_MD.float().T
         where = torch.from_numpy(where_M).to(q_ND.device)
-        if self.geometry.scales.by_line:
-            if self.scale:  # of its own line, a token reads what is before it
-                position_N = torch.arange(start, tokens, device=q_ND.device)[::every]
-                logits_NM = logits_NM.masked_fill(where > position_N[:, None], -torch.inf)
+        if self.scale == 0 and self.mask_BNN is not None:
+            logits_NM = logits_NM.masked_fill(~self.mask_BNN[0, ::every], -torch.inf)
+        elif self.scale and self.geometry.scales.by_line:  # of its own line, a token reads what is before it
+            position_N = torch.arange(start, tokens, device=q_ND.device)[::every]
+            logits_NM = logits_NM.masked_fill(where > position_N[:, None], -torch.inf)
             if self.hidden_BT is not None:
                 unseen = F.pad(self.hidden_BT[0], (0, tokens - self.hidden_BT.shape[1]))
                 logits_NM = logits_NM.masked_fill(unseen[where], -torch.inf)

@@ -2,7 +2,8 @@
 
 What the static policies beside HeatKV build on. A cell is ranked anew at each target scale; what has gone stays gone.
 The plan is a matter of thresholds: whether a cell is still there at a target scale depends on one number, the smallest
-limit that has room for it, so that a larger budget keeps all that a smaller one keeps.
+limit that has room for it, so that between scales a larger budget keeps all that a smaller one keeps. What goes a scale
+early, to keep to the budget while layers take turns, is chosen for each budget by itself (`drop_early`).
 """
 
 from __future__ import annotations
