@@ -104,7 +104,7 @@ def check_address(host: str, port: int | None) -> None:
 def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path | None = None) -> Exhibit:
     """A model by name or folder with all that lies beside it. Raises ``ValueError``."""
     from app.demo import Exhibit
-    from app.lessons.chosen import Chosen
+    from app.lessons.chosen import FILE, Chosen
     from app.strips import bundled_fingerprint, read_strips
     from heatkv.models import find_folder, is_bundled, load
     from heatkv.models.bundled import calibration_prompts
@@ -121,6 +121,12 @@ def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path 
     scores.check_matches(model.geometry)
     fingerprint = bundled_fingerprint(name) if is_bundled(name) and own and not scores_file else ""
     comparison = read_comparison(folder / "comparison.json")
+    chosen = Chosen.read(folder, fingerprint)
+    if fingerprint and not chosen.counts and (folder / FILE).is_file():
+        print(
+            f"{folder / FILE} is of other weights or words and is passed over, as strips are: `python -m app.lessons "
+            f"--model {name}`, then `python -m app.strips --model {name}`, make them anew", file=sys.stderr,
+        )  # fmt: skip
     return Exhibit(
         model,
         scores,
@@ -129,7 +135,7 @@ def exhibit(name: str, device: str | None, dtype: str | None, scores_file: Path 
         label,
         comparison,
         read_strips(folder, fingerprint) if fingerprint else [],
-        Chosen.read(folder, fingerprint),
+        chosen,
     )
 
 

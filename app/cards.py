@@ -109,10 +109,9 @@ def head_card(
             {"name": name, "share": float(profiles.share_LHG[(*head, g)]), "even": float(profiles.even_G[g])}
             for g, name in enumerate(kinds.groups)
         ]
-        prompts = "1 prompt" if profiles.prompts == 1 else f"{profiles.prompts} prompts"
         card["source"] = (
-            f"Share of its attention, mean over {prompts} ({label}). The tick is what even attention would give; "
-            f"{100 * TYPE_EXCESS:.0f} points above it make a type."
+            f"Share of its attention, mean over {bench.counted(profiles.prompts)} ({label}). The tick is what even "
+            f"attention would give; {100 * TYPE_EXCESS:.0f} points above it make a type."
         )
     if probe is not None:
         card |= _reading(bench, head, probe, target)

@@ -55,9 +55,9 @@ class Workbench:
         """What the model is asked for."""
         return "prompt" if self.classes is None else "class"
 
-    @property
-    def nouns(self) -> str:
-        return "prompts" if self.classes is None else "classes"
+    def counted(self, count: int) -> str:
+        """So many prompts or classes."""
+        return f"{count} {self.noun if count == 1 else 'prompts' if self.classes is None else 'classes'}"
 
     def read_prompt(self, value: Any) -> str:
         """A prompt; of a class-conditional model a class by number or name, as its title. Raises ``ValueError``."""

@@ -44,9 +44,10 @@ find('.own').addEventListener('click', () => { heatkv.set({ sampling: {} }); fin
 find('.sampling').addEventListener('keydown', (event) => { if (event.key === 'Escape') { find('.sampling').open = false; find('.sampling summary').focus(); } });
 document.addEventListener('pointerdown', (event) => { if (element.isConnected && !event.composedPath().includes(find('.sampling'))) find('.sampling').open = false; });
 
+let given = null; // the prompt of the view that the field was last set to
 const show = () => {
   showSampling();
-  if (prompt.value !== heatkv.view.prompt) prompt.value = heatkv.view.prompt;
+  if (given !== heatkv.view.prompt) { given = heatkv.view.prompt; prompt.value = given; } // or what is being written would go
   if (document.activeElement !== seed) seed.value = heatkv.view.seed ?? '';
 };
 find('form').addEventListener('submit', (event) => {

@@ -17,6 +17,7 @@ let large = null; // the tile that was enlarged
 let lines = false; // drawn line by line: one map over the picture in place of a tile a scale
 const grid = () => (lines ? view.size : view.queries); // rows and columns of positions to choose from
 let asked = '';
+let basis = null; // what calibration the card asked for is of
 
 let seen = false; // whether the card is on the screen: what a head reads is drawn when somebody looks at it
 
@@ -24,8 +25,10 @@ let seen = false; // whether the card is on the screen: what a head reads is dra
 function ask(target = null, read = seen) {
   if (!heatkv.defaults || !heatkv.table) return;
   const wanted = { layer: heatkv.cell.layer, head: heatkv.cell.head, target, ...heatkv.subject() };
-  if (JSON.stringify(wanted) === asked) return;
-  asked = JSON.stringify(wanted);
+  const about = JSON.stringify([wanted, heatkv.view.source, heatkv.view.basis]);
+  if (about === asked) return;
+  asked = about;
+  basis = heatkv.view.basis;
   const numbered = { id: heatkv.number(), ...wanted };
   trigger('open', numbered);
   if (read) trigger('probe', numbered);
@@ -39,7 +42,7 @@ new IntersectionObserver((entries) => {
 let soon = null;
 heatkv.follow(element, ['cell', 'table'], () => {
   clearTimeout(soon);
-  soon = setTimeout(() => { if (props.value && (props.value.layer !== heatkv.cell.layer || props.value.head !== heatkv.cell.head)) ask(); }, 250);
+  soon = setTimeout(() => { if (props.value && (props.value.layer !== heatkv.cell.layer || props.value.head !== heatkv.cell.head || (basis ?? '') !== heatkv.view.basis)) ask(); }, 250);
 });
 heatkv.bus.addEventListener('open-head', () => { if (element.isConnected) { asked = ''; ask(null, true); } });
 find('target').addEventListener('change', (event) => { position = null; ask(Number(event.target.value)); });

@@ -6,8 +6,10 @@ const lessons = () => (props.value && props.value.lessons) || [];
 let at = null;
 let before = null; // the view before the first lesson
 let guessed = null;
+let stated = ''; // what the lesson in view shows
+let applying = false;
 
-const snapshot = () => ({ ...heatkv.subject(), budget: heatkv.budget, policy: heatkv.view.policy, storage: heatkv.view.storage, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
+const snapshot = () => ({ ...heatkv.subject(), budget: heatkv.asked, policy: heatkv.view.policy, storage: heatkv.view.storage, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
 
 /** Set the controls; the pictures follow. */
 function apply(view) {
@@ -26,6 +28,12 @@ function apply(view) {
   if (!heatkv.tableFits()) heatkv.emit('want-table'); else heatkv.emit('view');
 }
 
+/** What of the view decides the pictures. A link states the lesson only while they are the lesson's own. */
+function pictured() { const { mode, colour, head, ...rest } = snapshot(); return JSON.stringify(rest); }
+for (const name of ['view', 'budget']) heatkv.bus.addEventListener(name, () => {
+  if (element.isConnected && at !== null && !applying) heatkv.view.lesson = pictured() === stated ? at : null;
+});
+
 function mark(selector) {
   document.querySelectorAll('.lesson-target').forEach((node) => node.classList.remove('lesson-target'));
   const target = selector && document.querySelector(selector);
@@ -40,6 +48,9 @@ function show() {
   find('title').textContent = `${at + 1}. ${lesson.title}`;
   find('text').textContent = lesson.text;
   find('question').textContent = lesson.question;
+  const theirs = heatkv.fixed ? 'your schedule file' : heatkv.view.source === 'session' ? 'your calibration' : '';
+  find('other').hidden = !theirs;
+  find('other').textContent = `The pictures follow ${theirs}; what is told here was counted with the bundled calibration. Stop using it to see the lesson's own.`;
   find('count').textContent = `${at + 1} of ${lessons().length}`;
   find('back').disabled = at === 0;
   find('next').textContent = at + 1 < lessons().length ? 'Next' : 'Done';
@@ -67,7 +78,10 @@ function go(index) {
     return;
   }
   if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click();
+  applying = true;
   apply({ sampling: {}, storage: '', ...lessons()[at].view });
+  applying = false;
+  stated = pictured();
   setTimeout(arrive, 60);
 }
 /** The lesson stands right under what stays on top, so that what it speaks of is on the screen with it. */

@@ -20,6 +20,7 @@ let said = '';
 let kind = 'info';
 let number = Date.now();
 let typed = null; // a prompt that is written and not drawn
+let typedOver = null; // and the one that is drawn
 
 const recipes = () => ({ a: heatkv.view.a, b: heatkv.recipe() });
 /** What tells a picture from others, as a text. */
@@ -37,7 +38,6 @@ function nearest() {
   const best = found.pictures.reduce((one, other) => (!one || off(other) < off(one) ? other : one), null);
   return best && (whole(found) || off(best) <= NEAR) ? best : null;
 }
-const label = (r) => (r.source === 'uploaded' ? 'your schedule' : r.policy === 'full' ? 'full cache' : `${heatkv.defaults.titles[r.policy] || r.policy}, ${r.percent} %${r.storage ? `, ${heatkv.defaults.storages[r.storage] || r.storage}` : ''}${r.source === 'session' ? ', your calibration' : ''}`) + (r.forget ? ', edited' : '');
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ const showStrip = () => heatkv.emit('strip', stripOf(stripWant()).pictures);
 function picture(side) {
   const found = shown[side];
   const now = recipes()[side];
-  if (growing && growing.growing && growing.growing[side]) return { image: growing.growing[side], tag: label(now), mark: `drawing, ${growing.step} of ${growing.of}`, stale: true };
+  if (growing && growing.growing && growing.growing[side]) return { image: growing.growing[side], tag: heatkv.label(now), mark: `drawing, ${growing.step} of ${growing.of}`, stale: true };
   if (fresh(side)) {
     const frames = found.frames || [];
     const early = step !== null && step < frames.length - 1;
@@ -146,11 +146,11 @@ function picture(side) {
   }
   if (side === 'b') {
     const near = nearest();
-    if (near) return near.percent === heatkv.budget ? { image: near.image, tag: label(now) } : { image: near.image, tag: label({ ...now, percent: near.percent }), mark: `near ${heatkv.budget} %; ${pending ? 'drawing …' : 'release to draw'}`, stale: true };
+    if (near) return near.percent === heatkv.budget ? { image: near.image, tag: heatkv.label(now) } : { image: near.image, tag: heatkv.label({ ...now, percent: near.percent }), mark: `near ${heatkv.budget} %; ${pending ? 'drawing …' : 'release to draw'}`, stale: true };
   }
-  if (side === 'a' && fulls && fulls.want === want().a && heatkv.same(now, heatkv.FULL)) return { image: fulls.image, tag: label(now) };
-  if (!found) return { image: null, tag: label(now), mark: pending ? 'drawing …' : 'press Draw', stale: true };
-  return { image: found.image, tag: found.label, mark: pending ? `drawing ${label(now)} …` : 'not drawn yet', stale: true, old: true };
+  if (side === 'a' && fulls && fulls.want === want().a && heatkv.same(now, heatkv.FULL)) return { image: fulls.image, tag: heatkv.label(now) };
+  if (!found) return { image: null, tag: heatkv.label(now), mark: pending ? 'drawing …' : 'press Draw', stale: true };
+  return { image: found.image, tag: found.label, mark: pending ? `drawing ${heatkv.label(now)} …` : 'not drawn yet', stale: true, old: true };
 }
 
 function show() {
@@ -252,7 +252,7 @@ find('.forgo').addEventListener('click', () => { find('.hello').hidden = true; t
 
 watch('value', take);
 const on = (name, run) => heatkv.bus.addEventListener(name, (event) => { if (element.isConnected) run(event); });
-on('typing', (event) => { typed = event.detail === heatkv.view.prompt ? null : event.detail; show(); });
+on('typing', (event) => { typedOver = heatkv.view.prompt; typed = event.detail === heatkv.view.prompt ? null : event.detail; show(); });
 on('draw', () => {
   typed = null;
   said = '';
@@ -260,7 +260,13 @@ on('draw', () => {
   if (pending) stop(); // its answer may be lost, with the connection or the server: who presses Draw once more asks anew
   request(0);
 });
-on('view', () => { typed = null; said = ''; show(); showStrip(); request(); });
+on('view', () => {
+  if (typedOver !== heatkv.view.prompt) typed = null; // else what is written stays in the field, and is not drawn
+  said = '';
+  show();
+  showStrip();
+  request();
+});
 on('look', show);
 on('budget', () => { if (pending) { number += 1; pending = growing = null; } step = null; said = ''; show(); });
 let begun = false;

@@ -117,6 +117,7 @@ window.heatkvPlans = () => {
     countRows(count) { rows = count; },
     get table() { return table; },
     get budget() { return fixed ? table.percents[0] : budget; },
+    get asked() { return budget; }, // by the slider, even while a file's schedule is in use
     get fixed() { return fixed; },
     get dynamic() { return dynamic(); },
     get cell() { return cell; },

@@ -8,8 +8,9 @@ window.heatkvSaves = (() => {
     link.remove();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   };
-  const name = (h, ending) => `${h.table.model || 'model'}-${h.recipe().policy}-${h.budget}.${ending}`.replace(/[^A-Za-z0-9.+-]/g, '-');
-  const what = (h) => `${h.table.model}, ${h.defaults.titles[h.recipe().policy] || h.recipe().policy}, ${h.budget} % of the full cache; colours: ${h.colours.kind()}`;
+  const policy = (h) => (h.fixed ? h.table.policy : h.recipe().policy); // a schedule from a file has its own
+  const name = (h, ending) => `${h.table.model || 'model'}-${policy(h)}-${h.budget}.${ending}`.replace(/[^A-Za-z0-9.+-]/g, '-');
+  const what = (h) => `${h.table.model}, ${h.label(h.recipe())}${h.fixed ? ` (${policy(h)}, ${h.budget} %)` : ''} of the full cache; colours: ${h.colours.kind()}`;
 
   /** The whole map, a block a layer, as an SVG document. Text is escaped by the serialiser. */
   function drawing(h) {
@@ -73,6 +74,6 @@ window.heatkvSaves = (() => {
     'map-svg': (h) => save(name(h, 'svg'), 'image/svg+xml', drawing(h).text),
     'map-png': png,
     csv,
-    bib: (h) => save('heatkv-explorer.bib', 'text/plain', cite(h.defaults.references, ['heatkv', h.recipe().policy])),
+    bib: (h) => save('heatkv-explorer.bib', 'text/plain', cite(h.defaults.references, ['heatkv', policy(h)])),
   };
 })();

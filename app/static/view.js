@@ -25,6 +25,8 @@ window.heatkv = (() => {
   /** The recipe that the controls stand for. `basis` tells calibrations and schedules of one source apart. A policy without
    * a plan has no cells to forget: the edits rest. */
   const recipe = () => ({ policy: view.policy, percent: plans.table ? plans.table.percents[plans.step()] : percent, source: view.source, basis: view.basis, forget: plans.dynamic ? '' : plans.edits.toText(), storage: plans.dynamic || plans.fixed ? '' : view.storage });
+  /** A recipe in words. */
+  const label = (r) => (r.source === 'uploaded' ? 'your schedule' : r.policy === 'full' ? 'full cache' : `${defaults.titles[r.policy] || r.policy}, ${r.percent} %${r.storage ? `, ${defaults.storages[r.storage] || r.storage}` : ''}${r.source === 'session' ? ', your calibration' : ''}`) + (r.forget ? ', edited' : '');
   /** Whether the table is of the policy and storage that are asked for: another one may be on its way. */
   const tableFits = () => plans.fixed || (plans.table.policy === view.policy && plans.table.asked === view.storage);
   const same = (x, y) => ['policy', 'percent', 'source', 'basis', 'forget', 'storage'].every((key) => (x[key] || '') === (y[key] || ''));
@@ -121,7 +123,7 @@ window.heatkv = (() => {
   /** What handlers in Python may need of the view. */
   const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, storage: view.storage, percent: plans.budget });
 
-  const api = { FULL, SAMPLING, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  const api = { FULL, SAMPLING, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, label, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
   return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
 })();
 window.heatkv.colours = window.heatkvColours(window.heatkv);

@@ -100,7 +100,7 @@ class CalibrateTab:
 
     def in_use(self, calibration: Calibration | None) -> dict[str, str]:
         found = calibration or self.bench.bundled
-        count = f", {found.scores.count} {self.bench.nouns}" if found.scores else ", ranks only"
+        count = f", {self.bench.counted(found.scores.count)}" if found.scores else ", ranks only"
         beside = self.beside_bundled(found) if calibration else ""
         return notice(f"In use: {found.label}{count}.{beside}")
 
@@ -144,7 +144,7 @@ class CalibrateTab:
                     continue
                 done = scores.count
                 each = (time.perf_counter() - started) / scores.count
-                text = f"{scores.count} of {len(chosen)} {self.bench.nouns}, {each:.1f} s each"
+                text = f"{scores.count} of {self.bench.counted(len(chosen))}, {each:.1f} s each"
                 progress = {"done": scores.count, "of": len(chosen), "text": text}
                 if scores.count < len(chosen):
                     yield gr.skip(), progress, gr.skip(), *busy

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Site, drawn, picture, tab, visit
+from pages import Site, drawn, picture, release, set_budget, tab, upload, visit
 from playwright.sync_api import Browser, Page, expect
+
+import heatkv
 
 
 def test_who_waits_for_somebodys_calibration_sees_a_place_and_a_cancel_and_is_served_in_between(
@@ -101,3 +105,86 @@ def test_heatkv_can_be_seen_on_a_published_model_without_a_file(page: Page, site
     page.wait_for_function("heatkvPublished.table.policy === 'heatkv' && heatkvPublished.table.kind === 'rank'")
     expect(page.locator("#pub-notice")).to_contain_text("of no model")
     expect(page.locator("#published-policy")).to_contain_text("HeatKV upside down")
+
+
+def test_what_somebody_is_writing_stays_in_the_field_while_other_things_change(page: Page, site: Site) -> None:
+    visit(page, site)
+    prompt, before = page.locator("#ask .prompt input"), picture(page, "a")
+    page.locator("#dial .policies").select_option("reverse")
+    prompt.fill("green tree")
+    page.wait_for_function("heatkv.table.policy === 'reverse'")
+    set_budget(page, 61)
+    release(page)
+    page.wait_for_timeout(600)
+    expect(prompt).to_have_value("green tree")
+    expect(page.locator("#stage figure.b .mark")).to_have_text("another prompt: press Draw")
+    page.locator("#ask .draw").click()
+    drawn(page)
+    assert picture(page, "a") != before and page.evaluate("heatkv.view.prompt") == "green tree"
+    page.evaluate("heatkv.set({ prompt: 'red apple' })")
+    expect(prompt).to_have_value("red apple")
+
+
+def test_a_lesson_says_that_it_was_counted_otherwise_and_gives_the_slider_back(page: Page, site: Site) -> None:
+    visit(page, site, "?budget=62")
+    content = heatkv.plan(site.scores, 0.5, "reverse").to_json().encode()
+    upload(page, "#upload-schedule", "schedule.json", content)
+    page.wait_for_function("heatkv.fixed")
+    page.evaluate("heatkv.emit('lesson', 0)")
+    expect(page.locator(".lesson .other")).to_contain_text("your schedule file")
+    page.locator(".lesson .leave").click()
+    page.locator("#uploaded-remove").click()
+    page.wait_for_function("!heatkv.fixed")
+    assert page.evaluate("heatkv.budget") == 62
+    page.evaluate("heatkv.emit('lesson', 0)")
+    expect(page.locator(".lesson .title")).to_be_visible()
+    expect(page.locator(".lesson .other")).to_be_hidden()
+
+
+def test_a_link_from_a_lesson_opens_with_the_pictures_that_it_was_copied_with(page: Page, site: Site) -> None:
+    visit(page, site, "?lesson=1")
+    expect(page.locator(".lesson .title")).to_be_visible()
+    drawn(page)
+    assert "lesson=1" in page.evaluate("heatkv.link(true)")
+    set_budget(page, 64)
+    release(page)
+    link = page.evaluate("heatkv.link(true)")
+    assert "budget=64" in link and "lesson" not in link
+    page.locator(".lesson .leave").click()
+
+
+def test_the_card_of_a_head_follows_the_calibration_in_use(page: Page, site: Site) -> None:
+    visit(page, site)
+    expect(page.locator("#headcard .source")).to_contain_text("bundled calibration")
+    tab(page, "Calibrate")
+    page.locator("#calibrate-prompts textarea").fill("green tree")
+    page.locator("#calibrate-start").click()
+    expect(page.locator("#calibrate-in-use, #tab-calibrate").first).to_contain_text("your calibration, 1 prompt.")
+    tab(page, "Explore")
+    page.wait_for_function("heatkv.view.source === 'session'")
+    expect(page.locator("#headcard .source")).to_contain_text("mean over 1 prompt (your calibration")
+
+
+def test_a_knock_out_ends_with_the_picture_that_it_is_of(page: Page, site: Site) -> None:
+    visit(page, site)
+    page.locator("#headmap [data-colour=knockout]").click()
+    site.model.seconds = 0.15
+    page.locator("#headmap .measure").click()
+    expect(page.locator("#headmap .knock .text")).to_contain_text("of 12 heads")
+    page.locator("#ask .prompt input").fill("green tree")
+    page.locator("#ask .draw").click()
+    expect(page.locator("#headmap .measure")).to_be_visible()
+    expect(page.locator("#headmap .knock .text")).to_have_text("")
+    site.model.seconds = 0.0
+    drawn(page)
+
+
+def test_a_saved_map_says_whose_schedule_it_shows(page: Page, site: Site) -> None:
+    visit(page, site)
+    upload(page, "#upload-schedule", "schedule.json", heatkv.plan(site.scores, 0.5, "reverse").to_json().encode())
+    page.wait_for_function("heatkv.fixed")
+    page.locator("#stage .save summary").click()
+    with page.expect_download() as found:
+        page.locator("[data-save=map-svg]").click()
+    assert found.value.suggested_filename == "tiny-reverse-50.svg"
+    assert "your schedule (reverse, 50 %) of the full cache" in Path(found.value.path()).read_text()
