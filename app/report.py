@@ -91,13 +91,19 @@ def _fine(less: Generation) -> str:
     )
 
 
+def usual_psnr(reference: Mapping[str, Any]) -> float:
+    """PSNR of a reference: the median over its pairs, or of older files the mean."""
+    median = reference.get("psnr_median")
+    return float(median if isinstance(median, (int, float)) else reference["psnr"])
+
+
 def _references(references: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rungs of the references that are there and whole; a file that says something else is passed over."""
     rungs = []
     for key, name in REFERENCE_NAMES.items():
         found = references.get(key)
         if isinstance(found, Mapping) and isinstance(found.get("psnr"), (int, float)):
-            rungs.append({**_rung(name, found), "short": SHORT_NAMES[key]})
+            rungs.append({**_rung(name, {**found, "psnr": usual_psnr(found)}), "short": SHORT_NAMES[key]})
     return rungs
 
 
@@ -105,7 +111,9 @@ def _references_note(references: Mapping[str, Any]) -> str:
     """Over how many pairs the references were measured, where the file says so, as a whole or for each."""
     inner = [found.get("n") for found in references.values() if isinstance(found, Mapping)]
     counts = [n for n in (references.get("n"), *inner) if type(n) is int]
-    return f"references: mean of {counts[0]} pairs of images" if counts else "references: means over many images"
+    of = f"of {counts[0]} pairs of images" if counts else "over many images"
+    medians = any(isinstance(found, Mapping) and "psnr_median" in found for found in references.values())
+    return f"references: {'PSNR is the median, the others means,' if medians else 'means'} {of}"
 
 
 def _rung(name: str, values: Mapping[str, Any], this: bool = False) -> dict[str, Any]:

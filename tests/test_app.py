@@ -334,6 +334,13 @@ def test_references_stand_beside_the_numbers_and_are_left_out_where_absent(bench
     assert set(names) == {"this pair", "another seed, same prompt", "nothing but the sinks kept"}
     alone = scorecard(full, less, bench.geometry, {})
     assert [rung["name"] for rung in alone["ladder"]] == ["this pair"] and alone["references_note"] == ""
+    halves = {
+        "other_seed": {"psnr": 40.0, "psnr_median": 13.0, "n": 64},
+        "sinks_only": {"psnr": 14.0, "psnr_median": "x"},
+    }
+    ladder = scorecard(full, less, bench.geometry, halves)
+    assert {rung["psnr"] for rung in ladder["ladder"] if not rung["this"]} == {13.0, 14.0}
+    assert ladder["references_note"] == "references: PSNR is the median, the others means, of 64 pairs of images"
 
 
 def test_curves_hold_every_policy_the_front_and_the_references() -> None:

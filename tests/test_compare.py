@@ -71,6 +71,7 @@ def test_every_policy_gets_a_row_at_every_budget(tiny: tuple[str, HeadScores]) -
         baseline = next(r for r in result["rows"] if (r["policy"], r["budget"]) == ("heatkv", row["budget"]))
         assert gap == pytest.approx(row["psnr"] - baseline["psnr"], abs=2e-4)
     assert result["policies"]["headkv"]["provenance"] == "adaptation"
+    assert 0 < result["references"]["other_seed"]["psnr_median"] <= 99
     table = markdown_table(result)
     assert all(f"| {policy} |" in table for policy in REGISTRY) and "*another seed*" in table
     cells = [line.split("|") for line in table.splitlines()[5:]]

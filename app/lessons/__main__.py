@@ -17,6 +17,7 @@ COUNTED_ON = program_root() / "assets" / "prompts" / "things.txt"  # none calibr
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    from app.report import usual_psnr
     from app.strips import bundled_fingerprint
     from heatkv.models import bundled_scores, find_folder, load
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, folder = load(options.model, "cpu", "float32"), find_folder(options.model)
     prompts = read_prompts(options.prompts)[:PROMPTS]
     comparison = folder / "comparison.json"
-    other = json.loads(comparison.read_text())["references"]["other_seed"]["psnr"] if comparison.is_file() else None
+    other = usual_psnr(json.loads(comparison.read_text())["references"]["other_seed"]) if comparison.is_file() else None
     for step in count_steps(model, bundled_scores(options.model), prompts, KNOCKED, other):
         if isinstance(step, str):
             print(step, flush=True)

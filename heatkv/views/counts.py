@@ -39,8 +39,8 @@ def count_steps(
     knocked
         For so many of them every head is knocked out as well.
     other_seed
-        PSNR of another seed's picture of the same prompt: what counts as close, but no more than `CLOSE`, as seeds
-        of a small model may hardly differ. None: measured on these prompts.
+        PSNR of another seed's picture of the same prompt, the median: what counts as close, but no more than `CLOSE`,
+        as seeds of a small model may hardly differ. None: measured on these prompts.
     """
     scales = model.geometry.scales
     sinks = scales.default_sinks
@@ -50,7 +50,7 @@ def count_steps(
             [heatkv.generate(model, prompt, seed + other).pixels for other in (0, OTHER)]
             for seed, prompt in enumerate(prompts)
         ]
-        other_seed = float(np.mean([metrics.psnr(*pair) for pair in pairs]))
+        other_seed = float(np.median([metrics.psnr(*pair) for pair in pairs]))
         yield f"another seed's picture is {other_seed:.1f} dB away"
     near = min(other_seed, CLOSE)
     falls, upright, formed = [], [], []
