@@ -118,7 +118,7 @@ def test_places_are_right_where_both_things_stand_as_asked_and_not_the_other_way
 
     monkeypatch.setattr(evaluate, "draw", paint)
     found = evaluate.place_words(load(run / "m", "cpu"), dataset, Evaluation(pairs=8))
-    assert found["prompts"] == 32 and found["both"] > 0.9
+    assert found["prompts"] == 32 and found["differ"] > 0.9
     assert found["share"] == pytest.approx(share, abs=0.1)
 
 
@@ -195,3 +195,24 @@ def test_blind_sheets_show_what_the_key_says_and_do_not_tell(tmp_path: Path, mon
     with pytest.raises(ValueError, match="takes 1000"):
         blind.sheets(model, scores, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_pairs_of_one_picture_are_counted_beside_the_mean(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def paint(model: object, prompts: list[str], seeds: list[int], batch: int) -> np.ndarray:
+        pages = np.full((len(prompts), 8, 8, 3), 255, np.uint8)
+        for page, prompt, seed in zip(pages, prompts, seeds, strict=True):
+            page[:] = 0 if prompt == "open" and seed else 255
+        return pages
+
+    monkeypatch.setattr(evaluate, "draw", paint)
+    found = evaluate.another_seed(load(run / "m", "cpu"), ["open", "closed", "open"], Evaluation())
+    assert (found["identical"], found["scenes"], found["median"]) == (1, 3, 0.0) and found["psnr"] > 30
+    assert "1 of 3 pairs are one and the same picture" in evaluate.seeds_markdown(found)[0]
+
+
+def test_pools_of_the_same_names_are_measured_once(run: Path, dataset: data.Dataset) -> None:
+    model = load(run / "m", "cpu")
+    assert evaluate.distinct_pools(model, dataset) == ["objects", "all"]
+    objects = [i for i, e in enumerate(dataset.emoji) if e.group not in data.VARIANT_GROUPS]
+    few = data.Dataset(dataset.images[objects], tuple(dataset.emoji[i] for i in objects))
+    assert evaluate.distinct_pools(model, few) == ["objects"]

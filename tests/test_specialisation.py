@@ -11,7 +11,7 @@ from strategies import random_scores
 
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.scores import HeadScores
-from heatkv.views.explore import TYPES, head_profiles
+from heatkv.views.explore import TYPES, even_attention, head_profiles
 from heatkv.views.specialisation import specialisation
 
 SCALES = ScaleSchedule.square(range(1, 8))
@@ -74,3 +74,11 @@ def test_it_is_plain_json_for_any_number_of_sinks(sinks: int) -> None:
     sent = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert len(sent["sources"]) == K - 1 - sinks
     assert sum(sent["types"].values()) == pytest.approx(1)
+
+
+def test_even_attention_of_lines_sees_a_line_up_to_each_token() -> None:
+    scales = ScaleSchedule.lines(2, 4, 4)
+    even_TS = even_attention(scales)
+    scores = HeadScores("toy", Geometry(1, 2, 8, scales), np.stack([even_TS, even_TS])[None], (), 1)
+    found = specialisation(scores, 1)
+    assert found.entropy_even == pytest.approx(found.entropy_low) == pytest.approx(found.entropy_high)

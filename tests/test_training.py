@@ -192,6 +192,9 @@ def test_training_goes_on_from_a_model_folder_and_what_was_kept(
         }
     with pytest.raises(ValueError, match="is there already"):
         restore.restore(tmp_path / "m", tmp_path / "kept.safetensors", tmp_path / "run")
+    shard = next((tmp_path / "m").glob("model-*.safetensors"))
+    with pytest.raises(ValueError, match=r"lacks encoder\.\S+.* and \d+ more: it is not of this model"):
+        restore.restore(tmp_path / "m", shard, tmp_path / "another")
     if by_line:
         codes = [
             codebook.reconstruct(codebook.load_trained(f / "codebook.pt")[0], picture)[1]

@@ -20,7 +20,7 @@ from heatkv.generate import generate
 from heatkv.models.base import GenerativeModel
 from heatkv.models.prompts import PromptError
 from heatkv.scores import HeadScores
-from heatkv.study.metrics import psnr
+from heatkv.study.metrics import IDENTICAL_PSNR, psnr
 from heatkv.training import data, scenes
 from heatkv.training.sheet import draw
 from heatkv.views.specialisation import LITTLE, MUCH, specialisation
@@ -66,7 +66,7 @@ def evaluate(
     result: dict[str, Any] = {
         "model": model.id, "settings": asdict(settings), "facts": dict(model.about()), "retrieval": {}, "colours": {},
     }  # fmt: skip
-    for pool in POOLS:
+    for pool in distinct_pools(model, dataset):
         progress(f"retrieval, {pool}: {settings.draws} draws of {settings.names} names")
         result["retrieval"][pool] = retrieval(model, dataset, pool, settings)
     for name in ("trained", "held_out"):
@@ -128,6 +128,12 @@ def candidates(model: GenerativeModel, dataset: data.Dataset, pool: str) -> list
     return [i for i in found if knows(model, dataset.emoji[i].label)]
 
 
+def distinct_pools(model: GenerativeModel, dataset: data.Dataset) -> list[str]:
+    """`POOLS` whose names are not those of the one before: a model may have been shown none that they differ in."""
+    found = [(pool, candidates(model, dataset, pool)) for pool in POOLS]
+    return [pool for i, (pool, names) in enumerate(found) if not i or names != found[i - 1][1]]
+
+
 def retrieval(model: GenerativeModel, dataset: data.Dataset, pool: str, settings: Evaluation) -> dict[str, Any]:
     """How often an image generated from a bare label is nearest to the fluent picture of that label.
 
@@ -156,11 +162,15 @@ def retrieval(model: GenerativeModel, dataset: data.Dataset, pool: str, settings
 
 
 def another_seed(model: GenerativeModel, prompts: Sequence[str], settings: Evaluation) -> dict[str, Any]:
-    """PSNR (dB) between the pictures of two seeds of a scene: low where the prompt leaves much open."""
+    """PSNR (dB) between the pictures of two seeds of a scene: low where the prompt leaves much open.
+
+    ``identical`` pairs, the very same picture twice, count as `IDENTICAL_PSNR` in the mean.
+    """
     first, second = (draw(model, prompts, [seed] * len(prompts), settings.batch) for seed in (0, 1))
     values = [psnr(a, b) for a, b in zip(first, second, strict=True)]
     mean, median = (round(float(of(values)), 3) for of in (np.mean, np.median))
-    return {"scenes": len(prompts), "psnr": mean, "median": median}
+    identical = sum(value >= IDENTICAL_PSNR for value in values)
+    return {"scenes": len(prompts), "psnr": mean, "median": median, "identical": identical}
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -202,7 +212,8 @@ def place_words(model: GenerativeModel, dataset: data.Dataset, settings: Evaluat
     """How often two things stand as the prompt says ("fox left of bus").
 
     What is cut out of each half of the picture is nearest to the picture of one of the two: ``share`` is how often to
-    the right one in both, ``both`` how often not to the same one; of those half are right by chance.
+    the right one in both, ``differ`` how often not to the same one. Half of those that differ are right by chance, and
+    about a third differ where neither thing is there: it does not say that both are.
     """
     rng = np.random.default_rng([settings.seed, 1])
     found = candidates(model, dataset, "objects")
@@ -220,7 +231,7 @@ def place_words(model: GenerativeModel, dataset: data.Dataset, settings: Evaluat
     return {
         "prompts": len(both),
         "share": round(float(np.mean(list(right.values()))), 4),
-        "both": round(float(np.mean(both)), 4),
+        "differ": round(float(np.mean(both)), 4),
         "relations": right,
     }
 
@@ -277,8 +288,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"(chance {percent(trained['chance'])}).",
         "",
         f"Of {places['prompts']} pairs asked for left of, right of, above or below one another, "
-        f"{percent(places['share'])} stand so (both things are there in {percent(places['both'])}, "
-        "half of which would be right by chance).",
+        f"{percent(places['share'])} stand so (the two halves look like different ones of the two in "
+        f"{percent(places['differ'])}, half of which would be right by chance).",
         "",
         *(seeds_markdown(result["seeds"]) if result["seeds"] else []),
         f"An image takes {cost_of['seconds']:.2f} s ({cost_of['device']}, {cost_of['dtype']}, {cost_of['threads']} "
@@ -290,7 +301,13 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def seeds_markdown(found: dict[str, Any]) -> list[str]:
-    return [f"Another seed of a scene: {found['psnr']:.1f} dB in the mean, {found['median']:.1f} in the median.", ""]
+    same = (
+        f"; {found['identical']} of {found['scenes']} pairs are one and the same picture" if found["identical"] else ""
+    )
+    return [
+        f"Another seed of a scene: {found['psnr']:.1f} dB in the mean, {found['median']:.1f} in the median{same}.",
+        "",
+    ]
 
 
 def heads_markdown(found: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heatkv.files import write_atomic
 from heatkv.models import load
-from heatkv.models.checkpoint import load_file
+from heatkv.models.checkpoint import load_file, some
 from heatkv.models.infinity.model import InfinityModel
 from heatkv.models.infinity.text import WordEncoder
 from heatkv.models.llamagen.model import LlamaGenModel
@@ -25,6 +25,7 @@ from heatkv.training.lines import LinesRun
 from heatkv.training.tokenizer import TokenizerRun
 from heatkv.training.transformer import TransformerRun
 
+KEPT = ("encoder.", "things.")  # what an export leaves out
 CHECKPOINTS = {False: ("tokenizer.pt", "transformer.pt"), True: ("codebook.pt", "lines.pt")}
 
 
@@ -33,8 +34,8 @@ def keep(folder: Path, by_line: bool, destination: Path) -> None:
     from safetensors.torch import save
 
     first, second = (loop.load_checkpoint(folder / name) for name in CHECKPOINTS[by_line])
-    state = {name: value for name, value in first["average"].items() if name.startswith("encoder.")}
-    state |= {name: value for name, value in second["average"].items() if name.startswith("things.")}
+    state = {name: value for name, value in first["average"].items() if name.startswith(KEPT)}
+    state |= {name: value for name, value in second["average"].items() if name.startswith(KEPT)}
     halves = {name: value.to(torch.float16).contiguous() for name, value in state.items()}
     destination.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(destination, save(halves, metadata={"format": "pt"}))
@@ -43,7 +44,8 @@ def keep(folder: Path, by_line: bool, destination: Path) -> None:
 def restore(model_folder: Path, kept: Path, folder: Path) -> list[Path]:
     """Write checkpoints of both stages into ``folder``, which training goes on from, and return their paths.
 
-    Raises ``ValueError`` for a model that was not trained here, and where there are checkpoints already.
+    Raises ``ValueError`` for a model that was not trained here, for a file that is not what its export kept, and where
+    there are checkpoints already.
     """
     model = load(model_folder, "cpu", "float32")
     if not isinstance(model, (InfinityModel, LlamaGenModel)) or not isinstance(model.text, WordEncoder):
@@ -62,6 +64,8 @@ def restore(model_folder: Path, kept: Path, folder: Path) -> list[Path]:
 def filled(module: nn.Module, parts: dict[str, nn.Module], rest: dict[str, Tensor]) -> dict[str, Tensor]:
     """``module`` with the weights of parts, each under its prefix, and of what was kept; as its state."""
     state = module.state_dict()
+    if lacking := [name for name in state if name.startswith(KEPT) and name not in rest]:
+        raise ValueError(f"the file of what was kept lacks {some(lacking)}: it is not of this model's `export --keep`")
     for prefix, part in parts.items():
         state |= {prefix + name: value.float() for name, value in part.state_dict().items() if prefix + name in state}
     state |= {name: value for name, value in rest.items() if name in state}

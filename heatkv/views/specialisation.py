@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heatkv.scores import HeadScores
-from heatkv.views.explore import TYPES, head_profiles
+from heatkv.views.explore import TYPES, even_attention, head_profiles
 
 LITTLE, MUCH = 0.25, 2.0  # of what a head gives to a source scale that spreads evenly over all tokens it sees
 
@@ -102,8 +102,8 @@ def specialisation(scores: HeadScores, sink_scales: int) -> Specialisation:
     counts = np.bincount(profiles.type_LH.ravel(), minlength=len(TYPES))
     targets = range(min(sink_scales + 1, K - 1), K)
     entropy_LH = np.mean([_entropy(scores.mass_LHTS[:, :, t, : t + 1]) for t in targets], axis=0)
-    tokens = np.array(scales.tokens, float)
-    entropy_even = np.mean([_entropy(tokens[: t + 1] / tokens[: t + 1].sum()) for t in targets])
+    even_TS = even_attention(scales)
+    entropy_even = np.mean([_entropy(even_TS[t, : t + 1]) for t in targets])
     ratio_LHS = (profiles.cell_LHS / profiles.cell_even_S)[:, :, sink_scales:]
     sources = []
     for s in range(sink_scales, K - 1):
