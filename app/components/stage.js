@@ -13,7 +13,7 @@ const strips = new Map(); // what it is the strip of -> {pictures: [{percent, im
 let stripping = null; // the strip that is being drawn; another one ends it
 let fulls = null; // the picture with the full cache of a strip that ships: {want, image}
 let score = null;
-let pending = null; // {id, want: {a, b}}
+let pending = null; // {id, want: {a, b}, prompt}
 let growing = null;
 let step = null; // the step in view; null: the finished pictures
 let said = '';
@@ -51,7 +51,7 @@ function request(delay = 120) {
     const now = want();
     if (pending && pending.want.a === now.a && pending.want.b === now.b) return;
     number += 1;
-    pending = { id: number, want: now };
+    pending = { id: number, want: now, prompt: heatkv.view.prompt };
     growing = null;
     said = '';
     if (!(fresh('a') && fresh('b'))) step = null;
@@ -88,11 +88,11 @@ function take() {
   if (value.opening) return open(value);
   if (value.said) { said = value.said; kind = 'error'; return show(); }
   if (!pending || value.id !== pending.id) return; // somebody asked for something else since
-  if (value.error) { said = value.error; kind = 'error'; pending = growing = null; } else if (value.a) finish(value, pending.want); else growing = value;
+  if (value.error) { said = value.error; kind = 'error'; pending = growing = null; } else if (value.a) finish(value, pending); else growing = value;
   show();
 }
 
-function finish(value, wants) {
+function finish(value, { want: wants, prompt }) {
   for (const side of SIDES) {
     const same = shown[side] && shown[side].key === value[side].key ? shown[side] : {};
     shown[side] = { ...same, ...value[side], want: wants[side] };
@@ -101,7 +101,7 @@ function finish(value, wants) {
   said = value.note || '';
   kind = 'info';
   pending = growing = null;
-  if (value.prompt !== heatkv.view.prompt) { // the model's own name for it
+  if (value.prompt !== prompt && prompt === heatkv.view.prompt) { // the model's own name for it, unless something else is asked for by now
     for (const side of SIDES) shown[side].want = wantOf(value.prompt, value.seed, recipes()[side]);
     heatkv.set({ prompt: value.prompt }, 'look');
   }
