@@ -240,10 +240,10 @@ def _plan_input(
     scores = scores_or_orders if isinstance(scores_or_orders, HeadScores) else None
     orders_SN = None
     if scores is not None:
-        if model not in (None, scores.model):
-            raise ValueError(f"these scores are of {scores.model}, not of {model}; calibrate {model}")
         if geometry is not None:
             scores.check_matches(geometry)
+        if model not in (None, scores.model):
+            raise ValueError(f"these scores are of {scores.model}, not of {model}; calibrate {model}")
         model, geometry = scores.model, geometry or scores.geometry
     if geometry is None or (model is None and chosen.static):
         raise ValueError("only scores say what they are for: pass model and geometry")
