@@ -34,7 +34,7 @@ class LinesRun:
     minute or two at the start; needs a C++ compiler).
     """
 
-    steps: int = 10800
+    steps: int = 15000
     grow: int = 30000
     widen: int = 60000
     batch: int = 16
