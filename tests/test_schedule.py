@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Problem, geometries, problems
 
-from heatkv.budget import check_budget, least_budget
+from heatkv.budget import MIXED, check_budget, least_budget
+from heatkv.formats import FORMATS
 from heatkv.policies import plan
 from heatkv.scales import Geometry, ScaleSchedule
 from heatkv.schedule import Schedule, ScheduleError
@@ -213,6 +215,15 @@ def test_storage_may_be_left_out_and_is_kept() -> None:
     assert compact.storage == "int8" and compact != example()
     assert compact.peak_share == pytest.approx(example().peak_share * (8 + 2) / 16)
     assert Schedule.from_json(compact.to_json()) == compact
+
+
+def test_only_formats_that_cells_have_must_fit_the_heads() -> None:
+    geometry = Geometry(2, 2, 6, GEOMETRY.scales)  # int2 needs a head_dim that 4 divides
+    in_8_bits = np.full((2, 2, K), list(FORMATS).index("int8"), np.int8)
+    schedule = example(geometry=geometry, storage=MIXED, stored_as_LHS=in_8_bits, budget=1.0)
+    assert 0 < schedule.peak_share < 1
+    with pytest.raises(ScheduleError, match="storage int2 needs a head_dim that 4 divides"):
+        replace(schedule, stored_as_LHS=np.full((2, 2, K), list(FORMATS).index("int2"), np.int8))
 
 
 def test_a_file_without_head_dim_fits_heads_of_any_size() -> None:

@@ -319,3 +319,9 @@ def test_orders_that_are_no_json_are_refused(text: str | bytes) -> None:
 def test_any_other_content_is_refused(text: bytes) -> None:
     with pytest.raises(OrdersError):
         orders_from_json(text, GEOMETRY, 1)
+
+
+def test_extras_whose_sums_would_overflow_are_refused() -> None:
+    plain = random_scores(Geometry(2, 2, 8, ScaleSchedule.square([1, 2, 3])), 0)
+    with pytest.raises(ScoresError, match=r"change_sum_LHTS holds .* above 1e\+100"):
+        replace(plain, change_sum_LHTS=np.full(plain.mass_sum_LHTS.shape, 1e308))
