@@ -72,13 +72,13 @@ def score(card: Mapping[str, Any]) -> dict[str, Any]:
     ladder = list(card["ladder"])
     at = next(i for i, rung in enumerate(ladder) if rung["this"])
     above, below = ladder[at - 1] if at else None, ladder[at + 1] if at + 1 < len(ladder) else None
-    words = []
-    if above is not None:
-        words.append(f"not as close as {above['short']} ({above['psnr']:.1f})")
-    if below is not None:
-        words.append(f"closer than {below['short']} ({below['psnr']:.1f})")
+    near, far = (f"{rung['short']} ({rung['psnr']:.1f})" if rung else "" for rung in (above, below))
+    if near and far:
+        words = f"between {near} and {far}"
+    else:
+        words = f"not as close as {near}" if near else f"closer than {far}" if far else ""
     return {
-        "psnr": card["psnr"], "text": card["headline"][0][0], "words": ", ".join(words),
+        "psnr": card["psnr"], "text": card["headline"][0][0], "words": words,
         "difference": card["difference"], "difference_note": card["difference_note"],
     }  # fmt: skip
 
