@@ -198,7 +198,9 @@ def test_a_strip_goes_along_the_budgets_and_shipped_ones_come_at_once(demo: _Dem
     asked = event(id=1, prompt="red apple", seed=1, b=B, key="here")
     steps = list(demo.explore.strip(None, None, asked, visitor("s")))
     percents = strips.strip_percents(bench, Recipe("heatkv"))
-    assert [step["pictures"][0]["percent"] for step in steps] == list(percents)
+    assert [step["pictures"][-1]["percent"] for step in steps] == list(percents)
+    assert [len(step["pictures"]) for step in steps[:-1]] == [1] * (len(percents) - 1)
+    assert [one["percent"] for one in steps[-1]["pictures"]] == list(percents), "the last has what a busy page missed"
     assert 35 in percents and percents[0] == bench.percents("heatkv")[0] and percents[-1] == 100
     strip = strips.make_strip(bench, "red apple", 1, "heatkv", "weights")
     shipped = _Demo(bench, None, [strips.Strip.from_png(strip.to_png())])

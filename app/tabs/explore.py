@@ -133,13 +133,16 @@ class ExploreTab:
             *_, wanted = self.newest.asked("strip", event, request)
             percents = strip_percents(self.bench, recipe, calibration)
             plans = [replace(plan, recipe=replace(recipe, percent=percent)) for percent in percents]
+            pictures: list[dict[str, Any]] = []
             for step in self.bench.jobs.strip(prompt, seed, plans):
                 if not wanted():
                     return
                 if not isinstance(step, Waiting):
                     index, drawing = step
-                    picture = {"percent": percents[index], "image": drawing.frames[-1]}
-                    yield {"to": "strip", "key": key, "of": len(plans), "pictures": [picture]}
+                    pictures.append({"percent": percents[index], "image": drawing.frames[-1]})
+                    # A page that is busy sees of several messages the last alone: so that one has them all.
+                    told = pictures if len(pictures) == len(plans) else pictures[-1:]
+                    yield {"to": "strip", "key": key, "of": len(plans), "pictures": list(told)}
         except Exception:  # what is wrong with the recipe is said where it is drawn
             return
 
