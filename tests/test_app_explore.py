@@ -212,7 +212,7 @@ def test_a_strip_goes_along_the_budgets_and_shipped_ones_come_at_once(demo: _Dem
     stored = event(id=3, prompt="red apple", seed=1, b={**B, "storage": "int8"}, key="there", shipped=True)
     assert list(shipped.explore.strip(None, None, stored, visitor("s"))) == []
     assert once["key"] == "here" and [p["percent"] for p in once["pictures"]] == list(percents)
-    assert [p["image"] for p in once["pictures"]] == [step["pictures"][0]["image"] for step in steps]
+    assert [p["image"] for p in once["pictures"]] == [step["pictures"][-1]["image"] for step in steps]
 
 
 def test_a_strip_says_how_many_pictures_it_has_and_goes_on_while_others_ask_for_what_ships(
