@@ -14,7 +14,7 @@ from app.inputs import MAX_PROMPTS, SAMPLING, InputError, read_prompt, read_prom
 from app.jobs import Jobs, Subject
 from app.recipes import Calibration, Plan, Recipe, Source, basis_of, read_recipe
 from app.turns import Turns
-from heatkv.budget import counted, counted_share
+from heatkv.budget import counted_scales
 from heatkv.formats import COMPUTE
 from heatkv.models.base import GenerativeModel, Sampling
 from heatkv.models.var.classes import Classes
@@ -109,8 +109,8 @@ class Workbench:
         sinks = self.sink_scales if policy is not None and REGISTRY[policy].sinks else 0
         if storage is None:
             return explore.budget_percents(self.geometry.scales, sinks)
-        in_cost = counted(self.geometry, storage)
-        return explore.budget_percents(in_cost.scales, sinks, counted_share(self.geometry, storage))
+        scales, share = counted_scales(self.geometry, storage)
+        return explore.budget_percents(scales, sinks, share)
 
     def read_recipe(self, value: Any, calibration: Calibration | None = None) -> Recipe:
         """A recipe as the page sends it. Raises ``ValueError``."""

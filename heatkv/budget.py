@@ -118,11 +118,19 @@ def counted_budget(budget: float, geometry: Geometry, storage: str) -> float:
     return min(1.0, (limit + 0.5) / most)  # half-way to the next one, so that no rounding changes it
 
 
-def least_budget(scales: ScaleSchedule, sink_scales: int) -> float:
-    """The share of the full peak that sinks, and a line while it is drawn, take at most: no budget can be below it."""
+def counted_scales(geometry: Geometry, storage: str) -> tuple[ScaleSchedule, float]:
+    """Scales in what their cells take in ``storage``, and `counted_share`: what budgets are checked against."""
+    return counted(geometry, storage).scales, counted_share(geometry, storage)
+
+
+def least_budget(scales: ScaleSchedule, sink_scales: int, share: float = 1.0) -> float:
+    """The share of the full peak that sinks, and a line while it is drawn, take at most: no budget can be below it.
+
+    For encoded cells ``scales`` and ``share`` are `counted_scales`.
+    """
     check_sinks(scales, sink_scales)
     held = (scales.bounds[min(sink_scales, t)][0] + own for t, own in enumerate(scales.open_tokens))
-    return max(held) / scales.full_peak if scales.full_peak else 0.0
+    return max(held) / scales.full_peak * share if scales.full_peak else 0.0
 
 
 def check_budget(
@@ -137,9 +145,9 @@ def check_budget(
     """Raise `ScheduleError` unless ``budget`` is a feasible share of the full cache's peak.
 
     ``by_token``: who lets go of tokens, and not of whole lines, needs no room for all of a line. For encoded cells
-    ``scales`` are `counted`, and ``share`` is what they take in all (`counted_share`).
+    ``scales`` and ``share`` are `counted_scales`.
     """
-    least = least_budget(scales, sink_scales) * share
+    least = least_budget(scales, sink_scales, share)
     if by_token and scales.by_line:
         least = (scales.bounds[sink_scales][0] + 1) / scales.full_peak
     if not is_number(budget) or not 0 < budget <= 1:

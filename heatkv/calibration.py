@@ -113,9 +113,9 @@ def observe(
     if n < queries:
         pieces = [PartialAttention(*partial_attention(q_BHND, k_BHMD[:, :, a:b], v_BHMD[:, :, a:b])) for a, b in bounds]
         mass_BHS = torch.stack([weight_BHN.sum(2) for weight_BHN in partial_weights(pieces)], -1)
-    # Summed on the host, where all devices have float64.
     energy_B = energy_R.view(batch, heads).sum(1).clamp_min(1e-30)
 
+    # Sums in float64 are taken on the host, as not every device has it.
     def share_of_output(sum_SR: Tensor) -> Tensor:
         return (sum_SR.T.view(batch, heads, -1) / energy_B[:, None, None]).cpu().sum(0, dtype=torch.float64)
 

@@ -35,8 +35,7 @@ from heatkv.budget import (
     cell_cost,
     check_budget,
     cost_limit,
-    counted,
-    counted_share,
+    counted_scales,
     format_of,
     full_cost,
     resident_cost,
@@ -114,7 +113,7 @@ class Schedule:
         checked_name(self.model, what="model", error=ScheduleError)
         checked_name(self.policy, what="policy", error=ScheduleError)
         object.__setattr__(self, "stored_as_LHS", _checked_formats(self.storage, self.stored_as_LHS, self.geometry))
-        scales, share = counted(self.geometry, self.storage).scales, counted_share(self.geometry, self.storage)
+        scales, share = counted_scales(self.geometry, self.storage)
         check_budget(self.budget, scales, self.sink_scales, model=self.model, share=share)
         object.__setattr__(self, "budget", float(self.budget))
         object.__setattr__(self, "sink_scales", int(self.sink_scales))

@@ -17,7 +17,7 @@ let large = null; // the tile that was enlarged
 let lines = false; // drawn line by line: one map over the picture in place of a tile a scale
 const grid = () => (lines ? view.size : view.queries); // rows and columns of positions to choose from
 let asked = '';
-let basis = null; // what calibration the card asked for is of
+let basis = ''; // what calibration the card asked for is of
 
 let seen = false; // whether the card is on the screen: what a head reads is drawn when somebody looks at it
 
@@ -42,7 +42,7 @@ new IntersectionObserver((entries) => {
 let soon = null;
 heatkv.follow(element, ['cell', 'table'], () => {
   clearTimeout(soon);
-  soon = setTimeout(() => { if (props.value && (props.value.layer !== heatkv.cell.layer || props.value.head !== heatkv.cell.head || (basis ?? '') !== heatkv.view.basis)) ask(); }, 250);
+  soon = setTimeout(() => { if (props.value && (props.value.layer !== heatkv.cell.layer || props.value.head !== heatkv.cell.head || basis !== heatkv.view.basis)) ask(); }, 250);
 });
 heatkv.bus.addEventListener('open-head', () => { if (element.isConnected) { asked = ''; ask(null, true); } });
 find('target').addEventListener('change', (event) => { position = null; ask(Number(event.target.value)); });

@@ -10,8 +10,7 @@ const find = (path) => element.querySelector(path);
 const overview = find('.overview .field');
 const detail = find('.detail .field');
 const { range } = heatkv;
-let running = null; // the knock-out's number while it is being measured
-let runningFor = ''; // and the picture that it is measured for
+let running = null; // the knock-out that is being measured: {id, subject}
 
 function surface(field) {
   const canvas = field.querySelector('canvas');
@@ -276,11 +275,11 @@ function drawKnock() {
   find('.knock i').style.width = here ? `${(100 * here.done) / here.of}%` : '0';
   find('.knock .text').textContent = !running ? '' : here && Number.isInteger(here.waiting) ? `${here.waiting} before you` : here ? `${here.done} of ${here.of} heads` : 'starting …';
 }
-find('.measure').addEventListener('click', () => { running = heatkv.number(); runningFor = heatkv.subjectKey(); trigger('knock', { id: running, ...heatkv.subject(), subject: runningFor }); drawKnock(); });
+find('.measure').addEventListener('click', () => { running = { id: heatkv.number(), subject: heatkv.subjectKey() }; trigger('knock', { ...heatkv.subject(), ...running }); drawKnock(); });
 find('.stop').addEventListener('click', () => { trigger('halt', { id: heatkv.number(), kind: 'knock' }); running = null; drawKnock(); });
-heatkv.bus.addEventListener('view', () => { if (element.isConnected && running !== null && runningFor !== heatkv.subjectKey()) find('.stop').click(); });
+heatkv.bus.addEventListener('view', () => { if (element.isConnected && running !== null && running.subject !== heatkv.subjectKey()) find('.stop').click(); });
 heatkv.bus.addEventListener('mail-knocked', (event) => {
-  if (!element.isConnected || event.detail.id !== running) return;
+  if (!element.isConnected || !running || event.detail.id !== running.id) return;
   if (event.detail.error) { running = null; drawKnock(); find('.knock .text').textContent = event.detail.error; return; }
   if (event.detail.done === event.detail.of) running = null;
   colours.take({ knocked: event.detail });

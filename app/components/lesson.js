@@ -6,8 +6,7 @@ const lessons = () => (props.value && props.value.lessons) || [];
 let at = null;
 let before = null; // the view before the first lesson
 let guessed = null;
-let stated = ''; // what the lesson in view shows
-let applying = false;
+let stated = null; // what the lesson in view shows; null while the controls are being set to it
 
 const snapshot = () => ({ ...heatkv.subject(), budget: heatkv.asked, policy: heatkv.view.policy, storage: heatkv.view.storage, a: heatkv.view.a, mode: heatkv.view.mode, colour: heatkv.view.colour, forget: heatkv.edits.toText(), head: [heatkv.cell.layer, heatkv.cell.head] });
 
@@ -31,7 +30,7 @@ function apply(view) {
 /** What of the view decides the pictures. A link states the lesson only while they are the lesson's own. */
 function pictured() { const { mode, colour, head, ...rest } = snapshot(); return JSON.stringify(rest); }
 for (const name of ['view', 'budget']) heatkv.bus.addEventListener(name, () => {
-  if (element.isConnected && at !== null && !applying) heatkv.view.lesson = pictured() === stated ? at : null;
+  if (element.isConnected && at !== null && stated !== null) heatkv.view.lesson = pictured() === stated ? at : null;
 });
 
 function mark(selector) {
@@ -78,9 +77,8 @@ function go(index) {
     return;
   }
   if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click();
-  applying = true;
+  stated = null;
   apply({ sampling: {}, storage: '', ...lessons()[at].view });
-  applying = false;
   stated = pictured();
   setTimeout(arrive, 60);
 }

@@ -19,8 +19,7 @@ let step = null; // the step in view; null: the finished pictures
 let said = '';
 let kind = 'info';
 let number = Date.now();
-let typed = null; // a prompt that is written and not drawn
-let typedOver = null; // and the one that is drawn
+let typedOver = null; // the prompt that is drawn, while another one is written
 
 const recipes = () => ({ a: heatkv.view.a, b: heatkv.recipe() });
 /** What tells a picture from others, as a text. */
@@ -156,11 +155,11 @@ function picture(side) {
 function show() {
   if (!heatkv.table || !heatkv.defaults) return;
   const { mode } = heatkv.view;
-  const both = fresh('a') && fresh('b') && !growing && typed === null;
+  const both = fresh('a') && fresh('b') && !growing && typedOver === null;
   for (const side of SIDES) {
     const { figure, image, tag, mark } = parts[side];
     const now = picture(side);
-    if (typed !== null) Object.assign(now, { mark: 'another prompt: press Draw', stale: true });
+    if (typedOver !== null) Object.assign(now, { mark: 'another prompt: press Draw', stale: true });
     const difference = side === 'a' && mode === 'difference' && both && score && heatkv.safeImage(score.difference);
     const url = difference ? score.difference : now.image;
     if (heatkv.safeImage(url)) { if (image.getAttribute('src') !== url) image.src = url; } else image.removeAttribute('src');
@@ -252,16 +251,16 @@ find('.forgo').addEventListener('click', () => { find('.hello').hidden = true; t
 
 watch('value', take);
 const on = (name, run) => heatkv.bus.addEventListener(name, (event) => { if (element.isConnected) run(event); });
-on('typing', (event) => { typedOver = heatkv.view.prompt; typed = event.detail === heatkv.view.prompt ? null : event.detail; show(); });
+on('typing', (event) => { typedOver = event.detail === heatkv.view.prompt ? null : heatkv.view.prompt; show(); });
 on('draw', () => {
-  typed = null;
+  typedOver = null;
   said = '';
   stripping = null;
   if (pending) stop(); // its answer may be lost, with the connection or the server: who presses Draw once more asks anew
   request(0);
 });
 on('view', () => {
-  if (typedOver !== heatkv.view.prompt) typed = null; // else what is written stays in the field, and is not drawn
+  if (typedOver !== heatkv.view.prompt) typedOver = null; // else what is written stays in the field, and is not drawn
   said = '';
   show();
   showStrip();

@@ -142,7 +142,7 @@ class ExploreTab:
                     pictures.append({"percent": percents[index], "image": drawing.frames[-1]})
                     # A page that is busy sees of several messages the last alone: so that one has them all.
                     told = pictures if len(pictures) == len(plans) else pictures[-1:]
-                    yield {"to": "strip", "key": key, "of": len(plans), "pictures": list(told)}
+                    yield {"to": "strip", "key": key, "of": len(plans), "pictures": told}
         except Exception:  # what is wrong with the recipe is said where it is drawn
             return
 

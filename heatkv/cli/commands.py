@@ -143,7 +143,7 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
-    from heatkv.budget import counted, counted_share, least_budget
+    from heatkv.budget import counted_scales, least_budget
     from heatkv.models import find_geometry
     from heatkv.policies import plan
     from heatkv.scores import HeadScores, load_orders
@@ -166,7 +166,7 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     seconds = time.perf_counter() - started
     schedule.save(out)
-    in_cost, share = counted(geometry, schedule.storage), counted_share(geometry, schedule.storage)
+    scales, share = counted_scales(geometry, schedule.storage)
     if not arguments.json:
         compact = f", {schedule.storage}: {schedule.peak_share:.1%} of the bytes in 16" if schedule.encoded else ""
         print(f"{out}: {schedule.peak_tokens} of {geometry.full_peak_tokens} cached tokens at the peak{compact}")
@@ -174,7 +174,7 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": schedule.model,
         "policy": schedule.policy,
         "budget": schedule.budget,
-        "least_budget": least_budget(in_cost.scales, schedule.sink_scales) * share,
+        "least_budget": least_budget(scales, schedule.sink_scales, share),
         "sink_scales": schedule.sink_scales,
         "storage": schedule.storage,
         "peak_tokens": schedule.peak_tokens,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heatkv.budget import MIXED, check_budget, counted, counted_budget, counted_share
+from heatkv.budget import MIXED, check_budget, counted, counted_budget, counted_scales
 from heatkv.cache.seam import KVCache, ScheduleCache
 from heatkv.policies import (
     ams,
@@ -54,8 +54,6 @@ REGISTRY: dict[str, Policy] = {
         streaming.POLICY,
     )
 }
-
-ANY_MODEL = "any"  # scores of whichever model of this geometry will do
 
 PlanSource = HeadScores | npt.NDArray[np.integer] | None
 
@@ -190,25 +188,25 @@ def cache_factory(
     sink_scales: int | None = None,
     *,
     seed: int = 0,
-    model: str = ANY_MODEL,
+    model: str | None = None,
     storage: str | None = None,
     **options: Any,
 ) -> Callable[[], KVCache]:
     """What makes the caches of one policy and budget, a new one for every batch of images; plans once.
 
-    Takes what `plan` takes, for static and dynamic policies alike, and raises the same errors, all of them now.
+    Takes what `plan` takes, for static and dynamic policies alike, and raises the same errors, all of them now. Without
+    a ``model``, scores of any model of this geometry will do.
     """
     chosen = find(policy)
     if chosen.cache is None:
-        if isinstance(scores, HeadScores) and model == ANY_MODEL:
-            model = scores.model
+        if not isinstance(scores, HeadScores):
+            model = model or "any"
         schedule = plan(
             scores, budget, policy, sink_scales, model=model, geometry=geometry, seed=seed, storage=storage, **options
         )  # fmt: skip
         return lambda: ScheduleCache(geometry, schedule)
     make = chosen.cache
-    whose = None if model == ANY_MODEL else model
-    _, inputs = _plan_input(chosen, scores, budget, sink_scales, whose, geometry, seed, storage)
+    _, inputs = _plan_input(chosen, scores, budget, sink_scales, model, geometry, seed, storage)
     all_options = chosen.with_options(options)
     make(inputs, **all_options)  # so that what is wrong with the options is said before anything runs
     return lambda: make(inputs, **all_options)
@@ -260,9 +258,8 @@ def _plan_input(
         raise ValueError(f"policy {chosen.name!r} chooses tokens, not cells: its storage can only be compute")
     if storage == MIXED and chosen.stored is None:
         raise ValueError(f"policy {chosen.name!r} stores all cells alike: storage {MIXED} is not for it")
-    in_cost = counted(geometry, storage)
-    share = counted_share(geometry, storage)
-    check_budget(budget, in_cost.scales, sink_scales, model=model, share=share, by_token=not chosen.static)
+    scales, share = counted_scales(geometry, storage)
+    check_budget(budget, scales, sink_scales, model=model, share=share, by_token=not chosen.static)
 
     if chosen.needs not in ("orders", "nothing") and scores is None:
         raise ValueError(

@@ -38,17 +38,20 @@ def held_tokens(allowance_TLH: npt.NDArray[np.integer], geometry: Geometry) -> I
     return np.stack(held) if held else np.zeros(allowance_TLH.shape, np.int64)
 
 
+def cuts(allowance_TLH: npt.NDArray[np.integer]) -> list[list[int]]:
+    """Where the room of each layer is cut into pieces, ascending: at every allowance above 0 that a scale has in it."""
+    return [sorted(set(allowance_TLH[:, layer].ravel().tolist()) - {0}) for layer in range(allowance_TLH.shape[1])]
+
+
 def taken_tokens(allowance_TLH: npt.NDArray[np.integer], geometry: Geometry) -> Ints:
     """Tokens that every head has room taken for after each scale, same shape.
 
-    Room comes in the pieces of `heatkv.policies.tokens`: whole, up to the next allowance that any scale has in that
-    layer, as soon as a head of the layer reaches into it.
+    Room is taken a piece at a time (`cuts`), as soon as a head of the layer reaches into it.
     """
     taken_TLH = np.zeros(allowance_TLH.shape, np.int64)
     reached_TL = held_tokens(allowance_TLH, geometry).max(2, initial=0)
-    for layer in range(geometry.layers):
-        ends = np.unique([0, *allowance_TLH[:, layer].ravel()])
-        for start, end in pairwise(ends):
+    for layer, ends in enumerate(cuts(allowance_TLH)):
+        for start, end in pairwise([0, *ends]):
             reaches_TH = (reached_TL[:, layer, None] > start) & (allowance_TLH[:, layer] >= end)
             taken_TLH[:, layer][reaches_TH] = end
     return taken_TLH

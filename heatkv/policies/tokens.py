@@ -23,7 +23,7 @@ from torch import Tensor
 
 from heatkv.cache.attention import TILE_LOGITS, PartialAttention, attention, merge, partial_attention
 from heatkv.cache.seam import KVCache
-from heatkv.policies.allowance import EMPTY, evenly, resident, taken_tokens
+from heatkv.policies.allowance import EMPTY, cuts, evenly, resident, taken_tokens
 from heatkv.policies.line_tokens import HeldTokens, LineTokens
 from heatkv.scales import Geometry
 
@@ -186,7 +186,7 @@ class TokenCache(KVCache):
         super().__init__(geometry)
         full = geometry.scales.full_peak
         self.allowance_TLH = torch.from_numpy(np.minimum(allowance_TLH, full).astype(np.int64))
-        self._cuts = [sorted(set(self.allowance_TLH[:, i].unique().tolist()) - {0}) for i in range(geometry.layers)]
+        self._cuts = cuts(self.allowance_TLH.numpy())
         self._layers: list[Layer | None] = [None] * geometry.layers
         self.tokens_L = [0] * geometry.layers
         self.watches = type(self).watch is not TokenCache.watch

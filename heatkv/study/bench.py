@@ -20,9 +20,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from heatkv.budget import check_budget, token_cost
+from heatkv.budget import check_budget
 from heatkv.cache.seam import KVCache, ScheduleCache, full_cache
 from heatkv.calibration import CalibratingCache
+from heatkv.formats import COMPUTE, OPEN_LINE
 from heatkv.generate import process_bytes_peak
 from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.models.memory import check_batch
@@ -88,15 +89,13 @@ def bytes_read(model: GenerativeModel, schedule: Schedule | None, rows: int) -> 
     blocks = model.transformer.blocks  # type: ignore[attr-defined]
     weights = sum(p.numel() * p.element_size() for p in blocks.parameters())
     tokens_S, own_S = np.array(geometry.scales.tokens), np.array(geometry.scales.open_tokens)
-    held_S = (schedule or Schedule.full(geometry, "any")).resident_bytes(model.dtype.itemsize)[:, -1]
+    planned, size = schedule or Schedule.full(geometry, "any"), model.dtype.itemsize
+    held_S = planned.resident_bytes(size)[:, -1]
     if not geometry.scales.by_line:
         return weights * len(tokens_S) + rows * int(held_S[:-1].sum())
     # At the end of a line all of it is there; before, it was less by a token at a time.
-    size = model.dtype.itemsize
-    missing = geometry.kv_bytes(geometry.head_count, key_bytes=size, value_bytes=size)
-    if schedule is not None and schedule.encoded:
-        missing = geometry.head_count * token_cost(geometry, schedule.storage)
-    cached = int((held_S * own_S).sum()) - missing * int((own_S * (own_S - 1) // 2).sum())
+    a_token = (OPEN_LINE if planned.encoded else COMPUTE).cell_bytes(1, geometry.head_dim, size)
+    cached = int((held_S * own_S).sum()) - geometry.head_count * a_token * int((own_S * (own_S - 1) // 2).sum())
     return weights * (1 + int(own_S.sum())) + rows * cached
 
 

@@ -112,7 +112,7 @@ def markdown_table(result: dict[str, Any]) -> str:
     impossible: dict[tuple[str, str], list[str]] = {}
     for row in sorted(result["rows"], key=lambda r: (-r["budget"], r.get("forced_kl", 0.0), -r.get("psnr", -1.0))):
         if "reason" in row:
-            below = row["reason"].startswith("budget ") and "below the least feasible" in row["reason"]
+            below = "below the least feasible" in row["reason"]
             why = "Below what their sinks take" if below else f"Not run ({row['reason']})"
             impossible.setdefault((why, f"{row['budget']:g}"), []).append(row["policy"])
             continue

@@ -218,7 +218,7 @@ def place_words(model: GenerativeModel, dataset: data.Dataset, settings: Evaluat
     rng = np.random.default_rng([settings.seed, 1])
     found = candidates(model, dataset, "objects")
     right: dict[str, float] = {}
-    both: list[bool] = []
+    differ: list[bool] = []
     for relation in RELATIONS:
         picks = [rng.choice(found, 2, replace=False) for _ in range(settings.pairs)]
         prompts = [f"{dataset.emoji[a].label} {relation} {dataset.emoji[b].label}" for a, b in picks]
@@ -227,11 +227,11 @@ def place_words(model: GenerativeModel, dataset: data.Dataset, settings: Evaluat
         halves = np.split(pictures, 2, axis)[:: 1 if relation in ("left of", "above") else -1]
         nearest = np.stack([nearest_of(half, dataset.images[np.array(picks)]) for half in halves], 1)
         right[relation] = round(float((nearest == (0, 1)).all(1).mean()), 4)
-        both += (nearest[:, 0] != nearest[:, 1]).tolist()
+        differ += (nearest[:, 0] != nearest[:, 1]).tolist()
     return {
-        "prompts": len(both),
+        "prompts": len(differ),
         "share": round(float(np.mean(list(right.values()))), 4),
-        "differ": round(float(np.mean(both)), 4),
+        "differ": round(float(np.mean(differ)), 4),
         "relations": right,
     }
 

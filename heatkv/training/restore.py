@@ -33,9 +33,8 @@ def keep(folder: Path, by_line: bool, destination: Path) -> None:
     """Write what an export of ``folder``'s checkpoints leaves out, as float16 safetensors."""
     from safetensors.torch import save
 
-    first, second = (loop.load_checkpoint(folder / name) for name in CHECKPOINTS[by_line])
-    state = {name: value for name, value in first["average"].items() if name.startswith(KEPT)}
-    state |= {name: value for name, value in second["average"].items() if name.startswith(KEPT)}
+    stages = [loop.load_checkpoint(folder / name)["average"] for name in CHECKPOINTS[by_line]]
+    state = {name: value for stage in stages for name, value in stage.items() if name.startswith(KEPT)}
     halves = {name: value.to(torch.float16).contiguous() for name, value in state.items()}
     destination.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(destination, save(halves, metadata={"format": "pt"}))

@@ -116,7 +116,7 @@ def full_resident(geometry: Geometry) -> list[int]:
 
 def budget_percents(scales: ScaleSchedule, sink_scales: int, share: float = 1.0) -> tuple[int, ...]:
     """Whole percents from the least feasible budget, rounded up, to 100; ``scales`` and ``share`` as `check_budget`."""
-    least = math.ceil(least_budget(scales, sink_scales) * share * 100 - 1e-9)
+    least = math.ceil(least_budget(scales, sink_scales, share) * 100 - 1e-9)
     return tuple(range(max(1, least), 101))
 
 

@@ -115,6 +115,14 @@ def release(page: Page) -> None:
     page.locator("#budget-range").dispatch_event("change")
 
 
+def measure_slowly(page: Page, site: Site) -> None:
+    """Begin a knock-out that takes long enough for something to happen in between."""
+    page.locator("#headmap [data-colour=knockout]").click()
+    site.model.seconds = 0.15
+    page.locator("#headmap .measure").click()
+    expect(page.locator("#headmap .knock .text")).to_contain_text("of 12 heads")
+
+
 def choose_policy(page: Page, name: str) -> None:
     page.locator("#dial .policies").select_option(name)
     page.wait_for_function("(name) => heatkv.table.policy === name", arg=name)

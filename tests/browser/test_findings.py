@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Site, drawn, picture, release, set_budget, tab, upload, visit
+from pages import Site, drawn, measure_slowly, picture, release, set_budget, tab, upload, visit
 from playwright.sync_api import Browser, Page, expect
 
 import heatkv
@@ -167,10 +167,7 @@ def test_the_card_of_a_head_follows_the_calibration_in_use(page: Page, site: Sit
 
 def test_a_knock_out_ends_with_the_picture_that_it_is_of(page: Page, site: Site) -> None:
     visit(page, site)
-    page.locator("#headmap [data-colour=knockout]").click()
-    site.model.seconds = 0.15
-    page.locator("#headmap .measure").click()
-    expect(page.locator("#headmap .knock .text")).to_contain_text("of 12 heads")
+    measure_slowly(page, site)
     page.locator("#ask .prompt input").fill("green tree")
     page.locator("#ask .draw").click()
     expect(page.locator("#headmap .measure")).to_be_visible()

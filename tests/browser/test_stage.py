@@ -12,7 +12,20 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from pages import Site, choose_policy, drawn, picture, pixels, release, set_budget, strip_drawn, tab, upload, visit
+from pages import (
+    Site,
+    choose_policy,
+    drawn,
+    measure_slowly,
+    picture,
+    pixels,
+    release,
+    set_budget,
+    strip_drawn,
+    tab,
+    upload,
+    visit,
+)
 from playwright.sync_api import Page, expect
 
 import heatkv
@@ -395,10 +408,7 @@ def test_an_edited_schedule_is_saved_loaded_and_removed(page: Page, site: Site) 
 
 def test_the_knock_out_is_measured_on_this_picture_and_can_be_stopped(page: Page, site: Site) -> None:
     visit(page, site)
-    page.locator("#headmap [data-colour=knockout]").click()
-    site.model.seconds = 0.15
-    page.locator("#headmap .measure").click()
-    expect(page.locator("#headmap .knock .text")).to_contain_text("of 12 heads")
+    measure_slowly(page, site)
     page.locator("#headmap .stop").click()
     expect(page.locator("#headmap .measure")).to_be_visible()
     site.model.seconds = 0.0
