@@ -72,7 +72,7 @@ def score(card: Mapping[str, Any]) -> dict[str, Any]:
     ladder = list(card["ladder"])
     at = next(i for i, rung in enumerate(ladder) if rung["this"])
     above, below = ladder[at - 1] if at else None, ladder[at + 1] if at + 1 < len(ladder) else None
-    near, far = (f"{rung['short']} ({rung['psnr']:.1f})" if rung else "" for rung in (above, below))
+    near, far = (f"{r['short']} ({r['psnr_text'].removesuffix(' dB')})" if r else "" for r in (above, below))
     if near and far:
         words = f"between {near} and {far}"
     else:

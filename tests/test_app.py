@@ -31,7 +31,7 @@ from app.cards import SCALES  # noqa: E402
 from app.demo import Exhibit, _Demo, create_demo, create_pages, launch_options  # noqa: E402
 from app.inputs import InputError  # noqa: E402
 from app.recipes import Calibration, Plan, Recipe  # noqa: E402
-from app.report import scorecard  # noqa: E402
+from app.report import score, scorecard  # noqa: E402
 from app.tabs.about import facts  # noqa: E402
 from app.workbench import Workbench  # noqa: E402
 
@@ -340,6 +340,9 @@ def test_references_stand_beside_the_numbers_and_are_left_out_where_absent(bench
     }
     ladder = scorecard(full, less, bench.geometry, halves)
     assert {rung["psnr"] for rung in ladder["ladder"] if not rung["this"]} == {13.0, 14.0}
+    rounding = {"dtype_noise": {"psnr": 71.6, "psnr_median": 99.0}}
+    words = score(scorecard(full, less, bench.geometry, rounding))["words"]
+    assert words == "not as close as rounding to 16 bits (identical)", "99 dB stand for that"
     assert ladder["references_note"] == "references: PSNR is the median, the others means, of 64 pairs of images"
 
 
