@@ -103,7 +103,7 @@ def head_card(
     if profiles is not None:
         kinds = kinds_of(bench.geometry.scales)
         kind = kinds.types[kinds.of(profiles)[layer, number]]
-        card["title"] += f": {kinds.names[kind]}"
+        card["kind"] = kinds.names[kind]
         card["text"] = kinds.words[kind]
         card["evidence"] = [
             {"name": name, "share": float(profiles.share_LHG[(*head, g)]), "even": float(profiles.even_G[g])}

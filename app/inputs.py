@@ -52,7 +52,9 @@ def read_seed(value: Any) -> int:
     """A seed, or a random one where the field is empty."""
     if value is None or value == "":
         return secrets.randbelow(10_000)
-    seed = _whole(value)
+    # A text of digits alone, as in links: "1e3" is a number, and nothing that somebody would call a seed.
+    digits = not isinstance(value, str) or value.strip().isdecimal()
+    seed = _whole(value) if digits else None
     if seed is None or not 0 <= seed <= MAX_SEED:
         raise InputError(f"The seed is {shown(value)}; choose a whole number from 0 to {MAX_SEED}, or leave it empty.")
     return seed

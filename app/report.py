@@ -73,7 +73,9 @@ def score(card: Mapping[str, Any]) -> dict[str, Any]:
     at = next(i for i, rung in enumerate(ladder) if rung["this"])
     above, below = ladder[at - 1] if at else None, ladder[at + 1] if at + 1 < len(ladder) else None
     near, far = (f"{r['short']} ({r['psnr_text'].removesuffix(' dB')})" if r else "" for r in (above, below))
-    if near and far:
+    if card["psnr"] >= metrics.IDENTICAL_PSNR:
+        words = "the same picture"
+    elif near and far:
         words = f"between {near} and {far}"
     else:
         words = f"not as close as {near}" if near else f"closer than {far}" if far else ""
@@ -103,7 +105,10 @@ def _references(references: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, name in REFERENCE_NAMES.items():
         found = references.get(key)
         if isinstance(found, Mapping) and isinstance(found.get("psnr"), (int, float)):
-            rungs.append({**_rung(name, {**found, "psnr": usual_psnr(found)}), "short": SHORT_NAMES[key]})
+            rung = _rung(name, {**found, "psnr": usual_psnr(found)})
+            if rung["psnr"] >= metrics.IDENTICAL_PSNR:  # in the median
+                rung["psnr_text"] = "mostly identical"
+            rungs.append({**rung, "short": SHORT_NAMES[key]})
     return rungs
 
 

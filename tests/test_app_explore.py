@@ -265,7 +265,7 @@ def test_the_knock_out_counts_heads_and_can_be_stopped(demo: _Demo) -> None:
 def test_a_head_card_says_what_kind_of_head_it_is_and_shows_any_target(demo: _Demo) -> None:
     asked = {"layer": 1, "head": 2, "prompt": "red apple", "seed": 11}
     at_once = demo.explore.heads.show(None, event(**asked), visitor())
-    assert at_once["title"].startswith("Layer 2, head 3: ") and at_once["message"] and "view" not in at_once
+    assert at_once["title"] == "Layer 2, head 3" and at_once["kind"] and at_once["message"] and "view" not in at_once
     assert sum(part["share"] for part in at_once["evidence"]) == pytest.approx(1)
     card = list(demo.explore.heads.draw_card(None, event(**asked), visitor()))[-1]
     assert (

@@ -56,12 +56,15 @@ find('form').addEventListener('submit', (event) => {
   if (number === null) number = Math.floor(Math.random() * 10000); // the seed that is drawn is the seed that is shared
   heatkv.set({ prompt: prompt.value, seed: number });
   show();
+  if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click(); // where it is seen
   heatkv.emit('draw');
 });
 prompt.addEventListener('input', () => heatkv.emit('typing', prompt.value));
 find('.model select').addEventListener('change', (event) => {
   const link = new URL(heatkv.link(true));
-  for (const key of ['head', 'forget', 'a', 'lesson', ...heatkv.SAMPLING]) link.searchParams.delete(key);
+  for (const key of ['head', 'forget', 'a', ...heatkv.SAMPLING]) link.searchParams.delete(key);
+  if (prompt.value.trim()) link.searchParams.set('prompt', prompt.value);
+  link.searchParams.set('__theme', heatkv.dark ? 'dark' : 'light');
   location.assign(new URL(`${event.target.value}${link.search}`, location.href).href);
 });
 
@@ -80,11 +83,13 @@ find('.share').addEventListener('click', async () => {
   find('.shared').hidden = false;
   field.value = link;
   find('.code').hidden = true;
-  if (heatkv.view.classMode) window.heatkvQr.paint(find('.code'), link);
+  if (heatkv.view.classMode && !heatkv.onlyHere) window.heatkvQr.paint(find('.code'), link);
   field.focus();
   field.select();
   try { await navigator.clipboard.writeText(link); } catch { copied = false; }
-  find('.done').textContent = `${copied ? 'Copied: it opens with these pictures.' : 'Copy it from here.'}${missing ? ` Not in it: ${missing}.` : ''}`;
+  const how = copied ? 'Copied' : 'Copy it from here';
+  const here = heatkv.onlyHere ? ' It opens on this computer alone.' : '';
+  find('.done').textContent = `${missing ? `${how}, but it will show other pictures: ${missing} can not be in a link.` : copied ? `${how}: it opens with these pictures.` : `${how}.`}${here}`;
 });
 find('.close').addEventListener('click', () => { find('.shared').hidden = true; find('.share').focus(); });
 find('.shared').addEventListener('keydown', (event) => { if (event.key === 'Escape') find('.close').click(); });

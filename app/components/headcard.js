@@ -61,6 +61,7 @@ function take() {
   const value = props.value;
   if (!value) return;
   find('title').textContent = value.title;
+  if (value.kind) find('title').append(make('span', 'kind', `: ${value.kind}`));
   find('text').textContent = value.text;
   find('source').textContent = value.source;
   showEvidence(value.evidence || []);

@@ -148,6 +148,7 @@ function say(layer, head, scale) {
   const keepers = range(t.heads).filter((h) => heatkv.kept(layer, h, scale)).length;
   const keep = heatkv.dynamic || scale < t.sinkScales ? '' : ` Of this layer's ${t.heads} heads ${keepers} ${keepers === 1 ? 'keeps' : 'keep'} it.`;
   const size = t.word === 'scale' ? ` (${t.sizes[scale].join('×')})` : '';
+  find('.readout').setAttribute('aria-live', element.contains(document.activeElement) ? 'polite' : 'off'); // a mouse or the slider would talk without end
   find('.readout').textContent = `Layer ${layer + 1}, head ${head + 1}, ${colours.columnName(scale)}${colours.byDistance() ? '' : size}: ${colours.says(layer, head, scale)}${colours.byDistance() ? '' : fate + keep}`;
 }
 

@@ -35,7 +35,7 @@ function show() {
   const { all, chosen } = heads();
   find('.count').textContent = `${chosen.length} of ${all.length}${chosen.length > MOST ? `, the first ${MOST}` : ''}`;
   find('.grid').replaceChildren(...chosen.slice(0, MOST).map(({ l, h, type }) => {
-    const button = Object.assign(document.createElement('button'), { type: 'button', title: heatkv.typeWords(type) });
+    const button = Object.assign(document.createElement('button'), { type: 'button', tabIndex: -1, title: heatkv.typeWords(type) });
     button.dataset.head = `${l}.${h}`;
     const canvas = document.createElement('canvas');
     paint(canvas, l, h);
@@ -49,7 +49,23 @@ function show() {
 function mark() {
   const here = `${heatkv.cell.layer}.${heatkv.cell.head}`;
   for (const button of find('.grid').children) button.setAttribute('aria-pressed', String(button.dataset.head === here));
+  stop(find('.grid [aria-pressed="true"]') || find('.grid').firstElementChild);
 }
+/** All heads are one stop of the Tab key; arrows go on from there. */
+function stop(button) {
+  for (const other of find('.grid').children) other.tabIndex = other === button ? 0 : -1;
+}
+find('.grid').addEventListener('keydown', (event) => {
+  const buttons = [...find('.grid').children];
+  const at = buttons.indexOf(event.target);
+  if (at < 0) return;
+  const across = Math.max(1, buttons.findIndex((one) => one.offsetTop > buttons[0].offsetTop));
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - across, ArrowDown: at + across, Home: 0, End: buttons.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  const next = buttons[to];
+  if (next) { stop(next); next.focus(); }
+});
 /** While the slider moves only the colours change. */
 const repaint = () => { for (const button of find('.grid').children) paint(button.firstChild, ...button.dataset.head.split('.').map(Number)); };
 let soon = null;

@@ -29,7 +29,7 @@ function apply(view) {
 
 /** What of the view decides the pictures. A link states the lesson only while they are the lesson's own. */
 function pictured() { const { mode, colour, head, ...rest } = snapshot(); return JSON.stringify(rest); }
-for (const name of ['view', 'budget']) heatkv.bus.addEventListener(name, () => {
+for (const name of ['view', 'budget', 'look']) heatkv.bus.addEventListener(name, () => {
   if (element.isConnected && at !== null && stated !== null) heatkv.view.lesson = pictured() === stated ? at : null;
 });
 
@@ -43,6 +43,8 @@ function show() {
   const lesson = at === null ? null : lessons()[at];
   find('lesson').hidden = !lesson;
   mark(lesson ? lesson.focus : null);
+  document.body.classList.toggle('lesson-of-map', Boolean(lesson && lesson.focus.startsWith('#headmap')));
+  document.body.classList.toggle('lesson-hides-types', Boolean(lesson && lesson.hides_types && guessed === null));
   if (!lesson) return;
   find('title').textContent = `${at + 1}. ${lesson.title}`;
   find('text').textContent = lesson.text;
@@ -59,15 +61,16 @@ function show() {
     button.addEventListener('click', () => { guessed = index; show(); if (Object.keys(lesson.reveal).length) apply(lesson.reveal); find('title').focus({ preventScroll: true }); });
     return button;
   }));
-  find('room').textContent = `Yes. ${lesson.answer}`;
-  find('answer').textContent = guessed === null ? '' : `${guessed === lesson.right ? 'Yes. ' : 'No. '}${lesson.answer}`;
+  const told = (yes) => `${yes ? 'Yes' : 'No'}: ${lesson.options[lesson.right]}. ${lesson.answer}`;
+  find('room').textContent = told(true);
+  find('answer').textContent = guessed === null ? '' : told(guessed === lesson.right);
 }
 
 function go(index) {
   const next = index >= 0 && index < lessons().length ? index : null;
   if (at === null && next !== null && !before) before = snapshot();
   at = next;
-  guessed = null;
+  guessed = stated = null;
   heatkv.set({ lesson: at }, 'look');
   show();
   if (at === null) {
@@ -77,7 +80,6 @@ function go(index) {
     return;
   }
   if (heatkv.view.tab !== 'explore') document.querySelector('#tab-explore-button')?.click();
-  stated = null;
   apply({ sampling: {}, storage: '', ...lessons()[at].view });
   stated = pictured();
   setTimeout(arrive, 60);
@@ -86,6 +88,7 @@ function go(index) {
 function arrive(tries = 40) {
   if (at === null) return;
   if (!find('lesson').offsetParent && tries) { setTimeout(() => arrive(tries - 1), 50); return; } // its tab is still to be shown
+  mark(lessons()[at].focus); // a part that is slow to come has just come
   const bar = document.querySelector('#dial');
   const above = bar && getComputedStyle(bar).position === 'sticky' ? bar.offsetHeight : 0;
   window.scrollTo({ top: Math.max(0, find('lesson').getBoundingClientRect().top + window.scrollY - above - 10) });

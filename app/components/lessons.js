@@ -19,7 +19,7 @@ function show() {
       setTimeout(() => { link.textContent = 'Copy link'; }, 3000);
     });
     item.append(start, link);
-    if (big.checked) {
+    if (big.checked && !heatkv.onlyHere) {
       const code = make('canvas', 'code');
       code.setAttribute('role', 'img');
       code.setAttribute('aria-label', `QR code of the link to lesson ${index + 1}`);
@@ -31,7 +31,7 @@ function show() {
 }
 function size() {
   if (heatkv.view.classMode !== big.checked) heatkv.set({ classMode: big.checked }, 'look');
-  document.documentElement.style.fontSize = big.checked ? '20px' : '';
+  element.querySelector('.here').hidden = !big.checked || !heatkv.onlyHere;
   show();
 }
 big.checked = heatkv.view.classMode;

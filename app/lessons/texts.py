@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Lesson:
     answer: str
     focus: str = "#stage .pictures"
     reveal: Mapping[str, Any] = field(default_factory=dict)  # what the reveal changes on the page
+    hides_types: bool = False  # until somebody has guessed: the types of heads, which the page tells elsewhere
 
     def value(self) -> dict[str, Any]:
         return {**self.__dict__, "view": dict(self.view), "reveal": dict(self.reveal), "options": list(self.options)}
@@ -97,8 +99,10 @@ def _grows(bench: Workbench, chosen: Chosen) -> Lesson:
     back = "the model looks back at all earlier ones; what it needs for that stays in memory: the cache."
     if word == "scale":
         text = f"The picture is drawn {of} times, each time finer: {of} scales. While one is drawn, {back}"
-        question, options = "After how many scales is most of it there?", ("a third", "half", "nearly all")
-        right = 1 if formed is None else _option(formed, of / 3, 2 * of / 3)
+        third, most = of // 3, 2 * of // 3
+        options = (f"{third} or fewer", f"{third + 1} to {most}", f"more than {most}")
+        question = f"After how many scales is it {_closer(chosen) if formed else 'nearly there'}?"
+        right = 1 if formed is None else _option(formed, third + 0.5, most + 0.5)
         answer = "" if formed is None else f"After scale {formed:.1f} of {of} {counted} it is {_closer(chosen)}. "
     else:
         text = f"The picture is drawn row by row from the top, in {of} lines. While one is drawn, {back}"
@@ -123,7 +127,8 @@ def _look(bench: Workbench, chosen: Chosen, profiles: HeadProfiles) -> Lesson:
     return Lesson(
         "Where heads look",
         f"The model looks back with many small parts, its heads: {bench.geometry.layers} layers of {bench.geometry.heads}. On "
-        f"the map a row is a head and a column an earlier {word}. Orange: the head looks there more than evenly. Blue: less.",
+        f"the map a row is a head and a column an earlier {word}. Orange: the head looks there more than evenly. Blue: less. The "
+        f"{word} being drawn has no column: a row that is blue all over looks at its own {word}.",
         _view(bench, chosen, budget=100, colour="attention"),
         "What do most heads do?",
         tuple(kinds.names[kind] for kind in order),
@@ -132,6 +137,7 @@ def _look(bench: Workbench, chosen: Chosen, profiles: HeadProfiles) -> Lesson:
         + "; ".join(f"{kinds.names[kind]}: {n}" for kind, n in counts.most_common())
         + f". Counted over the {profiles.prompts} prompts of the calibration.",
         "#headmap .levels",
+        hides_types=True,
     )
 
 
@@ -152,6 +158,7 @@ def _name(bench: Workbench, chosen: Chosen, profiles: HeadProfiles) -> Lesson:
         f"It {kinds.names[kind]}: {100 * share[best]:.0f} % of its attention there, where an even head would spend "
         f"{100 * profiles.even_G[best]:.0f} %. Mean over {profiles.prompts} prompts.",
         "#headmap .detail",
+        hides_types=True,
     )
 
 
@@ -172,8 +179,8 @@ def _forget(bench: Workbench, chosen: Chosen) -> Lesson:
     )
     return Lesson(
         "Forget one",
-        f"Somewhere among these heads is the one that {whose} on most. Choose a head on the map and press H "
-        "(or Forget, head, below the map): it forgets everything, and picture B is drawn without its memory. Undo takes it back.",
+        f"Somewhere among these heads is the one that {whose} on most. Choose a layer on the left of the map, a head on its right, and press "
+        "H (or Forget, head, below the map): it forgets everything, and picture B is drawn without its memory. Undo takes it back.",
         _view(bench, chosen, 0, budget=100, colour="attention"),
         f"In which layers is the head that matters most{'' if alone else ' here'}?",
         ("the first ones", "the middle ones", "the last ones"),
@@ -208,15 +215,16 @@ def _arithmetic(bench: Workbench, chosen: Chosen) -> Lesson:
 def _upside(bench: Workbench, chosen: Chosen) -> Lesson:
     of, count = len(chosen.counts["prompts"]), chosen.counts["upright"]
     percent = max(round(100 * chosen.counts["small"]), bench.percents("heatkv")[0])
-    share = count / of
+    half = math.ceil(5 / 8 * of)
+    most = max(half + 1, math.ceil(7 / 8 * of))
     return Lesson(
         "Ranked right, and upside down",
         f"A and B hold the same number of bytes: {percent} %. In A every head forgets what it looks at least. In B it is upside "
         "down: the heads that look at something most forget it first. The prompt was chosen because it shows here.",
         _view(bench, chosen, chosen.counts["clearest"], budget=percent, policy="reverse", a=f"heatkv~{percent}"),
         "In how many prompts is the right ranking closer to the full picture?",
-        ("about half", "three of four", "nearly all"),
-        _option(share, 0.62, 0.88),
+        (f"fewer than {half} of {of}", f"{half} to {most - 1}", f"{most} or more"),
+        _option(count, half, most),
         f"In {count} of {of}, by {chosen.counts['upright_db']:.1f} dB on average. So the ranking knows something, even where the "
         "eye can not tell.",
     )  # fmt: skip
@@ -225,16 +233,9 @@ def _upside(bench: Workbench, chosen: Chosen) -> Lesson:
 def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Lesson:
     of, count, least = len(chosen.counts["prompts"]), chosen.counts["held"][-1], round(100 * chosen.counts["least"])
     share = count / of
-    rows = comparison.get("rows")
-    best = [
-        row for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict) and row.get("policy") == "heatkv+" and row.get("budget") == 0.1
-    ]  # fmt: skip
-    more = (
-        f" HeatKV+ at the same budget: {best[0]['psnr']:.1f} dB over {comparison.get('prompts')} prompts."
-        if best
-        else ""
-    )
+    percent = max(least, bench.percents("heatkv")[0])
+    more = _measured(comparison, percent)
+    ask = "Does B still look like A? Difference shows it. Then" if share >= 0.75 else "Look what B has lost, then"
     why = (
         "A model that is handed the sum of all earlier scales with every new one has less to remember than it stores."
         if bench.geometry.scales.word == "scale"
@@ -242,14 +243,32 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
     )
     return Lesson(
         "How low can it go?",
-        f"At {max(least, bench.percents('heatkv')[0])} % HeatKV has room for little more than what it always keeps. Drag the slider up and watch B come back.",
-        _view(bench, chosen, budget=max(least, bench.percents("heatkv")[0])),
+        f"At {percent} % HeatKV has room for little more than what it always keeps. {ask} drag the slider up and watch B come nearer.",
+        _view(bench, chosen, budget=percent),
         f"How often is such a picture still {_closer(chosen)}?",
         ("hardly ever", "about half the time", "three times of four, or more"),
         _option(share, 0.25, 0.75),
         f"In {count} of {of} prompts.{more} {why}",
         "#dial",
     )  # fmt: skip
+
+
+def _measured(comparison: Mapping[str, Any], percent: int) -> str:
+    """What the bundled comparison has of HeatKV and HeatKV+ near a budget, in a sentence; nothing where it has none."""
+    rows = comparison.get("rows")
+    found: dict[float, dict[str, float]] = {}
+    for row in rows if isinstance(rows, list) else []:
+        known = isinstance(row, dict) and row.get("policy") in ("heatkv", "heatkv+")
+        if known and all(isinstance(row.get(name), (int, float)) for name in ("budget", "psnr")):
+            found.setdefault(row["budget"], {})[row["policy"]] = row["psnr"]
+    near = [budget for budget, both in found.items() if len(both) == 2 and abs(100 * budget - percent) <= 2]
+    if not near:
+        return ""
+    budget = min(near, key=lambda b: abs(100 * b - percent))
+    return (
+        f" Over {comparison.get('prompts')} other prompts, at {100 * budget:g} %: HeatKV {found[budget]['heatkv']:.1f} dB, HeatKV+ "
+        f"{found[budget]['heatkv+']:.1f} dB."
+    )
 
 
 def _importance(bench: Workbench, chosen: Chosen) -> Lesson:
@@ -288,7 +307,7 @@ def _contrast(bench: Workbench, chosen: Chosen, other: Workbench, its: Chosen) -
         "By scales and by lines",
         f"A model that draws by scales is handed the sum of all it has drawn with every new scale. One that draws by lines is "
         f"handed a single token; all else it knows is in its cache. This one draws by {word}s, {other.model.id} by "
-        f"{other.geometry.scales.word}s: the menu above opens it at the same budget.",
+        f"{other.geometry.scales.word}s: the menu at the top opens this lesson with it.",
         _view(bench, chosen, budget=max(round(100 * BUDGETS[1]), bench.percents("heatkv")[0])),
         "Which way of drawing needs more of its memory?",
         (f"by {word}s", f"by {other.geometry.scales.word}s", "both the same"),

@@ -10,6 +10,10 @@ window.heatkv = (() => {
   const view = { prompt: '', seed: 0, sampling: {}, policy: 'heatkv', source: 'bundled', basis: '', storage: '', a: FULL, mode: 'side', colour: 'auto', tab: 'explore', lesson: null, classMode: false };
   const query = new URLSearchParams(location.search);
   view.classMode = query.get('class') === '1';
+  const largeType = () => { document.documentElement.style.fontSize = view.classMode ? '20px' : ''; };
+  largeType();
+  /** Whether nobody but this computer can open the page's address. */
+  const onlyHere = /^(localhost|127(\.\d+){3}|\[::1\])$/.test(location.hostname);
   const given = (key, fits = () => true) => { const v = query.get(key); return v !== null && v.length <= 20000 && fits(v) ? v : null; };
   const SHOWN = { mode: ['side', 'wipe', 'difference'], colour: ['auto', 'attention', 'distance', 'change', 'knockout', 'kept'] };
   let defaults = null;
@@ -64,6 +68,7 @@ window.heatkv = (() => {
   /** Change what is asked for. `how` says what the change means to others. */
   function set(change, how = 'view') {
     Object.assign(view, change);
+    if ('classMode' in change) largeType();
     plans.emit(how);
     writeAddress();
   }
@@ -123,7 +128,7 @@ window.heatkv = (() => {
   /** What handlers in Python may need of the view. */
   const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, storage: view.storage, percent: plans.budget });
 
-  const api = { FULL, SAMPLING, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, label, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  const api = { FULL, SAMPLING, onlyHere, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, label, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
   return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
 })();
 window.heatkv.colours = window.heatkvColours(window.heatkv);

@@ -150,7 +150,56 @@ def test_a_link_from_a_lesson_opens_with_the_pictures_that_it_was_copied_with(pa
     release(page)
     link = page.evaluate("heatkv.link(true)")
     assert "budget=64" in link and "lesson" not in link
+    set_budget(page, 100)
+    assert "lesson=1" in page.evaluate("heatkv.link(true)"), "they are the lesson's again"
+    page.locator("#dial .policies").select_option("reverse")
+    page.wait_for_function("heatkv.tableFits()")
+    link = page.evaluate("heatkv.link(true)")
+    assert "policy=reverse" in link and "lesson" not in link
     page.locator(".lesson .leave").click()
+
+
+def test_what_a_lesson_asks_is_not_told_beside_it(page: Page, site: Site) -> None:
+    told = page.locator("#headmap .names em, #headcard .kind, #headcard .evidence, #heads .heads")
+    visit(page, site)
+    expect(page.locator("#headcard .kind")).to_be_visible()
+    tab(page, "Learn")
+    names = page.locator("#lessons .start b").all_inner_texts()
+    page.evaluate("(at) => heatkv.emit('lesson', at)", names.index("Name that head"))
+    expect(page.locator(".lesson .title")).to_contain_text("Name that head")
+    for part in told.all():
+        expect(part).to_have_css("visibility", "hidden")
+    page.locator(".lesson .options button").first.click()
+    expect(page.locator("#headcard .kind")).to_be_visible()
+    right = page.locator(".lesson .options .right").inner_text()
+    assert page.locator(".lesson .answer").inner_text().startswith((f"Yes: {right}. ", f"No: {right}. "))
+    page.locator(".lesson .leave").click()
+
+
+def test_all_heads_are_one_stop_of_the_tab_key_and_arrows_move_among_them(page: Page, site: Site) -> None:
+    visit(page, site)
+    heads = page.locator("#heads .grid button")
+    assert heads.evaluate_all("(all) => all.filter((one) => one.tabIndex === 0).length") == 1
+    heads.first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(heads.nth(1)).to_be_focused()
+    page.keyboard.press("End")
+    expect(heads.last).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(heads.last).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(heads.last).to_have_attribute("aria-pressed", "true")
+    assert heads.evaluate_all("(all) => all.filter((one) => one.tabIndex === 0).length") == 1
+
+
+def test_draw_on_another_tab_leads_to_the_pictures(page: Page, site: Site) -> None:
+    visit(page, site)
+    tab(page, "Learn")
+    page.locator("#ask .prompt input").fill("green tree")
+    page.locator("#ask .draw").click()
+    expect(page.locator("#tab-explore-button")).to_have_attribute("aria-selected", "true")
+    drawn(page)
+    assert page.evaluate("heatkv.view.prompt") == "green tree"
 
 
 def test_the_card_of_a_head_follows_the_calibration_in_use(page: Page, site: Site) -> None:

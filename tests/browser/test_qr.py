@@ -38,7 +38,16 @@ def test_codes_are_those_of_another_encoder(page: Page) -> None:
 
 def test_class_mode_has_a_code_for_every_lesson(page: Page, site: Site) -> None:
     visit(page, site, "?class=1")
+    large = "document.documentElement.style.fontSize === '20px'"
+    assert page.evaluate(large), "before anybody looks at the lessons"
     tab(page, "Learn")
+    expect(page.locator("#lessons .here")).to_contain_text("--host")
+    expect(page.locator("#lessons canvas.code")).to_have_count(0)  # no phone can open 127.0.0.1
+    page.evaluate("heatkv.onlyHere = false")
+    page.locator("#lessons .big input").uncheck()
+    assert not page.evaluate(large)
+    page.locator("#lessons .big input").check()
+    expect(page.locator("#lessons .here")).to_be_hidden()
     codes = page.locator("#lessons canvas.code")
     expect(codes).to_have_count(page.locator("#lessons .start").count())
     assert codes.first.evaluate("(node) => node.width === node.height && node.width > 100")
