@@ -29,7 +29,7 @@ from heatkv.cli.parser import OneLineParser  # noqa: E402  (found now)
 from heatkv.files import one_line, shown  # noqa: E402
 
 CLOSING_SECONDS = 1.5
-FIRST = "pocket"  # the bundled model whose page stands at the root
+FIRST = "pocket-lines"  # the bundled model whose page stands at the root: in its pictures forgetting shows
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m app") -> None:

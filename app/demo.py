@@ -16,7 +16,7 @@ from app.lessons.chosen import Chosen
 from app.lessons.texts import lessons
 from app.page import PRIVATE, WISH, Page, problem
 from app.recipes import Calibration, Recipe, read_storage, storages
-from app.strips import START_PERCENT, Strip
+from app.strips import START_PERCENT, START_PERCENT_BY_LINE, Strip
 from app.tabs import about
 from app.tabs.budgets import BudgetsTab
 from app.tabs.calibrate import CalibrateTab
@@ -162,7 +162,8 @@ class _Demo:
         self.models = models
         self.chosen = chosen or Chosen()
         self.policy = next(iter(bench.policies()))
-        self.percent = max(START_PERCENT, bench.percents(self.policy)[0])
+        start = START_PERCENT_BY_LINE if bench.geometry.scales.by_line else START_PERCENT
+        self.percent = max(start, bench.percents(self.policy)[0])
         self.prompt, self.seed = self.chosen.opening or (next(iter(bench.examples), ""), 0)
         parameters = bench.model.about().get("transformer_parameters")
         self.auto = isinstance(parameters, int) and parameters <= LIGHT_PARAMETERS and bool(self.prompt)

@@ -30,6 +30,7 @@ FOLDER = "strips"
 # Where on the slider pictures are drawn, from its least to its most: denser where more is lost.
 PLACES = (0, 0.07, 0.14, 0.21, 0.28, 0.45, 0.67, 1)
 START_PERCENT = 35
+START_PERCENT_BY_LINE = 30  # where the picture has begun to break
 MAX_FILE_BYTES = 4 << 20
 
 

@@ -251,8 +251,11 @@ def calibrate_steps(
     """Calibrate prompt by prompt; yields the scores so far after each ``batch`` of prompts.
 
     Prompt i generates with seed ``seed + i`` whatever the batch. Raises ``ValueError`` without
-    prompts, and ``PromptError`` for a prompt the model can make nothing of, before anything runs.
+    prompts or for seeds out of range, and ``PromptError`` for a prompt the model can make nothing of, before
+    anything runs.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"{shown(prompts)} is one text: pass a list of prompts")
     if not prompts:
         raise ValueError("calibration needs at least one prompt")
     if batch < 1:
@@ -261,6 +264,7 @@ def calibrate_steps(
     check_batch(model, batch)
     for prompt in prompts:
         model.check_prompt(prompt)
+    seeded_noise(range(seed, seed + len(prompts)))
     sampling = sampling or model.sampling
     sums: list[np.ndarray | None] = [None] * 4
     for first in range(0, len(prompts), batch):

@@ -31,14 +31,16 @@ MAX_NESTING = 16
 MAX_NAME = 200
 MAX_TOKENS = 1 << 18  # of all scales of an image
 MAX_MESSAGE = 900
+MAX_SHOWN = 160  # of a value in a message
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 60
+_repr.maxlevel = 2
 
 
 def shown(value: object) -> str:
     """``value`` as a message may show it: short, on one line, without control characters."""
-    return _repr.repr(value)
+    return one_line(_repr.repr(value), MAX_SHOWN)
 
 
 def program_root() -> Path:
@@ -61,7 +63,7 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[ValueErr
     Reads what a pipe holds, too, but never waits for somebody to open its other end.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             if hasattr(os, "O_NONBLOCK"):
                 os.set_blocking(file.fileno(), True)
             data = file.read(limit + 1)

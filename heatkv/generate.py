@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,33 +163,45 @@ def generate(
     schedule: Schedule | None = None,
     sampling: Sampling | None = None,
     *,
-    policy: str = "heatkv",
+    policy: str | None = None,
     budget: float | None = None,
     scores: PlanSource = None,
+    sink_scales: int | None = None,
     storage: str | None = None,
+    **options: Any,
 ) -> Generation:
     """Generate one image with the full cache, under a schedule, or as a policy spends a budget.
 
     Parameters
     ----------
     schedule
-        The plan of a static policy; then ``policy``, ``budget``, ``scores`` and ``storage`` do not count.
-    policy, budget, scores, storage
-        Any policy, static or dynamic, what it needs of a calibration, and how a static one stores what it keeps; see
-        `heatkv.policies.cache_factory`.
+        The plan of a static policy, in place of a budget and all that goes with one.
+    policy, budget, scores, sink_scales, storage, options
+        Any policy (default: ``heatkv``), static or dynamic, what it needs of a calibration, its sinks, how a static one
+        stores what it keeps, and what else can be asked of it; see `heatkv.policies.cache_factory`.
 
     Raises
     ------
     ValueError
         A prompt that says nothing to the model (``PromptError``), a schedule of another geometry, a seed out of range,
-        or what `heatkv.policies.cache_factory` refuses.
+        what would not count (a policy without a budget, or beside a schedule), or what
+        `heatkv.policies.cache_factory` refuses.
     """
     sampling = sampling or model.sampling
     cache: KVCache
+    stated = {"policy": policy, "scores": scores, "sink_scales": sink_scales, "storage": storage, **options}
+    idle = [name for name, value in stated.items() if value is not None]
+    if schedule is not None and (idle or budget is not None):
+        raise ValueError(f"a schedule says all: leave out {', '.join(idle) or 'budget'}, or give a budget in its place")
+    if budget is None and idle and policy != "full":
+        raise ValueError(f"{', '.join(idle)} without a budget would not count: give a budget, too")
     if schedule is not None:
         policy, budget, cache = schedule.policy, schedule.budget, ScheduleCache(model.geometry, schedule)
     elif budget is not None:
-        cache = cache_factory(policy, model.geometry, budget, scores, model=model.id, storage=storage)()
+        policy = policy or "heatkv"
+        cache = cache_factory(
+            policy, model.geometry, budget, scores, sink_scales, model=model.id, storage=storage, **options
+        )()
     else:
         policy, budget, cache = "full", 1.0, full_cache(model.geometry)
     events = list(generate_events(model, prompt, seed, cache, sampling))

@@ -273,3 +273,31 @@ def test_broken_model_folders_are_named(
         (broken / "config.json").write_text("{")
     message = fails(capsys, "generate", "--model", broken, "--prompt", "red apple", "--out", tmp_path / "a.png")
     assert "broken" in message
+
+
+def test_what_would_not_count_is_refused(model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, prompts = tmp_path / "a.png", tmp_path / "prompts.txt"
+    prompts.write_text("green tree\n")
+    drawn = "generate", "--model", model, "--prompt", "red apple", "--out", out
+    assert "give --budget" in fails(capsys, *drawn, "--policy", "h2o")
+    assert "of heatkv+ can be asked storage=" in fails(capsys, *drawn, "--budget", 0.6, "--policy", "heatkv+:sinks=3")
+    planned = "plan", "--scores", model / "scores.safetensors", "--budget", 0.6, "--out", tmp_path / "p.json"
+    assert "no sinks" in fails(capsys, *planned, "--policy", "heatkv+", "--sink-scales", 3)
+    compared = "compare", "--model", model, "--prompts", prompts, "--out", tmp_path / "r.json"
+    assert "nosuch" in fails(capsys, *compared, "--baseline", "nosuch")
+    assert {path.name for path in tmp_path.iterdir()} == {prompts.name}
+
+
+def test_a_plan_may_name_the_folder_of_its_model_and_what_is_asked_of_its_policy(
+    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mine, image = tmp_path / "mine.safetensors", tmp_path / "a.png"
+    mine.write_bytes((model / "scores.safetensors").read_bytes())
+    planned = "plan", "--scores", mine, "--model", model, "--budget", 0.6, "--policy", "heatkv:sinks=1"
+    report = run(capsys, *planned, "--out", tmp_path / "p.json")
+    assert report["model"] == "tiny" and report["sink_scales"] == 1
+    assert "would be replaced" in fails(capsys, *planned, "--out", mine)
+    assert mine.read_bytes() == (model / "scores.safetensors").read_bytes()
+    asked = "--model", model, "--prompt", "red apple", "--out", image
+    one = run(capsys, "generate", *asked, "--budget", 0.6, "--policy", "heatkv:sinks=1")
+    assert one["kv_bytes_peak"] == run(capsys, "generate", *asked, "--schedule", tmp_path / "p.json")["kv_bytes_peak"]

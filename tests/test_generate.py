@@ -9,6 +9,7 @@ from tiny import tiny_model
 
 from heatkv import calibrate, generate, plan
 from heatkv.cache.seam import full_cache
+from heatkv.calibration import calibrate_steps
 from heatkv.generate import generate_events
 from heatkv.models.base import Sampling, seeded_noise
 from heatkv.models.infinity.text import PromptError
@@ -145,3 +146,21 @@ def test_the_library_needs_neither_gradio_nor_plotly_nor_safetensors_to_import()
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "Geometry"
+
+
+def test_what_would_not_count_is_refused_and_seeds_are_whole_numbers_of_any_kind() -> None:
+    model = tiny_model()
+    scores = calibrate(model, ["red apple"])
+    for without_a_budget in ({"policy": "h2o"}, {"scores": scores}, {"storage": "int8"}, {"sink_scales": 1}):
+        with pytest.raises(ValueError, match="without a budget"):
+            generate(model, "red apple", **without_a_budget)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leave out policy"):
+        generate(model, "red apple", 0, plan(scores, 0.6), policy="h2o")
+    by_hand = generate(model, "red apple", 0, plan(scores, 0.6, sink_scales=1))
+    asked = generate(model, "red apple", np.int64(0), budget=0.6, scores=scores, sink_scales=1)  # type: ignore[arg-type]
+    assert np.array_equal(by_hand.pixels, asked.pixels) and asked.policy == "heatkv"
+    with pytest.raises(ValueError, match="no whole number"):
+        generate(model, "red apple", 1.5)  # type: ignore[arg-type]
+    for prompts, seed, wrong in (("red apple", 0, "one text"), (["red apple"] * 2, 2**32 - 1, "outside 0 to")):
+        with pytest.raises(ValueError, match=wrong):
+            next(calibrate_steps(model, prompts, seed))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heatkv.files import read_bytes, shown
+from heatkv.files import check_writable, read_bytes, shown
 from heatkv.models.base import Sampling
 
 MAX_PROMPTS = 100_000
@@ -31,6 +31,15 @@ def read_prompts(path: Path) -> list[str]:
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise ValueError(f"{path} holds {len(prompts)} prompts: write 1 to {MAX_PROMPTS}, one a line")
     return prompts
+
+
+def check_output(out: Path, *inputs: Path | None) -> Path:
+    """``out``, if it can be written and is none of the ``inputs``; else ``ValueError``."""
+    out = check_writable(out)
+    for path in inputs:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"--out {out} is what is read, and would be replaced: give another name")
+    return out
 
 
 def variants(text: str) -> list[str]:

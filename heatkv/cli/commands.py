@@ -6,9 +6,10 @@ import argparse
 import io
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from heatkv.cli.arguments import chosen_sampling, load_model, load_scores, read_prompts, say
+from heatkv.cli.arguments import check_output, chosen_sampling, load_model, load_scores, read_prompts, say
 from heatkv.files import check_writable, write_atomic
 
 
@@ -31,9 +32,9 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
         for row in rows:
             about, mark = ("about ", "*") if row["download_estimated"] else ("", "")
             state = "on disk" if row["on_disk"] else f"to download: {about}{row['download_bytes'] / 1e9:.1f} GB{mark}"
-            print(f"{row['id']:<15} {row['layers']:>2} x {row['heads']:>2} heads  {state:<28} {row['summary']}")
+            print(f"{row['id']:<16} {row['layers']:>2} x {row['heads']:>2} heads  {state:<28} {row['summary']}")
             if row["licence"]:
-                print(f"{'':<15} licence: {row['licence']}")
+                print(f"{'':<16} licence: {row['licence']}")
         if any(row["download_estimated"] for row in rows):
             print("* unverified: in part computed from the number of parameters, not read off the hub")
     return {"models": rows}
@@ -45,7 +46,7 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.cache.seam import ScheduleCache
     from heatkv.generate import generate
     from heatkv.models import find_folder, find_geometry
-    from heatkv.policies import cache_factory, find
+    from heatkv.policies import cache_factory, variant
     from heatkv.schedule import Schedule
 
     out = check_writable(arguments.out)
@@ -56,24 +57,27 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--scores are what a budget is planned from: give --budget, too")
     if arguments.storage and arguments.budget is None:
         raise ValueError("--storage says how a plan stores its cells: give --budget, too (a schedule states its own)")
-    policy = find(arguments.policy)
+    if arguments.policy and arguments.budget is None:
+        raise ValueError("--policy says how a budget is spent: give --budget, too (a schedule states its own)")
+    policy, asked = variant(arguments.policy or "heatkv")
+    if arguments.storage:
+        asked["storage"] = arguments.storage
     schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
-    scores, storage = None, schedule.storage if schedule else "compute"
+    scores, storage, share = None, schedule.storage if schedule else "compute", 0.0
     if arguments.budget is not None:
         if policy.needs != "nothing":
             scores = load_scores(arguments)
         geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
         # What is wrong is said before loading.
-        cache = cache_factory(arguments.policy, geometry, arguments.budget, scores, storage=arguments.storage)()
+        cache = cache_factory(policy.name, geometry, arguments.budget, scores, **asked)()
+        share = cache.planned_share
         storage = cache.schedule.storage if isinstance(cache, ScheduleCache) else "compute"
     model = load_model(arguments)
     sampling = chosen_sampling(arguments, model.sampling)
     if note := model.about().get("note"):
         say(f"note: {note}")
-    result = generate(
-        model, arguments.prompt, arguments.seed, schedule, sampling, policy=arguments.policy, budget=arguments.budget,
-        scores=scores, storage=arguments.storage,
-    )  # fmt: skip
+    budgeted = {"policy": policy.name, "budget": arguments.budget, "scores": scores, **asked} if share else {}
+    result = generate(model, arguments.prompt, arguments.seed, schedule, sampling, **budgeted)
     if result.note:
         say(f"note: {result.note}")
     about = PngInfo()
@@ -106,8 +110,9 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         "out": str(out),
     }
     if not arguments.json:
-        share = result.kv_bytes_peak / result.kv_bytes_full
-        print(f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({share:.1%} of the full peak)")
+        few = f"; {share:.1%} counted against 16 bits" if share and storage != "compute" else ""
+        of_full = f"{result.kv_bytes_peak / max(result.kv_bytes_full, 1):.1%} of the full peak{few}"
+        print(f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({of_full})")
     return report
 
 
@@ -116,7 +121,7 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.models import is_bundled
     from heatkv.models.bundled import calibration_prompts
 
-    out = check_writable(arguments.out)
+    out = check_output(arguments.out, arguments.prompts)
     path = arguments.prompts
     if path is None and is_bundled(arguments.model):
         path = calibration_prompts()
@@ -145,25 +150,32 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
 def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.budget import counted_scales, least_budget
     from heatkv.models import find_geometry
-    from heatkv.policies import plan
+    from heatkv.policies import plan, variant
     from heatkv.scores import HeadScores, load_orders
 
-    out = check_writable(arguments.out)
+    out = check_output(arguments.out, arguments.scores, arguments.orders)
+    policy, asked = variant(arguments.policy)
+    if arguments.sink_scales is not None:
+        if not policy.sinks:
+            raise ValueError(f"policy {policy.name!r} has no sinks: leave --sink-scales out")
+        asked["sink_scales"] = arguments.sink_scales
+    if arguments.storage:
+        asked["storage"] = arguments.storage
     if arguments.orders:
         if not arguments.model:
             raise ValueError("--orders needs --model: orders do not say which model they are of")
         geometry = find_geometry(arguments.model)
-        sinks = geometry.scales.default_sinks if arguments.sink_scales is None else arguments.sink_scales
+        sinks = asked.get("sink_scales", geometry.scales.default_sinks)
         source: Any = load_orders(arguments.orders, geometry, sinks)
         model = arguments.model
     else:
         source = HeadScores.load(arguments.scores)
         geometry, model = source.geometry, arguments.model or source.model
+        if Path(model).exists():  # a folder: what it calls itself is of no account, what it can run is
+            source.check_matches(find_geometry(model))
+            model = source.model
     started = time.perf_counter()
-    schedule = plan(
-        source, arguments.budget, arguments.policy, arguments.sink_scales,
-        model=model, geometry=geometry, seed=arguments.seed, storage=arguments.storage,
-    )  # fmt: skip
+    schedule = plan(source, arguments.budget, policy.name, model=model, geometry=geometry, seed=arguments.seed, **asked)
     seconds = time.perf_counter() - started
     schedule.save(out)
     scales, share = counted_scales(geometry, schedule.storage)

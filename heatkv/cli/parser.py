@@ -56,7 +56,7 @@ def make_parser() -> OneLineParser:
     sub.add_argument(
         "--budget", type=float, help="share of the full cache's peak, for example 0.3 (default: full cache)"
     )
-    sub.add_argument("--policy", default="heatkv", help="how the budget is spent (default: heatkv)")
+    sub.add_argument("--policy", help="how the budget is spent, such as heatkv:sinks=1 (default: heatkv)")
     sub.add_argument("--storage", help="how cells are stored, such as int8 or int4 (default: as the policy does)")
     sub.add_argument("--scores", type=Path, help="calibration to plan from (default: the bundled one)")
     sub.add_argument("--schedule", type=Path, help="a schedule file instead of a budget")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from heatkv.cli.arguments import list_of, load_model, load_scores, read_prompts, say, variants
+from heatkv.cli.arguments import check_output, list_of, load_model, load_scores, read_prompts, say, variants
 from heatkv.files import check_writable, write_atomic
 
 
@@ -16,8 +16,9 @@ def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.models import find_folder
     from heatkv.study.tables import markdown
 
-    out = check_writable(arguments.out)
-    tables = check_writable(tables_path(out))
+    inputs = arguments.prompts, arguments.scores
+    out = check_output(arguments.out, *inputs)
+    tables = check_output(tables_path(out), *inputs)
     prompts = read_prompts(arguments.prompts)
     models = list_of(str, arguments.model)
     if arguments.scores and len(models) > 1:

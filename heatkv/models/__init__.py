@@ -319,6 +319,7 @@ def bundled_scores(name_or_path: str | Path) -> HeadScores:
     path = folder / "scores.safetensors"
     if not path.is_file():
         raise ValueError(
-            f"no calibration in {path.parent}; run `python -m heatkv calibrate --model {name_or_path}` first"
+            f"no calibration in {path.parent}; run `python -m heatkv calibrate --model {name_or_path} --out {path}` "
+            "first, or name one with --scores"
         )
     return HeadScores.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
@@ -161,13 +162,18 @@ def seeded_noise(seeds: Sequence[int]) -> Noise:
     Two runs with the same seeds draw the same numbers whatever their caches did in between, so their
     images differ by the cache only. Drawn on the CPU: the same on every device.
     """
+    whole = []
     for seed in seeds:
-        if not 0 <= seed < 2**32:
+        try:
+            whole.append(operator.index(seed))
+        except TypeError:
+            raise ValueError(f"seed {shown(seed)} is no whole number") from None
+        if not 0 <= whole[-1] < 2**32:
             raise ValueError(f"seed {shown(seed)} is outside 0 to {2**32 - 1}")
 
     def noise(scale: int, shape: tuple[int, ...]) -> Tensor:
         rows = []
-        for seed in seeds:
+        for seed in whole:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + scale)
             rows.append(torch.rand(shape, generator=generator))
         return torch.stack(rows)

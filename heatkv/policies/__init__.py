@@ -75,7 +75,7 @@ def variant(text: str) -> tuple[Policy, dict[str, Any]]:
     policy, options = find(name), {}
     for part in filter(None, asked.split(",")):
         key, equals, value = part.partition("=")
-        known = {"sinks": 0, "storage": "", **policy.options}
+        known = {**({"sinks": 0} if policy.sinks else {}), "storage": "", **policy.options}
         if not equals or key not in known:
             raise ValueError(f"{text!r} asks for {part!r}: of {name} can be asked {', '.join(f'{k}=' for k in known)}")
         try:

@@ -27,7 +27,7 @@ from heatkv.formats import COMPUTE, OPEN_LINE
 from heatkv.generate import process_bytes_peak
 from heatkv.models.base import GenerativeModel, seeded_noise
 from heatkv.models.memory import check_batch
-from heatkv.policies import cache_factory
+from heatkv.policies import cache_factory, variant
 from heatkv.scales import Geometry
 from heatkv.schedule import Schedule
 from heatkv.scores import HeadScores
@@ -142,8 +142,10 @@ def bench(
     check_batch(model, max(batches))
     source = random_orders(model.geometry) if scores is None else scores
 
+    chosen, asked = variant(policy)
+
     def factory(budget: float) -> Callable[[], KVCache]:
-        return cache_factory(policy, model.geometry, budget, source, model=model.id)
+        return cache_factory(chosen.name, model.geometry, budget, source, model=model.id, **asked)
 
     makers: Makers = {1.0: lambda: full_cache(model.geometry)}
     makers |= {b: factory(b) for b in budgets if b < 1}

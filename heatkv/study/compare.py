@@ -194,6 +194,7 @@ def compare(
         budget), ``references``, ``iso_psnr`` and the settings; plain JSON values.
     """
     check_engine(engine)
+    variant(baseline)
     for name, value in zip(LIMITS, (repetitions, orders, batch, threads, workers), strict=True):
         if not 1 <= value <= LIMITS[name]:
             raise ValueError(f"{name} is {shown(value)}: it must be 1 to {LIMITS[name]}")

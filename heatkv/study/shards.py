@@ -90,7 +90,7 @@ class Shard:
     @property
     def name(self) -> str:
         """Of its file, without folder."""
-        what = f"{self.policy}-{self.budget:g}-{self.order}" if self.kind == "policy" else self.kind
+        what = f"{self.policy}-{self.budget!r}-{self.order}" if self.kind == "policy" else self.kind
         return f"{re.sub('[:,=]', '_', what)}-{self.first:05}.npz"
 
     @property
@@ -240,8 +240,11 @@ def fingerprint(setting: Setting, shard: Shard, cache: KVCache) -> str:
     if isinstance(cache, ScheduleCache):
         facts["schedule"] = hashlib.sha256(cache.schedule.to_json().encode()).hexdigest()
     else:
-        options = {key: repr(value) for key, value in variant(shard.policy)[0].options.items()}
-        facts |= {"scores": scores_fingerprint(setting.scores), "sinks": setting.sink_scales, "options": options}
+        policy = variant(shard.policy)[0]
+        options = {key: repr(value) for key, value in policy.options.items()}
+        facts |= {"sinks": setting.sink_scales, "options": options}
+        if policy.needs != "nothing":
+            facts["scores"] = scores_fingerprint(setting.scores)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,21 @@ def test_published_scales_can_be_chosen_in_the_path(tmp_path: Path) -> None:
     model = load(f"{tmp_path}:0.06M", "cpu")
     assert isinstance(model, InfinityModel)
     assert model.transformer.config.rope_grid == (64, 64)  # of the full size, whatever the size
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [{"scales": [[1, 1]]}, {"scales": [[2, 2], [4, 4]]}, {"scales": [[1, 1]] + [[2, 2]] * 15},
+     {"scales": [[1, 1], [1, 4]], "drawing": "lines"}],
+)  # fmt: skip
+def test_scales_that_the_transformer_can_not_draw_are_refused_before_loading(
+    tmp_path: Path, stated: dict[str, object]
+) -> None:
+    files.write_infinity(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **stated}))
+    with pytest.raises(CheckpointError, match=r"config\.json.*its scales are not for"):
+        load(tmp_path, "cpu")
 
 
 def test_tensors_of_an_unknown_name_are_ignored_and_reported_but_missing_ones_refused(tmp_path: Path) -> None:

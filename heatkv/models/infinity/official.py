@@ -129,6 +129,11 @@ def found_in(folder: Path, settings: dict[str, Any], transformer: Path, autoenco
     scales = settings["scales"] if "scales" in settings else published_scales(size)
     grid = settings.get("rope_grid") or (scales.sizes[-1] if "scales" in settings else rope_grid())
     shape = read_transformer_config(transformer, grid)
+    if scales.by_line or len(scales) < 2 or scales.sizes[0] != (1, 1) or len(scales) > shape.max_scales:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: its scales are not for {transformer.name}, which draws by scales, 2 to "
+            f"{shape.max_scales} of them, the first of 1x1"
+        )
     texts = [entry for entry in sorted(folder.iterdir()) if is_text_encoder(entry)]
     text = texts[0] if texts else hub.find_weights(T5_XL, folder)
     if text is None:
