@@ -40,7 +40,8 @@ BARE = """() => [...document.querySelectorAll('button, input, select, textarea, 
         const outlined = [node, node.type === 'radio' && node.closest('label')].some((one) => {
             const style = one && getComputedStyle(one);
             return style && style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2; });
-        return !outlined || node.tabIndex < 0; })
+        const roving = node.closest('#heads .grid')?.querySelector('[tabindex="0"]'); // arrows reach the others
+        return !outlined || (node.tabIndex < 0 && !roving); })
     .map((node) => node.outerHTML.slice(0, 120))"""
 SHIFT = """window.shifted = 0;
 new PerformanceObserver((list) => {

@@ -397,7 +397,7 @@ def test_an_edited_schedule_is_saved_loaded_and_removed(page: Page, site: Site) 
     expect(page.locator("#stage figure.b .tag")).to_have_text("B · your schedule")
     expect(page.locator("#budget-range")).to_be_disabled()
     page.locator("#ask .share").click()
-    expect(page.locator("#ask .done")).to_contain_text("Not in it: your schedule file")
+    expect(page.locator("#ask .done")).to_contain_text("will show other pictures: your schedule file")
     page.locator("#uploaded-remove").click()
     page.wait_for_function("!heatkv.fixed")
     assert page.evaluate("window.hacked") is None
@@ -444,7 +444,7 @@ def test_the_types_of_heads_are_those_of_the_policy_in_use(page: Page, site: Sit
     expect(page.locator(".types")).to_be_hidden()
     page.locator("#lesson .options button").first.click()
     expect(page.locator("#lesson .answer")).to_contain_text(
-        "No. " if page.locator("#lesson .wrong").count() else "Yes. "
+        "No: " if page.locator("#lesson .wrong").count() else "Yes: "
     )
     page.locator("#lesson .leave").click()
     expect(page.locator(".types")).to_be_visible()
