@@ -15,6 +15,7 @@ import gradio as gr
 from app.components import Component
 from app.readers import Abandoned
 from app.workbench import Workbench
+from heatkv.files import one_line
 
 # Whose turn it is with the model is settled by `app.turns`, which tells people their place; Gradio only bounds how many
 # may wait at a time.
@@ -103,8 +104,8 @@ def saved_file(name: str, mime: str, data: bytes) -> dict[str, str]:
 def problem(error: Exception) -> str:
     """What to tell a person about ``error``."""
     if isinstance(error, (ValueError, RuntimeError, OSError)):
-        text = str(error).strip() or type(error).__name__
-        return text[:1].upper() + text[1:600]
+        text = one_line(str(error) or type(error).__name__, 600)
+        return text[:1].upper() + text[1:]
     return f"Something went wrong ({type(error).__name__}); nothing was changed."
 
 

@@ -5,7 +5,8 @@ function show() {
   line.hidden = !text;
   line.dataset.kind = kind;
   line.setAttribute('role', kind === 'error' ? 'alert' : 'status');
-  line.textContent = text;
+  // What stands between backticks is a command or a word of the prompt.
+  line.replaceChildren(...text.split('`').map((part, i) => (i % 2 ? Object.assign(document.createElement('code'), { textContent: part }) : part)));
 }
 watch('value', show);
 show();

@@ -55,7 +55,10 @@ class MethodsTab:
             )
             self.draw = gr.Button("Draw all", variant="primary", scale=2, min_width=110, elem_id="methods-draw")
             self.cancel = gr.Button("Cancel", scale=1, min_width=90, interactive=False, elem_id="methods-cancel")
-        gr.Markdown("At the budget above, with the seed of the Explore tab.", elem_classes="plain-hint")
+        gr.Markdown(
+            "At the budget above, with the seed of the Explore tab; stored and sampled as usual.",
+            elem_classes="plain-hint",
+        )
         self.progress = Component("progress", elem_id="methods-progress")
         self.notice = Component("notice", elem_id="methods-notice")
         self.sheet = Component("sheet")
