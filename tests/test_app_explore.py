@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from app.gallery import Gallery  # noqa: E402
 from app.inputs import InputError  # noqa: E402
 from app.jobs import DrawStep  # noqa: E402
 from app.page import Newest  # noqa: E402
+from app.readers import Abandoned  # noqa: E402
 from app.recipes import FULL, Calibration, Recipe, basis_of  # noqa: E402
 from app.turns import Waiting  # noqa: E402
 from app.workbench import Workbench  # noqa: E402
@@ -470,3 +472,18 @@ def test_a_schedule_goes_out_with_its_edits_and_comes_in(demo: _Demo, bench: Wor
 
 def test_waiting_is_plain_data() -> None:
     assert pickle.loads(pickle.dumps(Waiting(2))) == Waiting(2)
+
+
+def test_a_page_that_was_too_busy_to_read_is_told_that_it_may_ask_again(
+    demo: _Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*asked: object) -> Iterator[object]:
+        raise Abandoned("Nobody has read it.")
+        yield
+
+    monkeypatch.setattr(demo.bench.jobs, "draw", unread)
+    ((value, _),) = draw(demo, seed=77)
+    assert value["again"] and "Nobody has read it" in value["error"]
+    monkeypatch.setattr(demo.bench.jobs, "draw", lambda *asked: iter(lambda: 1 / 0, 1))
+    ((value, _),) = draw(demo, seed=77)
+    assert "again" not in value

@@ -1,6 +1,7 @@
 /* Pictures A and B: what is asked for is drawn, what is shown says what it is, and only the newest request counts.
  *
- * value: {id, ...} with one of `waiting` (how many are before), `growing` {a, b} with `step` and `of`, `error`, `said`, or
+ * value: {id, ...} with one of `waiting` (how many are before), `growing` {a, b} with `step` and `of`, `error` (with `again`
+ * where it was only that nobody read for a while), `said`, or
  * the finished pictures `a`, `b` with `score`. The value that the page opens with also has `opening`: the recipes drawn,
  * and a strip. Triggers 'draw', 'strip', 'halt' and 'save'.
  */
@@ -15,6 +16,7 @@ let fulls = null; // the picture with the full cache of a strip that ships: {wan
 let score = null;
 let pending = null; // {id, want: {a, b}, prompt}
 let growing = null;
+let again = ''; // what was asked for a second time, as this page was too busy to read
 let step = null; // the step in view; null: the finished pictures
 let said = '';
 let kind = 'info';
@@ -87,7 +89,12 @@ function take() {
   if (value.opening) return open(value);
   if (value.said) { said = value.said; kind = 'error'; return show(); }
   if (!pending || value.id !== pending.id) return; // somebody asked for something else since
-  if (value.error) { said = value.error; kind = 'error'; pending = growing = null; } else if (value.a) finish(value, pending); else growing = value;
+  const wanted = JSON.stringify(pending.want);
+  if (value.again && again !== wanted) {
+    again = wanted;
+    pending = growing = null;
+    request(0);
+  } else if (value.error) { said = value.error; kind = 'error'; pending = growing = null; } else if (value.a) finish(value, pending); else growing = value;
   show();
 }
 

@@ -18,6 +18,7 @@ from app.gallery import Drawing
 from app.jobs import DrawStep
 from app.page import MODEL_JOB, PRIVATE, Newest, Page, event_data, problem, request_number
 from app.pictures import data_url
+from app.readers import Abandoned
 from app.recipes import Calibration, Plan, Recipe
 from app.report import score, scorecard
 from app.strips import Strip, strip_percents
@@ -111,7 +112,8 @@ class ExploreTab:
                     value, card = self._finished(number, prompt, seed, plans, step.drawings, data.get("has"))
                     yield {**value, "note": _sentence(note)}, card
         except Exception as error:
-            yield {"id": number, "error": problem(error)}, gr.skip()
+            again = {"again": True} if isinstance(error, Abandoned) else {}
+            yield {"id": number, "error": problem(error), **again}, gr.skip()
 
     def strip(
         self, calibration: Calibration | None, uploaded: Schedule | None, event: gr.EventData, request: gr.Request
