@@ -264,14 +264,14 @@ def calibrate_steps(
     check_batch(model, batch)
     for prompt in prompts:
         model.check_prompt(prompt)
-    seeded_noise(range(seed, seed + len(prompts)))
+    seeds = [seed + i for i in range(len(prompts))]
+    seeded_noise(seeds)
     sampling = sampling or model.sampling
     sums: list[np.ndarray | None] = [None] * 4
     for first in range(0, len(prompts), batch):
         chunk = prompts[first : first + batch]
         cache = CalibratingCache(model.geometry, rows=len(chunk))
-        noise = seeded_noise([seed + first + i for i in range(len(chunk))])
-        for _ in model.run(chunk, noise, cache, sampling):
+        for _ in model.run(chunk, seeded_noise(seeds[first : first + batch]), cache, sampling):
             pass
         measured = cache.mass_LHTS, cache.change_LHTS, cache.spread_LH, cache.rounding_LHTS
         sums = [None if b is None else b if a is None else a + b for a, b in zip(sums, measured, strict=True)]

@@ -193,7 +193,7 @@ def generate(
     idle = [name for name, value in stated.items() if value is not None]
     if schedule is not None and (idle or budget is not None):
         raise ValueError(f"a schedule says all: leave out {', '.join(idle) or 'budget'}, or give a budget in its place")
-    if budget is None and idle and policy != "full":
+    if budget is None and idle:
         raise ValueError(f"{', '.join(idle)} without a budget would not count: give a budget, too")
     if schedule is not None:
         policy, budget, cache = schedule.policy, schedule.budget, ScheduleCache(model.geometry, schedule)

@@ -64,8 +64,7 @@ find('.model select').addEventListener('change', (event) => {
   const link = new URL(heatkv.link(true));
   for (const key of ['head', 'forget', 'a', ...heatkv.SAMPLING]) link.searchParams.delete(key);
   if (prompt.value.trim()) link.searchParams.set('prompt', prompt.value);
-  link.searchParams.set('__theme', heatkv.dark ? 'dark' : 'light');
-  location.assign(new URL(`${event.target.value}${link.search}`, location.href).href);
+  location.assign(heatkv.themed(`${event.target.value}${link.search}`).href);
 });
 
 find('.theme').addEventListener('click', () => {
@@ -87,9 +86,9 @@ find('.share').addEventListener('click', async () => {
   field.focus();
   field.select();
   try { await navigator.clipboard.writeText(link); } catch { copied = false; }
-  const how = copied ? 'Copied' : 'Copy it from here';
-  const here = heatkv.onlyHere ? ' It opens on this computer alone.' : '';
-  find('.done').textContent = `${missing ? `${how}, but it will show other pictures: ${missing} can not be in a link.` : copied ? `${how}: it opens with these pictures.` : `${how}.`}${here}`;
+  const [how, whole] = copied ? ['Copied', ': it opens with these pictures.'] : ['Copy it from here', '.'];
+  const what = missing ? `, but it will show other pictures: ${missing} can not be in a link.` : whole;
+  find('.done').textContent = `${how}${what}${heatkv.onlyHere ? ' It opens on this computer alone.' : ''}`;
 });
 find('.close').addEventListener('click', () => { find('.shared').hidden = true; find('.share').focus(); });
 find('.shared').addEventListener('keydown', (event) => { if (event.key === 'Escape') find('.close').click(); });

@@ -89,9 +89,8 @@ function take() {
   if (value.opening) return open(value);
   if (value.said) { said = value.said; kind = 'error'; return show(); }
   if (!pending || value.id !== pending.id) return; // somebody asked for something else since
-  const wanted = JSON.stringify(pending.want);
-  if (value.again && again !== wanted) {
-    again = wanted;
+  if (value.again && again !== pending.want.a + pending.want.b) {
+    again = pending.want.a + pending.want.b;
     pending = growing = null;
     request(0);
   } else if (value.error) { said = value.error; kind = 'error'; pending = growing = null; } else if (value.a) finish(value, pending); else growing = value;

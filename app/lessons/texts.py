@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.cards import kinds_of
+from app.charts import rows_of
 from app.lessons.chosen import Chosen
 from heatkv.views import budgets
 from heatkv.views.counts import BUDGETS, CLOSE
@@ -255,19 +256,18 @@ def _low(bench: Workbench, chosen: Chosen, comparison: Mapping[str, Any]) -> Les
 
 def _measured(comparison: Mapping[str, Any], percent: int) -> str:
     """What the bundled comparison has of HeatKV and HeatKV+ near a budget, in a sentence; nothing where it has none."""
-    rows = comparison.get("rows")
-    found: dict[float, dict[str, float]] = {}
-    for row in rows if isinstance(rows, list) else []:
-        known = isinstance(row, dict) and row.get("policy") in ("heatkv", "heatkv+")
-        if known and all(isinstance(row.get(name), (int, float)) for name in ("budget", "psnr")):
-            found.setdefault(row["budget"], {})[row["policy"]] = row["psnr"]
-    near = [budget for budget, both in found.items() if len(both) == 2 and abs(100 * budget - percent) <= 2]
-    if not near:
+    psnr = {(row["policy"], row["budget"]): row["psnr"] for row in rows_of(comparison, "psnr")}
+    off = {
+        budget: abs(100 * budget - percent)
+        for policy, budget in psnr
+        if policy == "heatkv" and ("heatkv+", budget) in psnr
+    }
+    if not off or min(off.values()) > 2:
         return ""
-    budget = min(near, key=lambda b: abs(100 * b - percent))
+    budget = min(off, key=off.__getitem__)
     return (
-        f" Over {comparison.get('prompts')} other prompts, at {100 * budget:g} %: HeatKV {found[budget]['heatkv']:.1f} dB, HeatKV+ "
-        f"{found[budget]['heatkv+']:.1f} dB."
+        f" Over {comparison.get('prompts')} other prompts, at {100 * budget:g} %: HeatKV {psnr['heatkv', budget]:.1f} dB, HeatKV+ "
+        f"{psnr['heatkv+', budget]:.1f} dB."
     )
 
 

@@ -96,15 +96,19 @@ window.heatkv = (() => {
     return missing.join(' and ');
   }
 
+  /** The address with what this one says of light or dark. */
+  function themed(address) {
+    const url = new URL(address, location.href);
+    const theme = new URLSearchParams(location.search).get('__theme');
+    if (theme === 'dark' || theme === 'light') url.searchParams.set('__theme', theme);
+    return url;
+  }
   let writing = null; // browsers refuse more than a few changes of the address a second
   function writeAddress() {
     clearTimeout(writing);
     writing = setTimeout(() => {
       if (!defaults || !plans.table) return; // a part that is quick on a machine that is slow
-      const url = new URL(link(false));
-      const theme = new URLSearchParams(location.search).get('__theme');
-      if (theme === 'dark' || theme === 'light') url.searchParams.set('__theme', theme);
-      history.replaceState(null, '', url);
+      history.replaceState(null, '', themed(link(false)));
     }, 250);
   }
   plans.bus.addEventListener('budget', () => { if (defaults && plans.table) writeAddress(); });
@@ -128,7 +132,7 @@ window.heatkv = (() => {
   /** What handlers in Python may need of the view. */
   const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, storage: view.storage, percent: plans.budget });
 
-  const api = { FULL, SAMPLING, onlyHere, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, label, tableFits, same, link, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  const api = { FULL, SAMPLING, onlyHere, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, label, tableFits, same, link, themed, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
   return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
 })();
 window.heatkv.colours = window.heatkvColours(window.heatkv);

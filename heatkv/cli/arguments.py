@@ -42,6 +42,23 @@ def check_output(out: Path, *inputs: Path | None) -> Path:
     return out
 
 
+def policy_asked(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The policy (default: ``heatkv``) and what is asked of it: after its colon, by --sink-scales, by --storage.
+
+    Raises ``ValueError``.
+    """
+    from heatkv.policies import variant
+
+    policy, asked = variant(arguments.policy or "heatkv")
+    if (sinks := getattr(arguments, "sink_scales", None)) is not None:
+        if not policy.sinks:
+            raise ValueError(f"policy {policy.name!r} has no sinks: leave --sink-scales out")
+        asked["sink_scales"] = sinks
+    if arguments.storage:
+        asked["storage"] = arguments.storage
+    return policy, asked
+
+
 def variants(text: str) -> list[str]:
     """Policies with commas between; a part with an equals sign and no colon goes on with the options before it."""
     found: list[str] = []

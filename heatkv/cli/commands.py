@@ -9,8 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from heatkv.cli.arguments import check_output, chosen_sampling, load_model, load_scores, read_prompts, say
-from heatkv.files import check_writable, write_atomic
+from heatkv.cli.arguments import (
+    check_output,
+    chosen_sampling,
+    load_model,
+    load_scores,
+    policy_asked,
+    read_prompts,
+    say,
+)
+from heatkv.files import write_atomic
 
 
 def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -46,37 +54,33 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.cache.seam import ScheduleCache
     from heatkv.generate import generate
     from heatkv.models import find_folder, find_geometry
-    from heatkv.policies import cache_factory, variant
+    from heatkv.policies import cache_factory
     from heatkv.schedule import Schedule
 
-    out = check_writable(arguments.out)
+    out = check_output(arguments.out, arguments.scores, arguments.schedule)
     find_folder(arguments.model)
+    policy, asked = policy_asked(arguments)
     if arguments.schedule and arguments.budget is not None:
         raise ValueError("give either --budget or --schedule, not both")
-    if arguments.scores and arguments.budget is None:
-        raise ValueError("--scores are what a budget is planned from: give --budget, too")
-    if arguments.storage and arguments.budget is None:
-        raise ValueError("--storage says how a plan stores its cells: give --budget, too (a schedule states its own)")
-    if arguments.policy and arguments.budget is None:
-        raise ValueError("--policy says how a budget is spent: give --budget, too (a schedule states its own)")
-    policy, asked = variant(arguments.policy or "heatkv")
-    if arguments.storage:
-        asked["storage"] = arguments.storage
+    idle = [f"--{name}" for name in ("policy", "scores", "storage") if getattr(arguments, name)]
+    if idle and arguments.budget is None:
+        raise ValueError(f"{' and '.join(idle)} would not count: give --budget, too (a schedule states its own)")
     schedule = Schedule.load(arguments.schedule) if arguments.schedule else None
-    scores, storage, share = None, schedule.storage if schedule else "compute", 0.0
+    scores, storage, few = None, schedule.storage if schedule else "compute", ""
+    budgeted: dict[str, Any] = {}
     if arguments.budget is not None:
         if policy.needs != "nothing":
             scores = load_scores(arguments)
         geometry = scores.geometry if scores is not None else find_geometry(arguments.model)
         # What is wrong is said before loading.
         cache = cache_factory(policy.name, geometry, arguments.budget, scores, **asked)()
-        share = cache.planned_share
+        budgeted = {"policy": policy.name, "budget": arguments.budget, "scores": scores, **asked}
         storage = cache.schedule.storage if isinstance(cache, ScheduleCache) else "compute"
+        few = f"; {cache.planned_share:.1%} counted against 16 bits" if storage != "compute" else ""
     model = load_model(arguments)
     sampling = chosen_sampling(arguments, model.sampling)
     if note := model.about().get("note"):
         say(f"note: {note}")
-    budgeted = {"policy": policy.name, "budget": arguments.budget, "scores": scores, **asked} if share else {}
     result = generate(model, arguments.prompt, arguments.seed, schedule, sampling, **budgeted)
     if result.note:
         say(f"note: {result.note}")
@@ -110,7 +114,6 @@ def cmd_generate(arguments: argparse.Namespace) -> dict[str, Any]:
         "out": str(out),
     }
     if not arguments.json:
-        few = f"; {share:.1%} counted against 16 bits" if share and storage != "compute" else ""
         of_full = f"{result.kv_bytes_peak / max(result.kv_bytes_full, 1):.1%} of the full peak{few}"
         print(f"{out}: {result.seconds:.2f} s, KV cache {result.kv_bytes_peak} bytes ({of_full})")
     return report
@@ -150,17 +153,11 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
 def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.budget import counted_scales, least_budget
     from heatkv.models import find_geometry
-    from heatkv.policies import plan, variant
+    from heatkv.policies import plan
     from heatkv.scores import HeadScores, load_orders
 
     out = check_output(arguments.out, arguments.scores, arguments.orders)
-    policy, asked = variant(arguments.policy)
-    if arguments.sink_scales is not None:
-        if not policy.sinks:
-            raise ValueError(f"policy {policy.name!r} has no sinks: leave --sink-scales out")
-        asked["sink_scales"] = arguments.sink_scales
-    if arguments.storage:
-        asked["storage"] = arguments.storage
+    policy, asked = policy_asked(arguments)
     if arguments.orders:
         if not arguments.model:
             raise ValueError("--orders needs --model: orders do not say which model they are of")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heatkv.cli.arguments import check_output, list_of, load_model, load_scores, read_prompts, say, variants
-from heatkv.files import check_writable, write_atomic
+from heatkv.files import write_atomic
 
 
 def cmd_compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def cmd_bench(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.models import bundled_folders, chosen_device, random_init
     from heatkv.study.bench import bench, markdown
 
-    out = check_writable(arguments.out) if arguments.out else None
-    tables = check_writable(tables_path(out)) if out else None
+    out = check_output(arguments.out, arguments.scores) if arguments.out else None
+    tables = check_output(tables_path(out), arguments.scores) if out else None
     budgets, batches = list_of(float, arguments.budgets), list_of(int, arguments.batch)
     if arguments.random_init:
         model: Any = random_init(arguments.model, chosen_device(arguments.device), arguments.dtype)

@@ -141,7 +141,6 @@ def bench(
         check_budget(budget, model.geometry.scales, 0, model=model.id)
     check_batch(model, max(batches))
     source = random_orders(model.geometry) if scores is None else scores
-
     chosen, asked = variant(policy)
 
     def factory(budget: float) -> Callable[[], KVCache]:

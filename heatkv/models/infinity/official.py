@@ -130,8 +130,9 @@ def found_in(folder: Path, settings: dict[str, Any], transformer: Path, autoenco
     grid = settings.get("rope_grid") or (scales.sizes[-1] if "scales" in settings else rope_grid())
     shape = read_transformer_config(transformer, grid)
     if scales.by_line or len(scales) < 2 or scales.sizes[0] != (1, 1) or len(scales) > shape.max_scales:
+        where = folder / "config.json" if "scales" in settings else folder
         raise CheckpointError(
-            f"{folder / 'config.json'}: its scales are not for {transformer.name}, which draws by scales, 2 to "
+            f"{where}: its scales are not for {transformer.name}, which draws by scales, 2 to "
             f"{shape.max_scales} of them, the first of 1x1"
         )
     texts = [entry for entry in sorted(folder.iterdir()) if is_text_encoder(entry)]
