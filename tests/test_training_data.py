@@ -171,6 +171,33 @@ def test_left_is_left_and_above_is_above() -> None:
     assert len(found) == 4 and min(found.values()) >= 5
 
 
+def standing(kind: str, **settings: float) -> dict[str, set[tuple[int, ...]]]:
+    """Where things of one size stand, by the word that says where: the first rows and columns that each covers."""
+    found: dict[str, set[tuple[int, ...]]] = {}
+    for scene in drawn(only(kind, **settings), 900):
+        words = scene.prompt.split()
+        where = next((word for word in words if word in (*scenes.SIDES, "above", "below")), "")
+        covered = [np.argwhere(scene.owner == number) for number in range(1, len(scene.labels) + 1)]
+        if all(len(cells) for cells in covered):
+            corners = tuple(int(edge) for cells in covered for edge in cells.min(0))
+            found.setdefault(where, set()).add(corners)
+    return found
+
+
+def test_a_small_thing_stands_at_any_cell_and_a_word_settles_one_way_only() -> None:
+    found = standing("single", large=0.0)
+    first = min(column for places in found.values() for _, column in places)
+    assert {column - first for _, column in found[""]} == set(range(9)) == {row - first for row, _ in found[""]}
+    assert {column - first for _, column in found["left"]} == {0} and len(found["left"]) == 9
+    assert {row - first for row, _ in found["bottom"]} == {8} and len(found["bottom"]) == 9
+    assert len(found["middle"]) == 1
+
+
+def test_two_things_side_by_side_stand_at_heights_of_their_own() -> None:
+    heights = {(corners[0], corners[2]) for corners in standing("pair")["left"]}
+    assert len(heights) > 60, "of nine heights each, so that two seeds hardly ever agree"
+
+
 def test_prompts_leave_something_open() -> None:
     prompts = [scene.prompt for scene in drawn(only("pair", plain=0.0), 300)]
     told = sum(any(word in prompt.split() for word in (*grounds.COLOURS, *grounds.PLACES)) for prompt in prompts)

@@ -34,13 +34,13 @@ class LinesRun:
     minute or two at the start; needs a C++ compiler).
     """
 
-    steps: int = 15000
+    steps: int = 19500
     grow: int = 30000
     widen: int = 60000
     batch: int = 16
     grounding: float = 0.2
     learning_rate: float = 2e-3
-    decay: float = 0.2
+    decay: float = 0.15
     drop: float = 0.1
     forget: float = 0.3
     unseen: float = 0.125

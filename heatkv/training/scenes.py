@@ -28,11 +28,15 @@ COUNT_SIZES = {2: 64, 3: 40, 4: 64}
 THREE_SIZE = 40
 SAID = 0.35  # how often the size of a single thing is said, and its place
 COVERED = 0.25  # a cell is of the thing that covers this much of it
-PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)  # along the room that a thing leaves; two seeds seldom agree
+# Along the room that a thing leaves: every cell of it for the small ones, so that two seeds hardly ever agree.
+PLACES = tuple(i / 8 for i in range(9))
 
 NUMBERS = ("two", "three", "four")
-SIDES = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
-GRAMMAR = ("on", "at", "of", "and", "above", "below", "middle", "pattern", "the", "a")
+# Where a word puts a thing; along the other way it stands anywhere.
+SIDES: dict[str, tuple[float | None, float | None]] = {
+    "left": (0.0, None), "right": (1.0, None), "top": (None, 0.0), "bottom": (None, 1.0), "middle": (0.5, 0.5),
+}  # fmt: skip
+GRAMMAR = ("on", "at", "of", "and", "above", "below", "pattern", "the", "a")
 WORDS = frozenset({*NUMBERS, *SIZES, *SIDES, *GRAMMAR, *data.HUES})
 
 # CLDR's groups of things: animals and plants, food, places and vehicles, activities, objects.
@@ -171,25 +175,25 @@ class Scenes:
         thing = self.pick(rng)
         before = after = ""
         size = "large" if rng.random() < self.mix.large else "small"
-        place = (rng.choice(PLACES), rng.choice(PLACES))
+        x, y = rng.choice(PLACES), rng.choice(PLACES)
         if rng.random() < SAID:
             before = size
         if size == "small" and rng.random() < SAID:
-            side = rng.choice([*SIDES, "middle"])
-            place = SIDES.get(side, (0.5, 0.5))
+            side = rng.choice(list(SIDES))
+            across, down = SIDES[side]
+            x, y = x if across is None else across, y if down is None else down
             after = f"at {side}"
         ground = self.ground(rng)
         words = thing.name
         if thing.tags and not before and not after and not self.mix.everyday:
             words = named_by_keywords(thing, rng)
         prompt = say(self.style_word(thing.style, rng), before, words, after, ground.say(rng))
-        return self.compose(ground, prompt, [(thing, SIZES[size], place)])
+        return self.compose(ground, prompt, [(thing, SIZES[size], (x, y))])
 
     def pair(self, rng: random.Random) -> Scene:
         style = self.pick_style(rng)
         one, two = self.pick(rng, style), self.pick(rng, style)
-        level = rng.choice(PLACES)
-        apart, across = (0.0, 1.0), (level, rng.choice(PLACES) if rng.random() < 0.6 else level)
+        apart, across = (0.0, 1.0), (rng.choice(PLACES), rng.choice(PLACES))
         if rng.random() < 0.3:
             places, relation, opposite = list(zip(across, apart, strict=True)), "above", "below"
         else:
@@ -205,14 +209,10 @@ class Scenes:
 
     def count(self, rng: random.Random) -> Scene:
         thing, number = self.pick(rng, self.pick_style(rng)), rng.randint(2, 4)
-        line = [i / (number - 1) for i in range(number)]
-        height = rng.choice(PLACES)
         if number == 4:
             places = [(x, y) for y in (0.0, 1.0) for x in (0.0, 1.0)]
-        elif rng.random() < 0.6:
-            places = [(x, height) for x in line]
         else:
-            places = [(x, float(i % 2)) for i, x in enumerate(line)]
+            places = [(i / (number - 1), rng.choice(PLACES)) for i in range(number)]
         ground = self.ground(rng)
         number_word = NUMBERS[number - 2] if rng.random() < 0.8 else ""
         prompt = say(self.style_word(thing.style, rng), number_word, plural(thing.name), ground.say(rng))
