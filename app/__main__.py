@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None, program: str = "python -m app") -> 
     demo = create_pages(exhibits)
     try:
         address = {"server_name": options.host, "server_port": options.port}
-        demo.launch(**address, prevent_thread_lock=True, **launch_options())
+        first = names[0] if names[0] in bundled_folders() else None
+        demo.launch(**address, prevent_thread_lock=True, **launch_options(first))
     except (ValueError, OSError) as error:  # somebody else took the port meanwhile
         raise SystemExit(refused(error)) from None
     serve(demo)

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+from starlette.routing import Route
 
 import app.sessions  # noqa: F401  (Gradio's own remember too much of everybody)
 from app.api import Api
@@ -100,8 +103,16 @@ def create_demo(model: GenerativeModel, scores: HeadScores, *more: Any, **other:
     return create_pages([Exhibit(model, scores, *more, **other)])
 
 
-def launch_options() -> dict[str, Any]:
-    """Arguments for ``launch``: the look, and nothing that asks another host."""
+def launch_options(first: str | None = None) -> dict[str, Any]:
+    """Arguments for ``launch``: the look, and nothing that asks another host.
+
+    A link that names the model ``first``, whose page is at the root, leads there: it may have been made while another
+    model came first.
+    """
+
+    def to_root(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"./?{request.url.query}")
+
     theme = gr.themes.Default(
         primary_hue="orange",
         neutral_hue="stone",
@@ -130,6 +141,7 @@ def launch_options() -> dict[str, Any]:
         "run_history": False,
         "state_session_capacity": 200,  # visitors whose uploads and calibrations are remembered, the latest
         "max_threads": 80,  # a visitor who waits for a turn holds one
+        "app_kwargs": {"routes": [Route(f"/{first}", to_root)] if first else []},
     }
 
 

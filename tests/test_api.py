@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -30,9 +31,18 @@ def served() -> Iterator[tuple[Client, Any, Any]]:
     model = tiny_model()
     scores = heatkv.calibrate(model, ["red apple"])
     demo = create_demo(model, scores)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options("tiny"))
     yield Client(url, verbose=False), model, scores
     demo.close()
+
+
+def test_a_link_that_names_the_first_model_leads_to_its_page(served: tuple[Client, Any, Any]) -> None:
+    """Such links were made while another model stood at the root, and were answered by a line of JSON."""
+    link = httpx.URL(served[0].src).join("tiny?budget=40&prompt=red+apple")
+    answer = httpx.get(link, follow_redirects=True)
+    assert answer.status_code == 200 and "<html" in answer.text
+    assert (answer.url.path, answer.url.query) == ("/", b"budget=40&prompt=red+apple")
+    assert httpx.get(link.join("tinier"), follow_redirects=True).status_code == 404
 
 
 def test_plan_gives_the_schedule_of_the_library(served: tuple[Client, Any, Any]) -> None:

@@ -32,7 +32,7 @@ def main() -> None:
 
     names = sorted(bundled_folders(), key=lambda name: (name != FIRST, name))
     demo = create_pages([exhibit(name, "cpu", "float32") for name in names])
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(FIRST))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 720})
