@@ -199,7 +199,8 @@ class Api:
         of = len(self.bench.geometry.scales.drawn)
         for step in self.bench.jobs.draw(text, number, plans):
             if isinstance(step, Waiting):
-                yield {"scale": 0, "of": of, "before": step.before}, None
+                if step.before:
+                    yield {"scale": 0, "of": of, "before": step.before}, None
             elif step.drawings is not None:
                 a, b = (drawing.run for drawing in step.drawings)
                 card = scorecard(a, b, self.bench.geometry, self.bench.references)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,12 +21,13 @@ T = TypeVar("T")
 SOON = 0.2  # seconds after which who has to wait first hears so
 POLL_SECONDS = (0.4, 2.0)  # how often the first who waits hears the place, and those far behind, who are many
 PATIENCE = 4  # so many short jobs may go before a long one that waits
+SIGN_SECONDS = 2.0  # who waits for a step hears so often that it still goes on
 GIVE_BACK_SECONDS = 5.0  # what jobs have freed goes back to the system so often; it takes as long as a step
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """The job stands in the queue; so many are before it, the running one included."""
+    """The job stands in the queue; so many are before it, the running one included. 0: a step of it takes long."""
 
     before: int
 
@@ -54,7 +55,8 @@ class Turns:
     def take(
         self, job: Iterator[T], *, long: bool = False, piece: Callable[[T], bool] = lambda step: False
     ) -> Generator[T | Waiting, None, None]:
-        """``job``'s steps when its turn has come, and `Waiting` now and then until it has, more often near the front.
+        """``job``'s steps when its turn has come, and `Waiting` now and then while there is none, more often near the
+        front.
 
         After a step that is the end of a piece the turn goes to whoever waits. Closing this iterator, in the queue or
         in the middle of a step, closes the job and gives the turn up.
@@ -63,7 +65,7 @@ class Turns:
         try:
             yield from self._wait(ticket, long)
             for step in self._steps(job):
-                if not piece(step):
+                if isinstance(step, Waiting) or not piece(step):
                     yield step
                     continue
                 self._leave(ticket)
@@ -78,11 +80,14 @@ class Turns:
                 self._end(job)
             self._leave(ticket)
 
-    def _steps(self, job: Iterator[T]) -> Iterator[T]:
+    def _steps(self, job: Iterator[T]) -> Iterator[T | Waiting]:
         """``job``'s steps, each run in the model's thread with what is known of the request here."""
         context, end = copy_context(), object()
         while True:
-            step: Any = self._thread.submit(context.run, lambda: next(job, end)).result()
+            running = self._thread.submit(context.run, lambda: next(job, end))
+            while not wait([running], SIGN_SECONDS).done:
+                yield Waiting(0)
+            step: Any = running.result()
             if step is end:
                 return
             yield step

@@ -38,6 +38,46 @@ def test_a_job_alone_never_waits() -> None:
     assert log[-1] == "a ends" and not turns.busy
 
 
+def test_a_step_that_takes_long_gives_a_sign_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.turns.SIGN_SECONDS", 0.02)
+    go_on = threading.Event()
+
+    def slow() -> Iterator[str]:
+        go_on.wait(10)
+        yield "done"
+
+    turns = Turns()
+    steps = turns.take(slow(), piece=lambda step: True)
+    assert [next(steps), next(steps)] == [Waiting(0)] * 2
+    assert turns.busy, "a sign is not the end of a piece"
+    go_on.set()
+    assert [step for step in steps if step != Waiting(0)] == ["done"] and not turns.busy
+
+
+def test_a_job_that_is_left_in_the_middle_of_a_step_ends_before_the_next_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.turns.SIGN_SECONDS", 0.02)
+    log: list[str] = []
+    go_on = threading.Event()
+
+    def slow() -> Iterator[str]:
+        try:
+            go_on.wait(10)
+            log.append("slow's step")
+            yield "slow"
+        finally:
+            log.append("slow ends")
+
+    turns = Turns()
+    left = turns.take(slow())
+    assert next(left) == Waiting(0)
+    left.close()
+    threading.Timer(0.05, go_on.set).start()
+    assert [step for step in turns.take(job(log, "b", 1)) if step != Waiting(0)] == ["b0"]
+    assert log == ["slow's step", "slow ends", "b0", "b ends"]
+
+
 def test_who_waits_hears_the_place_and_comes_next() -> None:
     log: list[str] = []
     turns = Turns()

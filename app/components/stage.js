@@ -1,7 +1,7 @@
 /* Pictures A and B: what is asked for is drawn, what is shown says what it is, and only the newest request counts.
  *
- * value: {id, ...} with one of `waiting` (how many are before), `growing` {a, b} with `step` and `of`, `error` (with `again`
- * where it was only that nobody read for a while), `said`, or
+ * value: {id, ...} with one of `waiting` (how many are before; 0: it is at a step that takes long), `growing` {a, b} with
+ * `step` and `of`, `error` (with `again` where it was only that nobody read for a while), `said`, or
  * the finished pictures `a`, `b` with `score`. The value that the page opens with also has `opening`: the recipes drawn,
  * and a strip. Triggers 'draw', 'strip', 'halt' and 'save'.
  */
@@ -16,7 +16,8 @@ let fulls = null; // the picture with the full cache of a strip that ships: {wan
 let score = null;
 let pending = null; // {id, want: {a, b}, prompt}
 let growing = null;
-let again = ''; // what was asked for a second time, as this page was too busy to read
+let asked = { key: '', times: 0 }; // what is pending, and how often it was asked for
+let heard = 0; // when the server last said something of it
 let step = null; // the step in view; null: the finished pictures
 let said = '';
 let kind = 'info';
@@ -53,6 +54,9 @@ function request(delay = 120) {
     if (pending && pending.want.a === now.a && pending.want.b === now.b) return;
     number += 1;
     pending = { id: number, want: now, prompt: heatkv.view.prompt };
+    const key = now.a + now.b;
+    asked = { key, times: asked.key === key ? asked.times + 1 : 1 };
+    heard = performance.now();
     growing = null;
     said = '';
     if (!(fresh('a') && fresh('b'))) step = null;
@@ -67,6 +71,22 @@ function stop() {
   growing = null;
   trigger('halt', { id: number, kind: 'draw' });
 }
+/** Ask once more for what is pending: its answer was lost, on the way or as this page was too busy to read. */
+function askAgain() {
+  const lost = asked.times >= MOST_ASKED;
+  stop();
+  if (lost) { said = 'The server does not answer. Press Draw to ask once more.'; kind = 'error'; asked.times = 0; } else request(0);
+  show();
+}
+/** Who draws says so every two seconds. Silence is a lost request (Gradio's stream may close just as it is made) or a server
+ * that is too busy to begin, which is given longer every time. */
+const SILENCE = 8000;
+const MOST_ASKED = 3;
+const watching = setInterval(() => {
+  if (!element.isConnected) return clearInterval(watching);
+  if (pending && performance.now() - heard > SILENCE * 2 ** (asked.times - 1)) askAgain();
+}, 1000);
+
 /** B's pictures along the slider. `shipped`: only if they lie ready, to be seen while the exact picture is drawn. */
 function requestStrip(shipped = false) {
   const key = stripWant();
@@ -89,11 +109,9 @@ function take() {
   if (value.opening) return open(value);
   if (value.said) { said = value.said; kind = 'error'; return show(); }
   if (!pending || value.id !== pending.id) return; // somebody asked for something else since
-  if (value.again && again !== pending.want.a + pending.want.b) {
-    again = pending.want.a + pending.want.b;
-    pending = growing = null;
-    request(0);
-  } else if (value.error) { said = value.error; kind = 'error'; pending = growing = null; } else if (value.a) finish(value, pending); else growing = value;
+  heard = performance.now();
+  if (value.again && asked.times < MOST_ASKED) return askAgain();
+  if (value.error) { said = value.error; kind = 'error'; pending = growing = null; asked.times = 0; } else if (value.a) finish(value, pending); else if (value.waiting !== 0) growing = value;
   show();
 }
 
@@ -106,6 +124,7 @@ function finish(value, { want: wants, prompt }) {
   said = value.note || '';
   kind = 'info';
   pending = growing = null;
+  asked.times = 0;
   if (value.prompt !== prompt && prompt === heatkv.view.prompt) { // the model's own name for it, unless something else is asked for by now
     for (const side of SIDES) shown[side].want = wantOf(value.prompt, value.seed, recipes()[side]);
     heatkv.set({ prompt: value.prompt }, 'look');
@@ -262,6 +281,7 @@ on('draw', () => {
   typedOver = null;
   said = '';
   stripping = null;
+  asked.times = 0;
   if (pending) stop(); // its answer may be lost, with the connection or the server: who presses Draw once more asks anew
   request(0);
 });

@@ -138,7 +138,7 @@ class CalibrateTab:
         try:
             for scores in self.bench.jobs.calibrate(chosen):
                 if isinstance(scores, Waiting):
-                    if done < len(chosen):
+                    if scores.before and done < len(chosen):
                         said = f"{done} of {len(chosen)}; in the queue, {scores.before} before you"
                         yield gr.skip(), {**progress, "done": done, "text": said}, gr.skip(), *busy
                     continue

@@ -174,7 +174,8 @@ class ExploreTab:
                 if not wanted():
                     return
                 if isinstance(step, Waiting):
-                    yield {**about, "done": done, "waiting": step.before, "moved": moved, "psnr": psnr}
+                    if step.before:
+                        yield {**about, "done": done, "waiting": step.before, "moved": moved, "psnr": psnr}
                 elif step is not None:
                     moved[step.layer][step.head], psnr[step.layer][step.head] = step.moved, step.psnr
                     done += 1

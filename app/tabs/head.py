@@ -54,7 +54,7 @@ class HeadCards:
                     return
                 if isinstance(found, Probe):
                     yield self.card(head, calibration, found, data.get("target"))
-                elif isinstance(found, Waiting):
+                elif isinstance(found, Waiting) and found.before:
                     words = "To see what it reads, this picture is drawn once more. In the queue: "
                     yield {**self.card(head, calibration, None), "message": f"{words}{found.before} before you."}
         except Exception as error:
@@ -98,7 +98,7 @@ class HeadCards:
                 for types in self.bench.jobs.local_heads(subject, share):
                     if not wanted():
                         return
-                    if isinstance(types, Waiting):
+                    if isinstance(types, Waiting) and types.before:
                         yield headtypes.message(f"In the queue: {types.before} before you.")
                     elif isinstance(types, tuple):
                         about, scales = f"“{subject[0]}”, seed {subject[1]},", self.bench.geometry.scales

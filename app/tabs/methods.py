@@ -100,7 +100,7 @@ class MethodsTab:
         try:
             for step in self.bench.jobs.sheet(text, number, calibration, share):
                 if isinstance(step, Waiting):
-                    if len(tiles) < of:
+                    if step.before and len(tiles) < of:
                         words = f"{len(tiles)} of {of} drawn; in the queue, {step.before} before you"
                         yield gr.skip(), {"done": len(tiles), "of": of, "text": words}, gr.skip(), *busy
                     continue

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, TimeoutError, expect
 from tiny import tiny_lines_model, tiny_model
 
 import heatkv
@@ -88,12 +88,15 @@ def visit(page: Page, site: Site, query: str = "") -> Page:
 
 
 def drawn(page: Page) -> None:
-    """Wait until both pictures are what the controls say."""
-    page.wait_for_function(
-        """() => document.querySelectorAll('#stage figure img[src]').length === 2
-            && !document.querySelector('#stage figure.stale') && document.querySelector('#stage .cancel').hidden""",
-        timeout=120_000,
-    )
+    """Wait until both pictures are what the controls say; a failure tells what stands there instead."""
+    try:
+        page.wait_for_function(
+            """() => document.querySelectorAll('#stage figure img[src]').length === 2
+                && !document.querySelector('#stage figure.stale') && document.querySelector('#stage .cancel').hidden""",
+            timeout=120_000,
+        )
+    except TimeoutError as error:
+        raise AssertionError(f"not drawn: {page.locator('#stage').inner_text()!r}") from error
 
 
 def strip_drawn(page: Page, site: Site) -> int:

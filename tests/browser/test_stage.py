@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
+from gradio.server_messages import CloseStreamMessage
 from pages import (
     Site,
     choose_policy,
@@ -498,6 +499,38 @@ def test_a_shared_link_shows_the_same_pictures_in_a_fresh_browser(page: Page, si
         assert picture(other, side) == picture(page, side), side
     assert other.evaluate("heatkv.edits.toText()") == page.evaluate("heatkv.edits.toText()") != ""
     other.context.close()
+
+
+def test_an_answer_that_gets_lost_is_asked_for_once_more(page: Page, site: Site) -> None:
+    """Gradio's stream closes after its last event, even if another was just joined: nothing is heard of that one."""
+    visit(page, site)
+    site.model.seconds = 0.3
+    page.locator("#ask .seed input").fill("70")
+    page.keyboard.press("Enter")
+    expect(page.locator("#stage figure.b .mark")).to_contain_text("drawing, 1 of")
+    for messages in site.demo._queue.pending_messages_per_session.values():
+        messages.put_nowait(CloseStreamMessage())
+    site.model.seconds = 0.0
+    page.wait_for_timeout(2000)
+    expect(page.locator("#stage .line .text")).to_have_text("Drawing …")
+    drawn(page)
+    assert page.locator("#stage .line .text").inner_text() != "Drawing …"
+
+
+def test_a_server_that_stays_silent_is_told_of(page: Page, site: Site) -> None:
+    page.clock.install()
+    visit(page, site)
+    page.route("**/queue/join*", lambda route: None)  # asked for, and never heard of
+    page.locator("#ask .seed input").fill("71")
+    page.locator("#ask .draw").click()
+    for seconds in (9, 17, 33):
+        expect(page.locator("#stage .line .text")).to_have_text("Drawing …")
+        page.clock.run_for(1000 * seconds)
+    expect(page.locator("#stage .line .text")).to_contain_text("does not answer")
+    expect(page.locator("#stage .cancel")).to_be_hidden()
+    page.unroute("**/queue/join*")
+    page.locator("#ask .draw").click()
+    drawn(page)
 
 
 def test_an_address_opens_its_tab(page: Page, site: Site) -> None:
