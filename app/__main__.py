@@ -54,11 +54,11 @@ def main(arguments: list[str] | None = None, program: str = "python -m app") -> 
         raise SystemExit(refused(error)) from None
     from app.demo import create_pages, launch_options
 
-    demo = create_pages(exhibits)
+    home = names[0] if names[0] in bundled_folders() else ""
+    demo = create_pages(exhibits, home)
     try:
         address = {"server_name": options.host, "server_port": options.port}
-        first = names[0] if names[0] in bundled_folders() else None
-        demo.launch(**address, prevent_thread_lock=True, **launch_options(first))
+        demo.launch(**address, prevent_thread_lock=True, **launch_options(home))
     except (ValueError, OSError) as error:  # somebody else took the port meanwhile
         raise SystemExit(refused(error)) from None
     serve(demo)

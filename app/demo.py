@@ -75,10 +75,11 @@ class Exhibit:
     chosen: Chosen = field(default_factory=Chosen)
 
 
-def create_pages(exhibits: Sequence[Exhibit]) -> gr.Blocks:
+def create_pages(exhibits: Sequence[Exhibit], home: str = "") -> gr.Blocks:
     """The app for one model or several: the first one's page at the root, the others' at their names.
 
-    A menu leads from one to the other and takes prompt, seed and budget along. The models share one queue.
+    A menu leads from one to the other and takes prompt, seed and budget along. The models share one queue. ``home`` is
+    the name that links to the first page state, where `launch_options` knows it too.
     """
     turns = Turns()
     benches = [Workbench(e.model, e.scores, e.references, e.prompts, e.label, turns) for e in exhibits]
@@ -91,6 +92,7 @@ def create_pages(exhibits: Sequence[Exhibit]) -> gr.Blocks:
         _Demo(bench, exhibit.comparison, exhibit.strips, exhibit.chosen, models, taught)
         for bench, exhibit in zip(benches, exhibits, strict=True)
     ]
+    demos[0].home = home
     blocks = demos[0].build()
     for demo in demos[1:]:
         with blocks.route(demo.bench.model.id, demo.bench.model.id):
@@ -103,11 +105,11 @@ def create_demo(model: GenerativeModel, scores: HeadScores, *more: Any, **other:
     return create_pages([Exhibit(model, scores, *more, **other)])
 
 
-def launch_options(first: str | None = None) -> dict[str, Any]:
+def launch_options(home: str = "") -> dict[str, Any]:
     """Arguments for ``launch``: the look, and nothing that asks another host.
 
-    A link that names the model ``first``, whose page is at the root, leads there: it may have been made while another
-    model came first.
+    A link that names the model ``home``, whose page is at the root, leads there. Links do, as another model may come
+    first one day.
     """
 
     def to_root(request: Request) -> RedirectResponse:
@@ -141,7 +143,7 @@ def launch_options(first: str | None = None) -> dict[str, Any]:
         "run_history": False,
         "state_session_capacity": 200,  # visitors whose uploads and calibrations are remembered, the latest
         "max_threads": 80,  # a visitor who waits for a turn holds one
-        "app_kwargs": {"routes": [Route(f"/{first}", to_root)] if first else []},
+        "app_kwargs": {"routes": [Route(f"/{home}", to_root)] if home else []},
     }
 
 
@@ -172,6 +174,7 @@ class _Demo:
     ) -> None:
         self.bench = bench
         self.models = models
+        self.home = ""
         self.chosen = chosen or Chosen()
         self.policy = next(iter(bench.policies()))
         start = START_PERCENT_BY_LINE if bench.geometry.scales.by_line else START_PERCENT
@@ -264,6 +267,7 @@ class _Demo:
             "tabs": list(TABS),
             "hello": HELLO,
             "auto": self.auto,
+            "home": self.home,
             "references": references(),
         }
 

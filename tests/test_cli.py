@@ -14,6 +14,7 @@ from heatkv import calibrate
 from heatkv.cli import main
 from heatkv.models.bundled import save_folder
 from heatkv.schedule import Schedule
+from heatkv.scores import HeadScores, orders_to_json
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +185,25 @@ def test_evaluation_on_calibration_prompts_is_refused(
     assert not out.exists()
 
 
+def test_orders_are_planned_for_what_a_folder_calls_itself(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = HeadScores.load(model / "scores.safetensors")
+    orders, out = tmp_path / "orders.json", tmp_path / "s.json"
+    orders.write_text(orders_to_json(scores.orders(3), scores.geometry))
+    said = run(capsys, "plan", "--orders", orders, "--model", model, "--budget", 0.6, "--out", out)
+    assert said["model"] == Schedule.load(out).model == "tiny"
+    picture = tmp_path / "a.png"
+    run(capsys, "generate", "--model", model, "--prompt", "red apple", "--schedule", out, "--out", picture)
+    assert picture.is_file()
+
+
 def test_models_lists_the_published_geometries(capsys: pytest.CaptureFixture[str]) -> None:
     ids = {m["id"]: m for m in run(capsys, "models")["models"]}
     assert ids["infinity-8b"]["layers"] == 40 and ids["infinity-8b"]["heads"] == 28
+    # 6425 tokens before the last scale of 1M pixels, in 32 x 16 heads of 128; keys and values, two rows, two bytes
+    assert ids["infinity-2b"]["cache_bytes"] == 6425 * 32 * 16 * 128 * 2 * 2 * 2
+    assert ids["pocket"]["cache_bytes"] == 6946816 // 2, "the card tells it in four bytes; without guidance one row"
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,7 @@ function show() {
   stored.value = heatkv.view.storage;
   // A policy that was just chosen may go lower or higher; its own table says how far.
   const own = !heatkv.fixed && heatkv.tableFits();
-  if (own && heatkv.budget > most) heatkv.setBudget(most);
-  if (own && heatkv.budget < t.percents[0]) heatkv.setBudget(t.percents[0]);
+  if (own) heatkv.limitBudget(t.percents[0], most);
   const rest = !heatkv.fixed && most < 100 ? ` From ${most} % on nothing is given up.` : '';
   const words = heatkv.fixed ? 'A schedule from a file is in use; budget and policy rest.' : refused ? refused : `${summaries[t.policy] || ''}${rest}`;
   if (find('.sentence').textContent !== words) find('.sentence').textContent = find('.sentence').title = words;

@@ -3,7 +3,7 @@
 const heatkv = window.heatkv;
 const { make } = heatkv;
 const big = element.querySelector('.big input');
-const address = (index) => `${location.origin}${location.pathname}?lesson=${index + 1}`;
+const address = (index) => `${heatkv.home()}?lesson=${index + 1}`;
 
 function show() {
   const lessons = (props.value && props.value.lessons) || [];

@@ -10,6 +10,8 @@ window.heatkvPlans = () => {
   const edits = window.heatkvEdits();
   let table = null;
   let budget = 100;
+  let asked = 100; // the budget, but for the limits
+  let limits = [0, 100];
   let fixed = false; // an uploaded schedule: the slider does not apply
   let rows = () => 1; // batch rows drawn, of those that the table counts
   let cell = { layer: 0, head: 0, scale: 0 };
@@ -101,8 +103,19 @@ window.heatkvPlans = () => {
   }
 
   function setBudget(value) {
-    if (!Number.isFinite(Number(value)) || Number(value) === budget) return;
-    budget = Number(value);
+    if (!Number.isFinite(Number(value))) return;
+    asked = Number(value);
+    settle();
+  }
+  /** How far the policy in use goes. What was asked for is taken up again where another goes so far. */
+  function limitBudget(least, most) {
+    limits = [least, most];
+    settle();
+  }
+  function settle() {
+    const now = Math.max(limits[0], Math.min(limits[1], asked));
+    if (now === budget) return;
+    budget = now;
     emit('budget');
   }
 
@@ -113,11 +126,11 @@ window.heatkvPlans = () => {
   }
 
   return {
-    ...words, bus, emit, follow, load, edits, setBudget, step, planned, forgotten, kept, keptFrom, resident, memory, look,
+    ...words, bus, emit, follow, load, edits, setBudget, limitBudget, step, planned, forgotten, kept, keptFrom, resident, memory, look,
     countRows(count) { rows = count; },
     get table() { return table; },
     get budget() { return fixed ? table.percents[0] : budget; },
-    get asked() { return budget; }, // by the slider, even while a file's schedule is in use
+    get asked() { return asked; }, // whatever the policy in use allows, and even while a file's schedule is in use
     get fixed() { return fixed; },
     get dynamic() { return dynamic(); },
     get cell() { return cell; },

@@ -65,8 +65,10 @@ window.heatkv = (() => {
     value.forget = given('forget') || '';
   }
 
-  /** Change what is asked for. `how` says what the change means to others. */
+  /** Change what is asked for. `how` says what the change means to others. Another tab is another entry of the history, so
+   * that Back leads to the one before and not out of the page. */
   function set(change, how = 'view') {
+    if (change.tab && change.tab !== view.tab && change.tab !== shownTab()) history.pushState(null, '', location.href);
     Object.assign(view, change);
     if ('classMode' in change) largeType();
     plans.emit(how);
@@ -85,8 +87,10 @@ window.heatkv = (() => {
   function link(whole) {
     const kept = facts(whole).filter(([, v]) => String(v).length <= LONGEST);
     const text = new URLSearchParams(kept.map(([key, v]) => [key, String(v)])).toString();
-    return `${location.origin}${location.pathname}${text ? `?${text}` : ''}`;
+    return `${whole ? home() : location.origin + location.pathname}${text ? `?${text}` : ''}`;
   }
+  /** The address of this model's page, also where another model's comes first one day. */
+  const home = () => `${location.origin}${location.pathname}${location.pathname.endsWith('/') ? defaults.home : ''}`;
   /** What a link can not carry, in words; empty where it carries all. */
   function notInLink() {
     const missing = [];
@@ -111,6 +115,11 @@ window.heatkv = (() => {
       history.replaceState(null, '', themed(link(false)));
     }, 250);
   }
+  const shownTab = () => new URLSearchParams(location.search).get('tab') ?? 'explore';
+  window.addEventListener('popstate', () => {
+    const button = document.querySelector(`#tab-${shownTab()}-button`);
+    if (defaults?.tabs.includes(shownTab()) && button) button.click(); // everything else stays as it is, and is written anew
+  });
   plans.bus.addEventListener('budget', () => { if (defaults && plans.table) writeAddress(); });
   plans.bus.addEventListener('cell', () => { if (defaults) writeAddress(); });
 
@@ -132,7 +141,7 @@ window.heatkv = (() => {
   /** What handlers in Python may need of the view. */
   const wish = () => ({ wish: true, prompt: view.prompt, seed: view.seed, policy: view.policy, storage: view.storage, percent: plans.budget });
 
-  const api = { FULL, SAMPLING, onlyHere, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, label, tableFits, same, link, themed, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
+  const api = { FULL, SAMPLING, onlyHere, wish, number, subject, subjectKey, readRecipe: unpack, view, begin, set, recipe, label, tableFits, same, link, home, themed, notInLink, forget, undo, redo, setEdits, get defaults() { return defaults; } };
   return Object.defineProperties(plans, Object.getOwnPropertyDescriptors(api));
 })();
 window.heatkv.colours = window.heatkvColours(window.heatkv);

@@ -33,6 +33,7 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
             "scales": [list(size) for size in m.geometry.scales], "on_disk": m.on_disk, "summary": m.summary,
             "sampling": m.sampling and asdict(m.sampling), "sampling_source": m.sampling_source,
             "licence": m.licence, "download_bytes": m.download_bytes, "download_estimated": m.download_estimated,
+            "cache_bytes": m.cache_bytes,
         }
         for m in list_models()
     ]  # fmt: skip
@@ -41,8 +42,8 @@ def cmd_models(arguments: argparse.Namespace) -> dict[str, Any]:
             about, mark = ("about ", "*") if row["download_estimated"] else ("", "")
             state = "on disk" if row["on_disk"] else f"to download: {about}{row['download_bytes'] / 1e9:.1f} GB{mark}"
             print(f"{row['id']:<16} {row['layers']:>2} x {row['heads']:>2} heads  {state:<28} {row['summary']}")
-            if row["licence"]:
-                print(f"{'':<16} licence: {row['licence']}")
+            licence = f"; licence: {row['licence']}" if row["licence"] else ""
+            print(f"{'':<16} full cache of an image, 16 bits: {row['cache_bytes'] / 1e6:.0f} MB{licence}")
         if any(row["download_estimated"] for row in rows):
             print("* unverified: in part computed from the number of parameters, not read off the hub")
     return {"models": rows}
@@ -152,7 +153,7 @@ def cmd_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from heatkv.budget import counted_scales, least_budget
-    from heatkv.models import find_geometry
+    from heatkv.models import find_geometry, find_id
     from heatkv.policies import plan
     from heatkv.scores import HeadScores, load_orders
 
@@ -164,7 +165,7 @@ def cmd_plan(arguments: argparse.Namespace) -> dict[str, Any]:
         geometry = find_geometry(arguments.model)
         sinks = asked.get("sink_scales", geometry.scales.default_sinks)
         source: Any = load_orders(arguments.orders, geometry, sinks)
-        model = arguments.model
+        model = find_id(arguments.model)
     else:
         source = HeadScores.load(arguments.scores)
         geometry, model = source.geometry, arguments.model or source.model

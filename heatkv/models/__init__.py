@@ -61,6 +61,12 @@ class Listing:
         preset = PRESETS.get(self.id)
         return estimate(preset, torch.device("cuda"), torch.bfloat16) if preset else None
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the full cache of one image takes at its peak in 16 bits; with guidance it is of two rows."""
+        rows = 1 if self.sampling and self.sampling.guidance == 1 else 2
+        return self.geometry.kv_bytes(self.geometry.full_peak_tokens, batch=rows, key_bytes=2, value_bytes=2)
+
 
 def bundled_folders() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(BUNDLED.glob("*/config.json"))}
@@ -190,6 +196,15 @@ def find_geometry(name_or_path: str | Path) -> Geometry:
     if folder := bundled_folder(name_or_path):
         return read_config(folder).geometry
     return find_official(name_or_path)[0].geometry
+
+
+def find_id(name_or_path: str | Path) -> str:
+    """What a model by name or folder calls itself, which its scores and schedules bear; no weights are needed."""
+    if preset := find_preset(str(name_or_path)):
+        return preset.id
+    if folder := bundled_folder(name_or_path):
+        return read_config(folder).id
+    return find_official(name_or_path)[0].id
 
 
 DEVICES = ("cpu", "cuda", "mps")

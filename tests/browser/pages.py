@@ -74,8 +74,8 @@ class Both(Site):
         self.model = Paced(tiny_model())
         self.lines = tiny_lines_model(8)
         exhibits: list[Any] = [Exhibit(m, heatkv.calibrate(m, ["blue cat"])) for m in (self.model.model, self.lines)]
-        self.demo = create_pages(exhibits)
-        _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+        self.demo = create_pages(exhibits, "tiny")
+        _, self.url, _ = self.demo.launch(prevent_thread_lock=True, quiet=True, **launch_options("tiny"))
 
 
 def visit(page: Page, site: Site, query: str = "") -> Page:

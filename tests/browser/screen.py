@@ -31,7 +31,7 @@ def main() -> None:
     from heatkv.models import bundled_folders
 
     names = sorted(bundled_folders(), key=lambda name: (name != FIRST, name))
-    demo = create_pages([exhibit(name, "cpu", "float32") for name in names])
+    demo = create_pages([exhibit(name, "cpu", "float32") for name in names], FIRST)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(FIRST))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -41,6 +41,22 @@ def test_the_menu_leads_to_the_other_model_and_keeps_prompt_seed_and_budget(page
         assert found and found["y"] + found["height"] <= 720, "still one screen"
 
 
+def test_links_name_their_model_also_where_it_stands_at_the_root(page: Page, site: Site) -> None:
+    for start, name in (("", "tiny"), ("tiny-lines", "tiny-lines")):
+        visit(page, site, f"{start}?prompt=blue+cat&seed=8")
+        link = page.evaluate("heatkv.link(true)")
+        assert link.startswith(f"{site.url}{name}?") and page.evaluate("heatkv.home()") == f"{site.url}{name}"
+        page.goto(link)
+        page.wait_for_function("window.heatkv && heatkv.table && heatkv.defaults")
+        drawn(page)
+        assert page.evaluate("[heatkv.table.model, heatkv.view.prompt, heatkv.view.seed]") == [name, "blue cat", 8]
+        assert page.evaluate("location.pathname") == f"/{start}"
+    tab(page, "Learn")
+    page.go_back()
+    expect(page.get_by_role("tab", name="Explore", exact=True)).to_have_attribute("aria-selected", "true")
+    assert page.evaluate("[heatkv.table.model, location.pathname]") == ["tiny-lines", "/tiny-lines"]
+
+
 def test_nothing_speaks_of_scales_on_the_page_of_a_model_by_lines(page: Page, site: Site) -> None:
     visit(page, site, "tiny-lines")
     page.locator("#headcard").scroll_into_view_if_needed()

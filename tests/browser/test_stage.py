@@ -270,6 +270,45 @@ def test_cells_are_stored_in_few_bits_on_the_page_and_in_links(page: Page, site:
     assert picture(page, "b") == before
 
 
+def test_the_slider_comes_back_where_another_policy_or_storage_goes_as_far(page: Page, site: Site) -> None:
+    visit(page, site)
+    set_budget(page, 90)
+    release(page)
+    page.locator("#dial .storages").select_option("int8")
+    page.wait_for_function("heatkv.table.storage === 'int8'")
+    most = page.evaluate("heatkv.budget")
+    assert most == page.evaluate("heatkv.table.most") < 90
+    expect(page.locator("#budget-range")).to_have_value(str(most))
+    page.locator("#dial .storages").select_option("")
+    page.wait_for_function("heatkv.table.storage === 'compute' && heatkv.budget === 90")
+    expect(page.locator("#budget-range")).to_have_value("90")
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_have_text("B · HeatKV, 90 %")
+    page.locator("#dial .storages").select_option("int8")
+    page.wait_for_function("heatkv.table.storage === 'int8'")
+    set_budget(page, most - 1)  # this is what is wanted now
+    page.locator("#dial .storages").select_option("")
+    page.wait_for_function("heatkv.table.storage === 'compute'")
+    assert page.evaluate("heatkv.budget") == most - 1
+
+
+def test_back_leads_to_the_tab_before(page: Page, site: Site) -> None:
+    visit(page, site)
+    set_budget(page, 60)
+    release(page)
+    drawn(page)
+    for name in ("Learn", "Methods"):
+        page.get_by_role("tab", name=name, exact=True).click()
+        page.wait_for_function("(tab) => location.search.includes(`tab=${tab}`)", arg=name.lower())
+    for name in ("Learn", "Explore"):
+        page.go_back()
+        expect(page.get_by_role("tab", name=name, exact=True)).to_have_attribute("aria-selected", "true")
+    page.wait_for_function("location.search.includes('budget=60') && !location.search.includes('tab=')")
+    assert page.evaluate("heatkv.budget") == 60, "Back changes what is looked at, not what is drawn"
+    page.go_forward()
+    expect(page.get_by_role("tab", name="Learn", exact=True)).to_have_attribute("aria-selected", "true")
+
+
 def begin_slowly(page: Page, site: Site, seed: int) -> None:
     """Ask for a picture that is still being drawn when this returns."""
     visit(page, site)
