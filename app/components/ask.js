@@ -60,6 +60,12 @@ find('form').addEventListener('submit', (event) => {
   heatkv.emit('draw');
 });
 prompt.addEventListener('input', () => heatkv.emit('typing', prompt.value));
+heatkv.bus.addEventListener('given', () => { // a lesson shows its own prompt, whatever was being written
+  if (!element.isConnected) return;
+  given = null;
+  show();
+  heatkv.emit('typing', prompt.value);
+});
 find('.model select').addEventListener('change', (event) => {
   const link = new URL(heatkv.link(true));
   for (const key of ['head', 'forget', 'a', ...heatkv.SAMPLING]) link.searchParams.delete(key);

@@ -15,6 +15,7 @@ function apply(view) {
   const { budget, forget, head, a, knocked, ...rest } = view;
   if (a !== undefined) rest.a = typeof a === 'string' ? (a ? heatkv.readRecipe(a) : heatkv.FULL) : a;
   heatkv.set(rest, 'look');
+  if (rest.prompt !== undefined) heatkv.emit('given');
   if (budget !== undefined) heatkv.setBudget(budget);
   const { prompt, seed, sampling } = heatkv.subject();
   const own = at === null ? {} : lessons()[at].view;

@@ -125,6 +125,16 @@ def test_what_somebody_is_writing_stays_in_the_field_while_other_things_change(p
     expect(prompt).to_have_value("red apple")
 
 
+def test_a_lesson_shows_its_prompt_where_another_was_being_written(page: Page, site: Site) -> None:
+    visit(page, site)
+    prompt = page.locator("#ask .prompt input")
+    prompt.fill("green tr")
+    page.evaluate("heatkv.emit('lesson', 0)")
+    expect(page.locator(".lesson .title")).to_be_visible()
+    expect(prompt).to_have_value(page.evaluate("heatkv.view.prompt"))
+    drawn(page)
+
+
 def test_a_lesson_says_that_it_was_counted_otherwise_and_gives_the_slider_back(page: Page, site: Site) -> None:
     visit(page, site, "?budget=62")
     content = heatkv.plan(site.scores, 0.5, "reverse").to_json().encode()
