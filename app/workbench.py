@@ -114,7 +114,8 @@ class Workbench:
 
     def read_recipe(self, value: Any, calibration: Calibration | None = None) -> Recipe:
         """A recipe as the page sends it. Raises ``ValueError``."""
-        return read_recipe(value, self.geometry, self.percents, self.policies(calibration))
+        own = isinstance(value, Mapping) and value.get("source") == "session"
+        return read_recipe(value, self.geometry, self.percents, self.policies(calibration if own else None))
 
     def plan_of(self, recipe: Recipe, calibration: Calibration | None = None, uploaded: Schedule | None = None) -> Plan:
         """What it takes to draw by ``recipe``, for a visitor with this calibration and this uploaded schedule."""

@@ -126,7 +126,9 @@ def test_only_the_newest_request_of_a_visitor_is_finished(demo: _Demo) -> None:
     older = demo.explore.draw(None, None, event(id=5, prompt="blue cat", seed=8, a=A, b=B), visitor())
     next(older)
     newer = demo.explore.draw(None, None, event(id=6, prompt="green tree", seed=8, a=A, b=B), visitor())
-    assert next(newer)[0] == {"id": 6, "waiting": 1}
+    first, second = next(newer)[0], next(newer)[0]
+    assert (first["id"], first["waiting"]) == (6, 1)
+    assert second["waiting"] == 1 and first != second, "the page does not hear the same message twice"
     assert list(older) == []
     assert list(newer)[-1][0]["id"] == 6
     assert not demo.bench.jobs.turns.busy, "the older one has let go of the model"
@@ -140,7 +142,7 @@ def test_who_waits_is_told_the_place(demo: _Demo) -> None:
     holder = demo.bench.jobs.draw("blue cat", 20, [demo.bench.plan_of(Recipe())])
     next(holder)
     waiting = demo.explore.draw(None, None, event(id=1, prompt="blue cat", seed=21, a=A, b=B), visitor("w"))
-    assert next(waiting)[0] == {"id": 1, "waiting": 1}
+    assert next(waiting)[0]["waiting"] == 1
     holder.close()
     assert list(waiting)[-1][0]["score"]
 
@@ -297,7 +299,7 @@ def test_what_heads_read_is_drawn_once_for_all_who_wait_and_no_more_for_who_has_
     demo.explore.heads.show(None, event(id=8, **{**asked, "seed": 52}), visitor("x"))
     holder.close()
     moved_on, *waited = [list(card) for card in cards]
-    assert moved_on == [] and len(probes) == 2, "a step for who has moved on, a picture for both others"
+    assert moved_on == [gr.skip()] and len(probes) == 2, "a step for who has moved on, a picture for both others"
     assert waited[0][-1]["view"] and waited[0][-1] == waited[1][-1]
     assert not jobs.turns.busy
 
@@ -307,7 +309,31 @@ def test_types_of_heads_are_those_of_the_policy_asked_for_last(demo: _Demo) -> N
     older = demo.explore.heads.head_types(None, None, event(id=1, policy="headkv", **asked), visitor("types"))
     assert "Drawing" in next(older)["text"]
     newer = demo.explore.heads.head_types(None, None, event(id=2, policy="heatkv", **asked), visitor("types"))
-    assert list(newer) == [None] and list(older) == []
+    assert list(newer) == [None] and list(older) == [gr.skip()]
+
+
+def test_what_was_asked_before_takes_back_what_it_said(demo: _Demo) -> None:
+    """Gradio sends a handler's last message once more when it returns: over the answer to what was asked since."""
+    holder = demo.bench.jobs.draw("blue cat", 40, [demo.bench.plan_of(Recipe())])
+    next(holder)
+    heads = demo.explore.heads
+    about = {"prompt": "blue cat", "seed": 41}
+    card = heads.draw_card(None, event(id=1, layer=0, head=1, **about), visitor("card"))
+    types = heads.head_types(None, None, event(id=1, policy="headkv", percent=50, **about), visitor("card"))
+    assert "In the queue" in next(card)["message"] and "Drawing" in next(types)["text"]
+    list(heads.head_types(None, None, event(id=2, policy="hack", percent=50, **about), visitor("card")))
+    demo.explore.newest.ask("card", "probe", 2)
+    assert list(card) == [gr.skip()] and list(types) == [gr.skip()]
+    holder.close()
+
+
+def test_a_pinned_recipe_of_the_bundled_calibration_outlives_one_that_knows_less(bench: Workbench) -> None:
+    assert bench.bundled.scores is not None
+    orders = Calibration("orders", bench.bundled.scores.orders(bench.sink_scales))
+    pinned = {"policy": "heatkv+", "percent": 60, "source": "bundled"}
+    assert bench.read_plan(pinned, orders, None).policy == "heatkv+"
+    with pytest.raises(InputError, match=r"heatkv\+"):
+        bench.read_plan({**pinned, "source": "session"}, orders, None)
 
 
 def test_a_card_promises_nothing_where_the_page_draws_nothing_unasked(demo: _Demo) -> None:

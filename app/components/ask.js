@@ -44,12 +44,19 @@ find('.own').addEventListener('click', () => { heatkv.set({ sampling: {} }); fin
 find('.sampling').addEventListener('keydown', (event) => { if (event.key === 'Escape') { find('.sampling').open = false; find('.sampling summary').focus(); } });
 document.addEventListener('pointerdown', (event) => { if (element.isConnected && !event.composedPath().includes(find('.sampling'))) find('.sampling').open = false; });
 
-let given = null; // the prompt of the view that the field was last set to
+// The prompt and the seed of the view that the fields were last set to: what is being written stays until the view changes.
+let given = null;
+let givenSeed = null;
 const show = () => {
   showSampling();
-  if (given !== heatkv.view.prompt) { given = heatkv.view.prompt; prompt.value = given; } // or what is being written would go
-  if (document.activeElement !== seed) seed.value = heatkv.view.seed ?? '';
+  if (given !== heatkv.view.prompt) { given = heatkv.view.prompt; prompt.value = given; }
+  if (givenSeed !== heatkv.view.seed) { givenSeed = heatkv.view.seed; seed.value = givenSeed ?? ''; }
 };
+heatkv.bus.addEventListener('look', () => { // the model's own name for the prompt
+  if (!element.isConnected || given === heatkv.view.prompt) return;
+  if (prompt.value === given) prompt.value = heatkv.view.prompt;
+  given = heatkv.view.prompt;
+});
 find('form').addEventListener('submit', (event) => {
   event.preventDefault();
   let number = readSeed();

@@ -17,6 +17,7 @@ let large = null; // the tile that was enlarged
 let lines = false; // drawn line by line: one map over the picture in place of a tile a scale
 const grid = () => (lines ? view.size : view.queries); // rows and columns of positions to choose from
 let asked = '';
+let of = null; // the head that was asked for last, [layer, head]: its card may be on the way
 let basis = ''; // what calibration the card asked for is of
 
 let seen = false; // whether the card is on the screen: what a head reads is drawn when somebody looks at it
@@ -28,6 +29,7 @@ function ask(target = null, read = seen) {
   const about = JSON.stringify([wanted, heatkv.view.source, heatkv.view.basis]);
   if (about === asked) return;
   asked = about;
+  of = [wanted.layer, wanted.head];
   basis = heatkv.view.basis;
   const numbered = { id: heatkv.number(), ...wanted };
   trigger('open', numbered);
@@ -42,7 +44,11 @@ new IntersectionObserver((entries) => {
 let soon = null;
 heatkv.follow(element, ['cell', 'table'], () => {
   clearTimeout(soon);
-  soon = setTimeout(() => { if (props.value && (props.value.layer !== heatkv.cell.layer || props.value.head !== heatkv.cell.head || basis !== heatkv.view.basis)) ask(); }, 250);
+  soon = setTimeout(() => {
+    if (!props.value) return;
+    const [layer, head] = of || [props.value.layer, props.value.head];
+    if (layer !== heatkv.cell.layer || head !== heatkv.cell.head || basis !== heatkv.view.basis) ask();
+  }, 250);
 });
 heatkv.bus.addEventListener('open-head', () => { if (element.isConnected) { asked = ''; ask(null, true); } });
 find('target').addEventListener('change', (event) => { position = null; ask(Number(event.target.value)); });

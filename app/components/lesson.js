@@ -50,9 +50,7 @@ function show() {
   find('title').textContent = `${at + 1}. ${lesson.title}`;
   find('text').textContent = lesson.text;
   find('question').textContent = lesson.question;
-  const theirs = heatkv.fixed ? 'your schedule file' : heatkv.view.source === 'session' ? 'your calibration' : '';
-  find('other').hidden = !theirs;
-  find('other').textContent = `The pictures follow ${theirs}; what is told here was counted with the bundled calibration. Stop using it to see the lesson's own.`;
+  showOther();
   find('count').textContent = `${at + 1} of ${lessons().length}`;
   find('back').disabled = at === 0;
   find('next').textContent = at + 1 < lessons().length ? 'Next' : 'Done';
@@ -66,6 +64,13 @@ function show() {
   find('room').textContent = told(true);
   find('answer').textContent = guessed === null ? '' : told(guessed === lesson.right);
 }
+
+function showOther() {
+  const theirs = heatkv.fixed ? 'your schedule file' : heatkv.view.source === 'session' ? 'your calibration' : '';
+  find('other').hidden = !theirs;
+  find('other').textContent = `The pictures follow ${theirs}; what is told here was counted with the bundled calibration. Stop using it to see the lesson's own.`;
+}
+heatkv.follow(element, ['table'], showOther);
 
 function go(index) {
   const next = index >= 0 && index < lessons().length ? index : null;

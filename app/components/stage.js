@@ -1,6 +1,7 @@
 /* Pictures A and B: what is asked for is drawn, what is shown says what it is, and only the newest request counts.
  *
- * value: {id, ...} with one of `waiting` (how many are before; 0: it is at a step that takes long), `growing` {a, b} with
+ * value: {id, ...} with one of `waiting` (how many are before; 0: it is at a step that takes long) and a `sign` that makes it
+ * differ from the message before, as the same once more would not be heard, `growing` {a, b} with
  * `step` and `of`, `error` (with `again` where it was only that nobody read for a while), `said`, or
  * the finished pictures `a`, `b` with `score`. The value that the page opens with also has `opening`: the recipes drawn,
  * and a strip. Triggers 'draw', 'strip', 'halt' and 'save'.
@@ -16,7 +17,7 @@ let fulls = null; // the picture with the full cache of a strip that ships: {wan
 let score = null;
 let pending = null; // {id, want: {a, b}, prompt}
 let growing = null;
-let asked = { key: '', times: 0 }; // what is pending, and how often it was asked for
+let times = 1; // how often what is pending was asked for
 let heard = 0; // when the server last said something of it
 let step = null; // the step in view; null: the finished pictures
 let said = '';
@@ -44,18 +45,17 @@ function nearest() {
 // --- asking ----------------------------------------------------------------------------------------------------------
 
 let soon = null;
-/** Draw what the controls say, unless that is what is shown. */
-function request(delay = 120) {
+/** Draw what the controls say, unless that is what is shown. `time`: the second or third time that it is asked for. */
+function request(delay = 120, time = 1) {
   clearTimeout(soon);
   soon = setTimeout(() => {
-    if (!heatkv.table || !heatkv.defaults || !element.isConnected) return;
+    if (!heatkv.table || !heatkv.defaults || !element.isConnected || !heatkv.tableFits()) return; // the table asks anew when it comes
     if (fresh('a') && fresh('b') && score) { if (pending) stop(); return show(); }
     const now = want();
     if (pending && pending.want.a === now.a && pending.want.b === now.b) return;
     number += 1;
     pending = { id: number, want: now, prompt: heatkv.view.prompt };
-    const key = now.a + now.b;
-    asked = { key, times: asked.key === key ? asked.times + 1 : 1 };
+    times = time;
     heard = performance.now();
     growing = null;
     said = '';
@@ -73,18 +73,22 @@ function stop() {
 }
 /** Ask once more for what is pending: its answer was lost, on the way or as this page was too busy to read. */
 function askAgain() {
-  const lost = asked.times >= MOST_ASKED;
+  const lost = times >= MOST_ASKED;
   stop();
-  if (lost) { said = 'The server does not answer. Press Draw to ask once more.'; kind = 'error'; asked.times = 0; } else request(0);
+  if (lost) { said = 'The server does not answer. Press Draw to ask once more.'; kind = 'error'; } else request(0, times + 1);
   show();
 }
 /** Who draws says so every two seconds. Silence is a lost request (Gradio's stream may close just as it is made) or a server
  * that is too busy to begin, which is given longer every time. */
 const SILENCE = 8000;
 const MOST_ASKED = 3;
+let looked = performance.now();
 const watching = setInterval(() => {
   if (!element.isConnected) return clearInterval(watching);
-  if (pending && performance.now() - heard > SILENCE * 2 ** (asked.times - 1)) askAgain();
+  const now = performance.now();
+  if (now - looked > 3000) heard += now - looked; // the page itself slept: what came meanwhile is still to be read
+  looked = now;
+  if (pending && now - heard > SILENCE * 2 ** (times - 1)) askAgain();
 }, 1000);
 
 /** B's pictures along the slider. `shipped`: only if they lie ready, to be seen while the exact picture is drawn. */
@@ -110,8 +114,8 @@ function take() {
   if (value.said) { said = value.said; kind = 'error'; return show(); }
   if (!pending || value.id !== pending.id) return; // somebody asked for something else since
   heard = performance.now();
-  if (value.again && asked.times < MOST_ASKED) return askAgain();
-  if (value.error) { said = value.error; kind = 'error'; pending = growing = null; asked.times = 0; } else if (value.a) finish(value, pending); else if (value.waiting !== 0) growing = value;
+  if (value.again && times < MOST_ASKED) return askAgain();
+  if (value.error) { said = value.error; kind = 'error'; pending = growing = null; } else if (value.a) finish(value, pending); else if (value.waiting !== 0) growing = value; else if (growing && Number.isInteger(growing.waiting)) growing = null; // its turn has come
   show();
 }
 
@@ -124,7 +128,6 @@ function finish(value, { want: wants, prompt }) {
   said = value.note || '';
   kind = 'info';
   pending = growing = null;
-  asked.times = 0;
   if (value.prompt !== prompt && prompt === heatkv.view.prompt) { // the model's own name for it, unless something else is asked for by now
     for (const side of SIDES) shown[side].want = wantOf(value.prompt, value.seed, recipes()[side]);
     heatkv.set({ prompt: value.prompt }, 'look');
@@ -281,7 +284,6 @@ on('draw', () => {
   typedOver = null;
   said = '';
   stripping = null;
-  asked.times = 0;
   if (pending) stop(); // its answer may be lost, with the connection or the server: who presses Draw once more asks anew
   request(0);
 });
@@ -293,7 +295,9 @@ on('view', () => {
   request();
 });
 on('look', show);
-on('budget', () => { if (pending) { number += 1; pending = growing = null; } step = null; said = ''; show(); });
+const drop = () => { if (pending) { number += 1; pending = growing = null; } };
+on('budget', () => { drop(); step = null; said = ''; show(); });
+on('want-table', () => { drop(); show(); }); // the picture of another policy; its table is on the way
 let begun = false;
 heatkv.follow(element, ['table'], () => {
   if (!begun) {

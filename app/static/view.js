@@ -68,8 +68,9 @@ window.heatkv = (() => {
   /** Change what is asked for. `how` says what the change means to others. Another tab is another entry of the history, so
    * that Back leads to the one before and not out of the page. */
   function set(change, how = 'view') {
-    if (change.tab && change.tab !== view.tab && change.tab !== shownTab()) history.pushState(null, '', location.href);
+    const turned = change.tab && change.tab !== view.tab && change.tab !== shownTab();
     Object.assign(view, change);
+    if (turned) history.pushState(null, '', defaults && plans.table ? themed(link(false)) : location.href);
     if ('classMode' in change) largeType();
     plans.emit(how);
     writeAddress();

@@ -103,7 +103,7 @@ class ExploreTab:
                 if not wanted():
                     return
                 if isinstance(step, Waiting):
-                    yield {"id": number, "waiting": step.before}, gr.skip()
+                    yield {"id": number, "waiting": step.before, "sign": time.monotonic()}, gr.skip()
                 elif step.drawings is None:
                     if time.monotonic() - sent >= STREAM_SECONDS:
                         sent = time.monotonic()

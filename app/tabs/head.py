@@ -51,6 +51,7 @@ class HeadCards:
         try:
             for found in self.bench.jobs.probe(subject, head):
                 if not wanted():
+                    yield gr.skip()  # or Gradio says once more, at the end, what was said last
                     return
                 if isinstance(found, Probe):
                     yield self.card(head, calibration, found, data.get("target"))
@@ -97,6 +98,7 @@ class HeadCards:
                 share = read_percent(data.get("percent"), self.bench.percents("headkv")) / 100
                 for types in self.bench.jobs.local_heads(subject, share):
                     if not wanted():
+                        yield gr.skip()
                         return
                     if isinstance(types, Waiting) and types.before:
                         yield headtypes.message(f"In the queue: {types.before} before you.")

@@ -125,6 +125,51 @@ def test_what_somebody_is_writing_stays_in_the_field_while_other_things_change(p
     expect(prompt).to_have_value("red apple")
 
 
+def test_the_models_own_name_of_a_prompt_does_not_take_what_is_written_after_it(page: Page, site: Site) -> None:
+    visit(page, site)
+    prompt = page.locator("#ask .prompt input")
+    prompt.fill("blue  cat ")
+    page.keyboard.press("Enter")
+    drawn(page)
+    expect(prompt).to_have_value("blue cat")
+    prompt.fill("green tr")
+    set_budget(page, 63)
+    release(page)
+    page.wait_for_timeout(600)
+    expect(prompt).to_have_value("green tr")
+
+
+def test_a_seed_that_is_written_stays_and_one_that_is_drawn_is_shown(page: Page, site: Site) -> None:
+    visit(page, site)
+    seed = page.locator("#ask .seed input")
+    seed.fill("33")
+    page.locator("#budget-range").focus()
+    set_budget(page, 63)
+    release(page)
+    drawn(page)
+    expect(seed).to_have_value("33")
+    assert page.evaluate("heatkv.view.seed") == 0
+    seed.fill("")
+    page.keyboard.press("Enter")
+    drawn(page)
+    expect(seed).to_have_value(str(page.evaluate("heatkv.view.seed")))
+
+
+def test_nothing_is_drawn_of_a_policy_whose_table_is_on_its_way(page: Page, site: Site) -> None:
+    visit(page, site)
+    page.evaluate("heatkv.view.policy = 'reverse'; heatkv.emit('view')")
+    page.wait_for_timeout(500)
+    expect(page.locator("#stage .cancel")).to_be_hidden()
+    site.model.seconds = 0.4
+    page.evaluate("heatkv.emit('want-table')")
+    expect(page.locator("#stage figure.b .mark")).to_contain_text("drawing, 1 of 6")
+    page.evaluate("heatkv.view.policy = 'random'; heatkv.emit('want-table')")
+    expect(page.locator("#stage figure.b .mark")).not_to_contain_text("drawing, 2 of 6")
+    site.model.seconds = 0.0
+    drawn(page)
+    expect(page.locator("#stage figure.b .tag")).to_contain_text("B · Random")
+
+
 def test_a_lesson_shows_its_prompt_where_another_was_being_written(page: Page, site: Site) -> None:
     visit(page, site)
     prompt = page.locator("#ask .prompt input")
@@ -142,9 +187,10 @@ def test_a_lesson_says_that_it_was_counted_otherwise_and_gives_the_slider_back(p
     page.wait_for_function("heatkv.fixed")
     page.evaluate("heatkv.emit('lesson', 0)")
     expect(page.locator(".lesson .other")).to_contain_text("your schedule file")
-    page.locator(".lesson .leave").click()
     page.locator("#uploaded-remove").click()
     page.wait_for_function("!heatkv.fixed")
+    expect(page.locator(".lesson .other")).to_be_hidden()
+    page.locator(".lesson .leave").click()
     assert page.evaluate("heatkv.budget") == 62
     page.evaluate("heatkv.emit('lesson', 0)")
     expect(page.locator(".lesson .title")).to_be_visible()

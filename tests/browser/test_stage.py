@@ -300,7 +300,9 @@ def test_back_leads_to_the_tab_before(page: Page, site: Site) -> None:
     for name in ("Learn", "Methods"):
         page.get_by_role("tab", name=name, exact=True).click()
         page.wait_for_function("(tab) => location.search.includes(`tab=${tab}`)", arg=name.lower())
-    for name in ("Learn", "Explore"):
+    for name in ("About", "Calibrate"):  # faster than the address follows
+        page.get_by_role("tab", name=name, exact=True).click()
+    for name in ("About", "Methods", "Learn", "Explore"):
         page.go_back()
         expect(page.get_by_role("tab", name=name, exact=True)).to_have_attribute("aria-selected", "true")
     page.wait_for_function("location.search.includes('budget=60') && !location.search.includes('tab=')")
@@ -554,6 +556,26 @@ def test_an_answer_that_gets_lost_is_asked_for_once_more(page: Page, site: Site)
     expect(page.locator("#stage .line .text")).to_have_text("Drawing …")
     drawn(page)
     assert page.locator("#stage .line .text").inner_text() != "Drawing …"
+
+
+def test_a_step_that_takes_long_is_waited_for(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.turns.SIGN_SECONDS", 0.2)
+    page.clock.install()
+    visit(page, site)
+    page.wait_for_timeout(1500)  # its strip
+    site.model.seconds = 2.0
+    joined: list[str] = []
+    page.on("request", lambda request: joined.append(request.url) if "/queue/join" in request.url else None)
+    page.locator("#ask .seed input").fill("72")
+    page.locator("#ask .draw").click()
+    page.wait_for_timeout(500)
+    before = len(joined)
+    for _ in range(4):  # 20 s for the page, 2 s for the model: less than a step of two pictures
+        page.clock.run_for(5000)
+        page.wait_for_timeout(500)
+    assert len(joined) == before > 0, "asked for once"
+    site.model.seconds = 0.0
+    drawn(page)
 
 
 def test_a_server_that_stays_silent_is_told_of(page: Page, site: Site) -> None:
