@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_a_class_is_found_by_a_part_of_its_name_and_drawn(page: Page, site: Site) -> None:
     visit(page, site, "?prompt=golden+retriever")
     field = page.locator("#ask .prompt input")
-    expect(field).to_have_value("golden retriever")
+    expect(field).to_have_value("207 golden retriever")  # drawn at once, and called what the model calls it
     assert page.locator("#ask datalist option").count() == 1000
     page.locator("#ask .draw").click()
     drawn(page)
