@@ -134,7 +134,7 @@ def _reading(bench: Workbench, head: tuple[int, int], probe: Probe, target: Any)
         "view": view.to_json(),
         "drawing": scales.drawing,
         "about": f"“{probe.prompt}”, seed {probe.seed}, full cache",
-        "message": (probe.note or "").capitalize(),
+        "message": f"{(probe.note or '')[:1].upper()}{(probe.note or '')[1:]}",
     }
 
 

@@ -97,7 +97,7 @@ def curves(comparison: Mapping[str, Any], metric: Metric) -> Any:
             marker={"symbol": MARKERS[i % len(MARKERS)], "size": 9},
             line={"color": COLOURS[i % len(COLOURS)], "dash": "solid" if i < len(COLOURS) else "dash"},
             text=[f"budget {row['budget']:g}" for row in own],
-            hovertemplate="%{y:.3f} at %{x:.2f} MiB, %{text}",
+            hovertemplate=f"%{{y:{'.5f' if metric.less else '.3f'}}} at %{{x:.2f}} MiB, %{{text}}",
         )
     for which, name in REFERENCE_NAMES.items():
         found = (comparison.get("references") or {}).get(which)
@@ -107,6 +107,10 @@ def curves(comparison: Mapping[str, Any], metric: Metric) -> Any:
                 y=found[key], line={"dash": "dot", "width": 1.5, "color": "#8a8a8a"},
                 annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position=side,
             )  # fmt: skip
+            if (
+                metric.less and found[key] > 0
+            ):  # on a logarithmic axis Plotly takes the logarithm for words, not for lines
+                figure.layout.annotations[-1].y = math.log10(found[key])
     figure.update_layout(
         height=520, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif"},
@@ -145,7 +149,7 @@ def table(comparison: Mapping[str, Any], scales: ScaleSchedule) -> dict[str, Any
         groups.append({"budget": f"{100 * budget:g} %", "rows": [_cells(row, full, forced) for row in of_budget]})
     references = comparison.get("references") or {}
     known = [
-        [name, *([""] * (2 * forced)), *_metrics(references[key]), ""]
+        [name, *(_forced(references[key]) if forced else []), *_metrics(references[key]), ""]
         for key, name in REFERENCE_NAMES.items()
         if isinstance(references.get(key), Mapping) and _number(references[key].get("psnr"))
     ]

@@ -8,6 +8,7 @@ Importing this module puts these two classes in the place of Gradio's, which off
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,9 @@ class Session(SessionState):
         nothing: Any = SimpleNamespace(default_config=blocks.default_config, blocks=())
         super().__init__(nothing)
         self.holds_something = False
+        # Gradio takes a page whose connection broke off for closed, for good, and forgets its states an hour after they
+        # were set; the page may be back within a second. How many are kept is bounded by `Sessions`.
+        self.STATE_TTL_WHEN_CLOSED = sys.maxsize
 
     def __setitem__(self, key: int, value: Any) -> None:
         super().__setitem__(key, value)

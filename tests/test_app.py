@@ -262,6 +262,17 @@ def test_calibration_counts_prompts_and_ends_with_scores(demo: _Demo) -> None:
     found = steps[-1][0]
     assert found.scores.count == 3 and all(step[0] == gr.skip() for step in steps[:-1])
     assert demo.bench.bundled.scores.count == 2, "the bundled calibration is everybody's"
+    assert steps[0][2]["text"] == "", "what was said of the one before goes"
+
+
+def test_calibration_ends_with_its_last_prompt_whoever_draws_by_then(demo: _Demo) -> None:
+    """Buttons are free again: an event that was still open would swallow the next press."""
+    running = demo.calibrate.calibrate("red apple", 1)
+    assert next(step for step in running if isinstance(step[0], Calibration))
+    holder = demo.bench.jobs.draw("blue cat", 61, [demo.bench.plan_of(Recipe())])
+    next(holder)
+    assert next(running, "over") == "over"
+    holder.close()
 
 
 def test_calibration_refuses_what_the_model_can_not_draw_before_it_starts(demo: _Demo) -> None:
@@ -386,6 +397,11 @@ def test_agreement_on_given_tokens_stands_first_where_it_was_measured() -> None:
     assert not any(":" in name for name in names) and "HeatKV (no sinks)" in names
     figure = charts.curves(found, metrics["KL on given tokens"])
     assert figure.layout.yaxis.type == "log"
+    [sinks] = [note for note in figure.layout.annotations if "sinks" in note.text]
+    assert figure.layout.yaxis.range[0] < sinks.y < figure.layout.yaxis.range[1], "words stand beside their line"
+    assert sinks.y == pytest.approx(np.log10(found["references"]["sinks_only"]["forced_kl"]))
+    assert all(".5f" in one.hovertemplate for one in figure.data[1:])
+    assert [row[0] for row in value["references"] if row[1]] == [sinks.text], "only it was handed the same tokens"
     front = [float(y) for y in figure.data[0].y]
     assert front == sorted(front, reverse=True) and front[-1] == min(
         row["forced_kl"] for row in found["rows"] if "forced_kl" in row

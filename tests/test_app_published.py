@@ -165,7 +165,10 @@ def test_without_a_file_the_tab_says_which_file_it_needs(tab: BudgetsTab) -> Non
     assert "heatkv" not in dict(policy["choices"]).values() and policy["value"] in ("streaming", "random")
     assert "256 [head, layer] pairs" in note["text"] and "calibrate --model var-d16" in note["text"]
     assert table["kind"] == "none" and not size["interactive"] and not ratio["interactive"]
-    assert not remove["interactive"] and slider["value"] >= slider["minimum"] == table["percents"][0]
+    assert not remove["interactive"] and 10 >= slider["minimum"] == table["percents"][0]
+    assert "value" not in slider, "said once more it would undo where somebody has moved it meanwhile"
+    again = tab.show("var-d16", "", "", 1, "bfloat16", policy["value"], 0.5, None)
+    assert "value" not in again[2] and again[3]["value"] >= again[3]["minimum"]
     json.dumps(table)
 
 

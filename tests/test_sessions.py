@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
 import os
 import sys
@@ -67,6 +68,17 @@ def test_what_a_visitor_put_there_outlives_any_number_of_calls(demo: Any, sessio
     assert sessions["visitor 79"][state] == 79
     sessions["visitor 79"][state] = None
     assert sessions["visitor 79"][state] is None
+
+
+def test_a_page_whose_connection_broke_off_finds_its_states_again(demo: Any, sessions: Sessions) -> None:
+    state = next(id for id, block in demo.blocks.items() if isinstance(block, gr.State))
+    sessions["sleeper"][state] = "a calibration"
+    session = sessions["sleeper"]
+    session.is_closed = True  # as Gradio says of it, for good, when a laptop sleeps
+    for id, (seconds, _) in list(session._state_ttl.items()):
+        session._state_ttl[id] = seconds, datetime.datetime.now() - datetime.timedelta(days=2)
+    sessions.delete_all_expired_state()
+    assert sessions["sleeper"][state] == "a calibration"
 
 
 def test_what_a_component_shows_is_not_kept(demo: Any, sessions: Sessions) -> None:

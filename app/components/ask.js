@@ -70,6 +70,7 @@ prompt.addEventListener('input', () => heatkv.emit('typing', prompt.value));
 heatkv.bus.addEventListener('given', () => { // a lesson shows its own prompt, whatever was being written
   if (!element.isConnected) return;
   given = null;
+  givenSeed = undefined;
   show();
   heatkv.emit('typing', prompt.value);
 });

@@ -213,6 +213,7 @@ let held = false;
 detail.addEventListener('pointerdown', (event) => {
   held = false;
   clearTimeout(pressed);
+  if (event.button) return; // a menu, or scrolling
   pressed = setTimeout(() => {
     const [head, scale] = place(detail, event, heatkv.table.heads, heatkv.table.cached);
     held = true;

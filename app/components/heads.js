@@ -29,10 +29,14 @@ function paint(canvas, l, h) {
   }
 }
 
+let shown = ''; // the heads in order, with their types
 function show() {
   const t = heatkv.table;
   if (!find('.type').children[1]) find('.type').append(...t.typeNames.map((name) => Object.assign(document.createElement('option'), { value: name, textContent: heatkv.typeWords(name) })));
   const { all, chosen } = heads();
+  const names = chosen.slice(0, MOST).map(({ l, h, type }) => `${l}.${h} ${type}`).join();
+  if (names === shown) return repaint(); // or who is among them with the keyboard would be thrown out
+  shown = names;
   find('.count').textContent = `${chosen.length} of ${all.length}${chosen.length > MOST ? `, the first ${MOST}` : ''}`;
   find('.grid').replaceChildren(...chosen.slice(0, MOST).map(({ l, h, type }) => {
     const button = Object.assign(document.createElement('button'), { type: 'button', tabIndex: -1, title: heatkv.typeWords(type) });

@@ -284,6 +284,7 @@ on('draw', () => {
   typedOver = null;
   said = '';
   stripping = null;
+  if (!heatkv.tableFits()) heatkv.emit('want-table'); // it may have got lost
   if (pending) stop(); // its answer may be lost, with the connection or the server: who presses Draw once more asks anew
   request(0);
 });

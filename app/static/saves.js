@@ -58,7 +58,7 @@ window.heatkvSaves = (() => {
     const lines = [['layer', 'head', 'type', h.colours.byDistance() ? 'distance' : t.word, 'tokens', 'kept', 'forgotten_by_hand', `colour_${h.colours.kind()}`]];
     for (const l of h.range(t.layers)) for (const head of h.range(t.heads)) for (const s of h.range(t.cached)) {
       const at = h.colours.level(l, head, s);
-      lines.push([l + 1, head + 1, h.typeOf(l, head) || '', h.colours.columnName(s), ...(h.colours.byDistance() ? ['', '', ''] : [t.tokens[s], Number(h.kept(l, head, s)), Number(h.forgotten(l, head, s))]), at === null ? '' : at.toFixed(4)]);
+      lines.push([l + 1, head + 1, h.typeOf(l, head) || '', h.colours.columnName(s), ...(h.colours.byDistance() ? ['', '', ''] : [t.tokens[s], h.dynamic ? '' : Number(h.kept(l, head, s)), Number(h.forgotten(l, head, s))]), at === null ? '' : at.toFixed(4)]);
     }
     save(name(h, 'csv'), 'text/csv', `${lines.map((line) => line.join(',')).join('\n')}\n`);
   }

@@ -158,7 +158,7 @@ class BudgetsTab:
             preset = budgets.choose_preset(model, size, ratio)
             fitting = self.fitting(preset, ranking)
             allowed = budgets.policies_for(fitting)
-            policy = policy if policy in allowed else next(iter(allowed))
+            asked, policy = policy, policy if policy in allowed else next(iter(allowed))
             table = self.table(preset, fitting, policy, read_batch(batch, budgets.MAX_BATCH), dtype)
         except ValueError as error:
             return self.failed(problem(error))
@@ -169,10 +169,14 @@ class BudgetsTab:
         except InputError:
             at = max(START_PERCENT, percents[0])
         return (
-            gr.update(interactive=has_choice, value=preset.size or None),
-            gr.update(interactive=has_choice, value=preset.ratio or None),
-            gr.update(choices=self.choices(fitting), value=policy, info=REGISTRY[policy].summary_for(preset.scales)),
-            gr.update(minimum=percents[0], value=at),
+            gr.update(interactive=has_choice, **_unless_same(preset.size or None, size)),
+            gr.update(interactive=has_choice, **_unless_same(preset.ratio or None, ratio)),
+            gr.update(
+                choices=self.choices(fitting),
+                info=REGISTRY[policy].summary_for(preset.scales),
+                **_unless_same(policy, asked),
+            ),
+            gr.update(minimum=percents[0], **_unless_same(at, percent)),
             table,
             self.in_use(preset, ranking),
             gr.update(interactive=ranking is not None),
@@ -205,3 +209,8 @@ class BudgetsTab:
             return gr.skip(), notice(problem(error), "error")
         name = file_name(preset.id, schedule.policy, f"{100 * schedule.budget:g}") + ".json"
         return saved_file(name, "application/json", schedule.to_json().encode()), gr.skip()
+
+
+def _unless_same(value: Any, shown: Any) -> dict[str, Any]:
+    """A control's new value, if it is one: said once more it would undo what somebody has chosen meanwhile."""
+    return {} if value == shown else {"value": value}

@@ -133,7 +133,7 @@ class CalibrateTab:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
             return
         done, progress = 0, {"done": 0, "of": len(chosen), "text": "Starting …"}
-        yield gr.skip(), progress, gr.skip(), *busy
+        yield gr.skip(), progress, notice(""), *busy
         started = time.perf_counter()
         try:
             for scores in self.bench.jobs.calibrate(chosen):
@@ -151,6 +151,7 @@ class CalibrateTab:
                     continue
                 calibration = Calibration("your calibration", scores)
                 yield calibration, progress, self.in_use(calibration), *idle
+                return  # the job would wait for one more turn, to end
         except Exception as error:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
@@ -164,7 +165,7 @@ class CalibrateTab:
             return gr.skip(), gr.skip()
         name = os.path.basename(path)[:60]
         try:
-            if path.endswith(".json"):
+            if path.lower().endswith(".json"):
                 orders = load_orders(path, self.bench.geometry, self.bench.sink_scales)
                 found = Calibration(f"uploaded orders, {name}", orders)
             else:

@@ -111,6 +111,8 @@ class MethodsTab:
                 progress = {"done": len(tiles), "of": of, "text": f"{len(tiles)} of {of} drawn"}
                 done = len(tiles) == of
                 yield {"head": head, "tiles": list(tiles)}, progress, gr.skip(), *(idle if done else busy)
+                if done:
+                    return  # the job would wait for one more turn, to end
         except Exception as error:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 
