@@ -1,10 +1,9 @@
 /* Pictures A and B: what is asked for is drawn, what is shown says what it is, and only the newest request counts.
  *
- * value: {id, ...} with one of `waiting` (how many are before; 0: it is at a step that takes long) and a `sign` that makes it
- * differ from the message before, as the same once more would not be heard, `growing` {a, b} with
- * `step` and `of`, `error` (with `again` where it was only that nobody read for a while), `said`, or
- * the finished pictures `a`, `b` with `score`. The value that the page opens with also has `opening`: the recipes drawn,
- * and a strip. Triggers 'draw', 'strip', 'halt' and 'save'.
+ * value: {id, ...} with one of `waiting` (how many are before; 0: it is at a step that takes long), `growing` {a, b} with
+ * `step` and `of`, `error` (with `again` where it was only that nobody read for a while), `said`, or the finished pictures
+ * `a`, `b` with `score`. With `waiting` goes a `sign`, since the same message once more would not be heard. The value that
+ * the page opens with also has `opening`: the recipes drawn, and a strip. Triggers 'draw', 'strip', 'halt' and 'save'.
  */
 const heatkv = window.heatkv;
 const find = (path) => element.querySelector(path);
