@@ -163,8 +163,6 @@ class Api:
                         at["moved"] = [[one.moved for one in row] for row in rows]
                         at["psnr"] = [[one.psnr for one in row] for row in rows]
                     yield at
-                    if "psnr" in at:
-                        return  # the job would wait for one more turn, to end
         except Exception as error:
             raise refusal(error) from error
 
@@ -190,8 +188,6 @@ class Api:
                     at["orders"] = json.loads(orders_to_json(orders, self.bench.geometry))
                     at["scores_file"] = _text(scores_bytes(scores))
                 yield at
-                if scores.count == len(chosen):
-                    return  # the job would wait for one more turn, to end
         except Exception as error:
             raise refusal(error) from error
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.inputs import capital
 from app.jobs import Probe
 from app.pictures import data_url
 from app.workbench import Workbench
@@ -134,7 +135,7 @@ def _reading(bench: Workbench, head: tuple[int, int], probe: Probe, target: Any)
         "view": view.to_json(),
         "drawing": scales.drawing,
         "about": f"“{probe.prompt}”, seed {probe.seed}, full cache",
-        "message": f"{(probe.note or '')[:1].upper()}{(probe.note or '')[1:]}",
+        "message": capital(probe.note or ""),
     }
 
 

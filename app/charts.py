@@ -107,9 +107,8 @@ def curves(comparison: Mapping[str, Any], metric: Metric) -> Any:
                 y=found[key], line={"dash": "dot", "width": 1.5, "color": "#8a8a8a"},
                 annotation={"text": name, "font": {"size": 11}, "xanchor": "right"}, annotation_position=side,
             )  # fmt: skip
-            if (
-                metric.less and found[key] > 0
-            ):  # on a logarithmic axis Plotly takes the logarithm for words, not for lines
+            if metric.less and found[key] > 0:
+                # On a logarithmic axis Plotly takes the logarithm for words, not for lines.
                 figure.layout.annotations[-1].y = math.log10(found[key])
     figure.update_layout(
         height=520, margin={"l": 56, "r": 12, "t": 16, "b": 48}, hovermode="closest",

@@ -25,6 +25,11 @@ class InputError(ValueError):
     """Something a person entered can not be used; the message says what and what to do."""
 
 
+def capital(text: str) -> str:
+    """With a capital letter in front; the others stay, as names have theirs."""
+    return text[:1].upper() + text[1:]
+
+
 def read_prompt(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError("The prompt is empty: write a few words, for example `red apple`.")
@@ -99,7 +104,7 @@ def read_sampling(usual: Sampling, guidance: Any, temperature: Any, top_k: Any, 
     try:
         return replace(usual, **stated)
     except ValueError as error:
-        raise InputError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+        raise InputError(f"{capital(str(error))}.") from error
 
 
 def read_head(value: Any, geometry: Geometry) -> tuple[int, int]:

@@ -96,10 +96,18 @@ class Jobs:
         self._local_heads_job = gpu(self._local_heads_steps, 60)
 
     def _take(
-        self, job: Iterator[T], *, long: bool = False, piece: Callable[[T], bool] = lambda step: False
+        self,
+        job: Iterator[T],
+        *,
+        long: bool = False,
+        signs: bool = False,
+        piece: Callable[[T], bool] = lambda step: False,
     ) -> Iterator[T | Waiting]:
-        """``job`` in its turn, for as long as somebody listens."""
-        steps = self.turns.take(job, long=long, piece=piece)
+        """``job`` in its turn, for as long as somebody listens.
+
+        Its last step is the end of no ``piece``: the job would wait for one more turn, to end.
+        """
+        steps = self.turns.take(job, long=long, signs=signs, piece=piece)
         yield from while_read(steps)
 
     # --- pictures --------------------------------------------------------------------------------------------------
@@ -114,7 +122,7 @@ class Jobs:
         """
         keys = [self._key(prompt, seed, plan) for plan in plans]
         if any(self.gallery.find(key, not long) is None for key in keys):
-            yield from self._take(self._missing(prompt, seed, plans, not long), long=long)
+            yield from self._take(self._missing(prompt, seed, plans, not long), long=long, signs=not long)
         found = [self.gallery.find(key, not long) for key in keys]
         if all(found):
             last = len(self.bench.geometry.scales.drawn) - 1
@@ -214,7 +222,8 @@ class Jobs:
     def knock_out(self, subject: Subject) -> Iterator[KnockOut | Waiting | None]:
         """How far the picture moves without each head: a step a head, None in between."""
         job = self._knock_out_job(subject)
-        yield from self._take(job, long=True, piece=lambda step: step is not None)
+        last = self.bench.geometry.layers - 1, self.bench.geometry.heads - 1
+        yield from self._take(job, long=True, piece=lambda step: step is not None and (step.layer, step.head) != last)
 
     def _knock_out_steps(self, subject: Subject) -> Iterator[KnockOut | None]:
         yield from knock_out_steps(self.model, *subject)
@@ -239,7 +248,8 @@ class Jobs:
 
     def calibrate(self, prompts: Sequence[str], seed: int = 0) -> Iterator[HeadScores | Waiting]:
         """Scores so far, prompt by prompt; others may draw in between."""
-        yield from self._take(self._calibrate_job(list(prompts), seed), long=True, piece=lambda step: True)
+        job = self._calibrate_job(list(prompts), seed)
+        yield from self._take(job, long=True, piece=lambda step: step.count < len(prompts))
 
     def _calibrate_steps(self, prompts: list[str], seed: int) -> Iterator[HeadScores]:
         yield from calibrate_steps(self.model, prompts, seed)
@@ -250,7 +260,7 @@ class Jobs:
         """One image with the full cache, then one under every policy; others may draw in between."""
         policies = [FULL, *self.bench.policies(calibration)]
         job = self._sheet_job(prompt, seed, calibration, budget, policies)
-        yield from self._take(job, long=True, piece=lambda step: step.run is not None)
+        yield from self._take(job, long=True, piece=lambda step: step.run is not None and step.policy != policies[-1])
 
     def _sheet_steps(
         self, prompt: str, seed: int, calibration: Calibration | None, budget: float, policies: list[str]

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from app.components import Component
+from app.inputs import capital
 from app.readers import Abandoned
 from app.workbench import Workbench
 from heatkv.files import one_line
@@ -105,7 +106,7 @@ def problem(error: Exception) -> str:
     """What to tell a person about ``error``."""
     if isinstance(error, (ValueError, RuntimeError, OSError)):
         text = one_line(str(error) or type(error).__name__, 600)
-        return text[:1].upper() + text[1:]
+        return capital(text)
     return f"Something went wrong ({type(error).__name__}); nothing was changed."
 
 

@@ -53,18 +53,23 @@ class Turns:
         return self._holder is not None or bool(self._short or self._long)
 
     def take(
-        self, job: Iterator[T], *, long: bool = False, piece: Callable[[T], bool] = lambda step: False
+        self,
+        job: Iterator[T],
+        *,
+        long: bool = False,
+        signs: bool = False,
+        piece: Callable[[T], bool] = lambda step: False,
     ) -> Generator[T | Waiting, None, None]:
-        """``job``'s steps when its turn has come, and `Waiting` now and then while there is none, more often near the
-        front.
+        """``job``'s steps when its turn has come, and `Waiting` now and then until it has, more often near the front.
 
+        With ``signs`` also while a step takes long, so that who hears nothing at all knows that something was lost.
         After a step that is the end of a piece the turn goes to whoever waits. Closing this iterator, in the queue or
         in the middle of a step, closes the job and gives the turn up.
         """
         ticket = object()
         try:
             yield from self._wait(ticket, long)
-            for step in self._steps(job):
+            for step in self._steps(job, SIGN_SECONDS if signs else None):
                 if isinstance(step, Waiting) or not piece(step):
                     yield step
                     continue
@@ -80,12 +85,12 @@ class Turns:
                 self._end(job)
             self._leave(ticket)
 
-    def _steps(self, job: Iterator[T]) -> Iterator[T | Waiting]:
+    def _steps(self, job: Iterator[T], patience: float | None) -> Iterator[T | Waiting]:
         """``job``'s steps, each run in the model's thread with what is known of the request here."""
         context, end = copy_context(), object()
         while True:
             running = self._thread.submit(context.run, lambda: next(job, end))
-            while not wait([running], SIGN_SECONDS).done:
+            while not wait([running], patience).done:
                 yield Waiting(0)
             step: Any = running.result()
             if step is end:

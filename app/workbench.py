@@ -167,9 +167,9 @@ class Workbench:
             "change": "" if change is None else explore.packed(np.rint(change * 65535), "u2"),
             "needs": REGISTRY[policy].needs if uploaded is None else "nothing",
             "most": budgets.most_percent,
-            "rows": self._rows,
+            "rows": self.model.sampling.rows,
             "bytesPerToken": self.bytes_per_token,
-            "heldBytesPerToken": budgets.unit_bytes(self._rows, self.model.dtype.itemsize),
+            "heldBytesPerToken": budgets.unit_bytes(self.model.sampling.rows, self.model.dtype.itemsize),
             "fixed": uploaded is not None,
             "asked": storage or "",  # of storage, which is the policy's where nothing was
             "source": "uploaded" if uploaded is not None else "bundled" if found is self.bundled else "session",
@@ -223,11 +223,6 @@ class Workbench:
         ]
 
     @property
-    def _rows(self) -> int:
-        """Batch rows of one image, that of guidance included."""
-        return 2 if self.model.sampling.guided else 1
-
-    @property
     def bytes_per_token(self) -> int:
         """Keys and values of one cached token of one head as computed, for one image."""
-        return COMPUTE.cell_bytes(1, self.geometry.head_dim, self.model.dtype.itemsize) * self._rows
+        return COMPUTE.cell_bytes(1, self.geometry.head_dim, self.model.dtype.itemsize) * self.model.sampling.rows

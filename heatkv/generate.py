@@ -74,9 +74,8 @@ class Generation:
 
 def full_bytes(model: GenerativeModel, sampling: Sampling) -> int:
     """Bytes of the full cache at its peak for one image, both rows of a guided image included."""
-    size = model.dtype.itemsize
-    rows = 2 if sampling.guided else 1
-    return model.geometry.kv_bytes(model.geometry.full_peak_tokens, batch=rows, key_bytes=size, value_bytes=size)
+    size, tokens = model.dtype.itemsize, model.geometry.full_peak_tokens
+    return model.geometry.kv_bytes(tokens, batch=sampling.rows, key_bytes=size, value_bytes=size)
 
 
 def process_bytes_peak(device: torch.device) -> int | None:
@@ -148,11 +147,11 @@ def collect(
         scales=tuple(events),
         seconds=sum(event.seconds for event in events),
         kv_bytes_peak=cache.peak_bytes,
-        kv_bytes_theoretical=cache.planned_bytes(2 if sampling.guided else 1, model.dtype.itemsize),
+        kv_bytes_theoretical=cache.planned_bytes(sampling.rows, model.dtype.itemsize),
         kv_bytes_full=full,
         process_bytes_peak=process_bytes_peak(model.device),
         note=model.check_prompt(prompt),
-        rows=2 if sampling.guided else 1,
+        rows=sampling.rows,
     )
 
 

@@ -47,7 +47,7 @@ def test_a_step_that_takes_long_gives_a_sign_now_and_then(monkeypatch: pytest.Mo
         yield "done"
 
     turns = Turns()
-    steps = turns.take(slow(), piece=lambda step: True)
+    steps = turns.take(slow(), signs=True, piece=lambda step: True)
     assert [next(steps), next(steps)] == [Waiting(0)] * 2
     assert turns.busy, "a sign is not the end of a piece"
     go_on.set()
@@ -70,7 +70,7 @@ def test_a_job_that_is_left_in_the_middle_of_a_step_ends_before_the_next_begins(
             log.append("slow ends")
 
     turns = Turns()
-    left = turns.take(slow())
+    left = turns.take(slow(), signs=True)
     assert next(left) == Waiting(0)
     left.close()
     threading.Timer(0.05, go_on.set).start()

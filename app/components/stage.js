@@ -64,10 +64,13 @@ function request(delay = 120, time = 1) {
     show();
   }, delay);
 }
-function stop() {
+/** What is pending is not wanted any more. */
+function drop() {
   number += 1;
-  pending = null;
-  growing = null;
+  pending = growing = null;
+}
+function stop() {
+  drop();
   trigger('halt', { id: number, kind: 'draw' });
 }
 /** Ask once more for what is pending: its answer was lost, on the way or as this page was too busy to read. */
@@ -295,7 +298,6 @@ on('view', () => {
   request();
 });
 on('look', show);
-const drop = () => { if (pending) { number += 1; pending = growing = null; } };
 on('budget', () => { drop(); step = null; said = ''; show(); });
 on('want-table', () => { drop(); show(); }); // the picture of another policy; its table is on the way
 let begun = false;

@@ -138,7 +138,7 @@ class CalibrateTab:
         try:
             for scores in self.bench.jobs.calibrate(chosen):
                 if isinstance(scores, Waiting):
-                    if scores.before and done < len(chosen):
+                    if done < len(chosen):
                         said = f"{done} of {len(chosen)}; in the queue, {scores.before} before you"
                         yield gr.skip(), {**progress, "done": done, "text": said}, gr.skip(), *busy
                     continue
@@ -151,7 +151,6 @@ class CalibrateTab:
                     continue
                 calibration = Calibration("your calibration", scores)
                 yield calibration, progress, self.in_use(calibration), *idle
-                return  # the job would wait for one more turn, to end
         except Exception as error:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 

@@ -15,6 +15,7 @@ import gradio as gr
 
 from app.components import Component
 from app.gallery import Drawing
+from app.inputs import capital
 from app.jobs import DrawStep
 from app.page import MODEL_JOB, PRIVATE, Newest, Page, event_data, problem, request_number
 from app.pictures import data_url
@@ -174,8 +175,7 @@ class ExploreTab:
                 if not wanted():
                     return
                 if isinstance(step, Waiting):
-                    if step.before:
-                        yield {**about, "done": done, "waiting": step.before, "moved": moved, "psnr": psnr}
+                    yield {**about, "done": done, "waiting": step.before, "moved": moved, "psnr": psnr}
                 elif step is not None:
                     moved[step.layer][step.head], psnr[step.layer][step.head] = step.moved, step.psnr
                     done += 1
@@ -214,4 +214,4 @@ class ExploreTab:
 
 
 def _sentence(note: str | None) -> str:
-    return f"{note[:1].upper()}{note[1:]}." if note else ""
+    return f"{capital(note)}." if note else ""

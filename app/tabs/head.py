@@ -55,7 +55,7 @@ class HeadCards:
                     return
                 if isinstance(found, Probe):
                     yield self.card(head, calibration, found, data.get("target"))
-                elif isinstance(found, Waiting) and found.before:
+                elif isinstance(found, Waiting):
                     words = "To see what it reads, this picture is drawn once more. In the queue: "
                     yield {**self.card(head, calibration, None), "message": f"{words}{found.before} before you."}
         except Exception as error:
@@ -100,7 +100,7 @@ class HeadCards:
                     if not wanted():
                         yield gr.skip()
                         return
-                    if isinstance(types, Waiting) and types.before:
+                    if isinstance(types, Waiting):
                         yield headtypes.message(f"In the queue: {types.before} before you.")
                     elif isinstance(types, tuple):
                         about, scales = f"“{subject[0]}”, seed {subject[1]},", self.bench.geometry.scales

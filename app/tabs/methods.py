@@ -100,7 +100,7 @@ class MethodsTab:
         try:
             for step in self.bench.jobs.sheet(text, number, calibration, share):
                 if isinstance(step, Waiting):
-                    if step.before and len(tiles) < of:
+                    if len(tiles) < of:
                         words = f"{len(tiles)} of {of} drawn; in the queue, {step.before} before you"
                         yield gr.skip(), {"done": len(tiles), "of": of, "text": words}, gr.skip(), *busy
                     continue
@@ -111,8 +111,6 @@ class MethodsTab:
                 progress = {"done": len(tiles), "of": of, "text": f"{len(tiles)} of {of} drawn"}
                 done = len(tiles) == of
                 yield {"head": head, "tiles": list(tiles)}, progress, gr.skip(), *(idle if done else busy)
-                if done:
-                    return  # the job would wait for one more turn, to end
         except Exception as error:
             yield gr.skip(), None, notice(problem(error), "error"), *idle
 

@@ -64,7 +64,7 @@ class Listing:
     @property
     def cache_bytes(self) -> int:
         """What the full cache of one image takes at its peak in 16 bits; with guidance it is of two rows."""
-        rows = 1 if self.sampling and self.sampling.guidance == 1 else 2
+        rows = self.sampling.rows if self.sampling else 2
         return self.geometry.kv_bytes(self.geometry.full_peak_tokens, batch=rows, key_bytes=2, value_bytes=2)
 
 
@@ -191,20 +191,20 @@ def read_config(folder: Path) -> bundled.FolderConfig:
 
 def find_geometry(name_or_path: str | Path) -> Geometry:
     """Geometry of a model by name, without loading (or having) its weights."""
-    if preset := find_preset(str(name_or_path)):
-        return preset.geometry
-    if folder := bundled_folder(name_or_path):
-        return read_config(folder).geometry
-    return find_official(name_or_path)[0].geometry
+    return _described(name_or_path).geometry
 
 
 def find_id(name_or_path: str | Path) -> str:
     """What a model by name or folder calls itself, which its scores and schedules bear; no weights are needed."""
+    return _described(name_or_path).id
+
+
+def _described(name_or_path: str | Path) -> Preset | bundled.FolderConfig:
     if preset := find_preset(str(name_or_path)):
-        return preset.id
+        return preset
     if folder := bundled_folder(name_or_path):
-        return read_config(folder).id
-    return find_official(name_or_path)[0].id
+        return read_config(folder)
+    return find_official(name_or_path)[0]
 
 
 DEVICES = ("cpu", "cuda", "mps")

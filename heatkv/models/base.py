@@ -84,6 +84,11 @@ class Sampling:
     def guided(self) -> bool:
         return any(strength != 1.0 for strength in self.guidance_by_scale or (self.guidance,))
 
+    @property
+    def rows(self) -> int:
+        """Batch rows of one image: guidance draws one without the prompt beside it."""
+        return 2 if self.guided else 1
+
     def refuse(self, *names: str, model: str) -> None:
         """Raise ``ValueError`` where it asks for one of these, which ``model`` has no use for."""
         for name in names:

@@ -130,7 +130,7 @@ def check_batch(model: GenerativeModel, batch: int) -> None:
     might run.
     """
     geometry, size = model.geometry, model.dtype.itemsize
-    rows = 2 if model.sampling.guided else 1
+    rows = model.sampling.rows
     width = geometry.heads * geometry.head_dim
     cache = geometry.kv_bytes(geometry.full_peak_tokens, batch=rows, key_bytes=size, value_bytes=size)
     image = cache + rows * max(geometry.scales.tokens) * width * (4 * size + 8)

@@ -182,7 +182,7 @@ def bench_batch(
     model: GenerativeModel, makers: Makers, batch: int, repeats: int, flops_peak: float, bytes_peak: float
 ) -> list[dict[str, Any]]:
     """A row a budget, for so many images at a time; budgets take turns, so that ratios outlive a busy machine."""
-    prompts, guided = [model.examples[0]] * batch, 2 if model.sampling.guided else 1
+    prompts, guided = [model.examples[0]] * batch, model.sampling.rows
     by_line, size = model.geometry.scales.by_line, model.dtype.itemsize
 
     def run(cache: KVCache) -> None:

@@ -70,7 +70,7 @@ def read_image(
     never read.
     """
     config = model.config
-    halves = 2 if sampling.guided else 1
+    halves = sampling.rows
     hidden_BNC = model(condition.tokens_BTC, 0, cache, condition.mask_BTT)
     for step in range(config.image_tokens):
         if step > 0:
